@@ -1,0 +1,111 @@
+"""A multi-bit network once training is over: codes, grids, biases and activation scales, as plain numpy.
+
+This is what a checkpoint stores and what every artefact is made from; no torch is needed to read it or to run it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emqdeploy.errors import UsageError
+from emqdeploy.grid import MASTER_BITS, CodeRange, Codes, Floats, Grid, code_range, integer_bias
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """One convolution or linear layer.
+
+    Attributes:
+        site: the activation site that the layer reads.
+        codes: master codes, uint8 ``(C, ...)``; of a pinned layer the integer weights themselves, int8.
+        grids: per stored bit-width, with the normalization behind the layer folded in.
+        biases: per stored bit-width, folded, float32 ``(C,)``.
+    """
+
+    site: str
+    codes: Codes | NDArray[np.int8]
+    grids: dict[int, Grid]
+    biases: dict[int, Floats]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the layer has 8-bit weights at every bit-width of the network."""
+        return self.codes.dtype == np.int8
+
+    def grid_bits(self, bits: int) -> int:
+        """Nominal bits of the layer's weights when the network runs at ``bits``."""
+        return MASTER_BITS if self.pinned else bits
+
+    def integers(self, bits: int) -> NDArray[np.int8]:
+        """The integer weights ``z`` at ``bits``, int8 ``(C, ...)``."""
+        if self.pinned:
+            return self.codes.view(np.int8)
+        return self.grids[bits].integers(self.codes.view(np.uint8))
+
+
+@dataclass(frozen=True)
+class FrozenSite:
+    """One activation tensor.
+
+    Attributes:
+        signed: whether it can be negative.
+        bits: activation bits per stored weight bit-width.
+        scales: value of one step per stored weight bit-width.
+    """
+
+    signed: bool
+    bits: dict[int, int]
+    scales: dict[int, float]
+
+    def code_range(self, bits: int) -> CodeRange:
+        """The codes of the tensor when the network runs at ``bits``."""
+        return code_range(self.bits[bits], self.signed)
+
+
+@dataclass(frozen=True)
+class FrozenNetwork:
+    """All layers and sites, in the order in which they run; ``widths`` are the stored bit-widths, ascending."""
+
+    layers: dict[str, FrozenLayer]
+    sites: dict[str, FrozenSite]
+    widths: tuple[int, ...]
+
+    def check_bits(self, bits: int) -> None:
+        """Raises a one-sentence error for a bit-width that is not stored."""
+        if bits not in self.widths:
+            stored = ", ".join(map(str, self.widths))
+            raise UsageError(f"this checkpoint has no {bits}-bit network; it holds {stored}; choose one of these")
+
+    def initializers(self, bits: int) -> dict[str, NDArray[Any]]:
+        """Every array that the skeleton graph leaves open, by initializer name, at one bit-width.
+
+        Per layer ``L``: ``L.weight`` int8, ``L.weight_scale`` float32 ``(C,)``, ``L.bias`` int32 ``(C,)``, ``L.bias_scale``
+        float32 ``(C,)``. Per site ``S``: ``S.scale`` float32, ``S.low`` and ``S.high`` uint8, all scalars.
+        """
+        self.check_bits(bits)
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, site in self.sites.items():
+            codes = site.code_range(bits)
+            arrays[f"{name}.scale"] = np.array(site.scales[bits], np.float32)
+            arrays[f"{name}.low"] = np.array(codes.low, np.uint8)
+            arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
+        # numpy leaves the interpreter lock during the byte arithmetic, so two threads halve the wait for a session.
+        with ThreadPoolExecutor(2) as pool:
+            integers = pool.map(lambda layer: layer.integers(bits), self.layers.values())
+        for (name, layer), weights in zip(self.layers.items(), integers, strict=True):
+            scale = layer.grids[bits].scale
+            bias, bias_scale = integer_bias(layer.biases[bits], self.sites[layer.site].scales[bits], scale)
+            arrays[f"{name}.weight"] = weights
+            arrays[f"{name}.weight_scale"] = scale
+            arrays[f"{name}.bias"] = bias
+            arrays[f"{name}.bias_scale"] = bias_scale
+        return arrays
+
+    def weight_count(self) -> int:
+        """Weights of all quantized layers."""
+        return sum(layer.codes.size for layer in self.layers.values())

@@ -1,0 +1,1 @@
+"""Training side of the numeric contract: fake quantizers, bias correction, bit state, insertion into any module."""

@@ -1,0 +1,143 @@
+"""The multi-bit network: one set of float weights, a bit state, and what every layer is at each bit-width."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx, nn
+
+from emqdeploy.quant.activations import FLOAT_BITS, ActivationQuantizer
+from emqdeploy.quant.layers import MultiBitBatchNorm2d, QuantLayer, SameGrid
+
+BitWidths = int | dict[str, int]
+"""One bit-width for every layer, or one by layer name."""
+
+
+class MultiBitNetwork(nn.Module):
+    """A traced network with quantizers in it; made by `insert_quantizers`.
+
+    Args:
+        graph: the rewritten graph.
+        trained_bits: the weight bit-widths that training visits.
+        layer_input: the site that each layer reads.
+        norm_of: the normalization that fuses into each layer that has one.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        trained_bits: tuple[int, ...],
+        layer_input: dict[str, str],
+        norm_of: dict[str, str],
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.trained_bits = trained_bits
+        self.layer_input = layer_input
+        self.norm_of = norm_of
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits ``(N, classes)`` for normalised images ``(N, C, H, W)`` at the current bit-width."""
+        return self.graph(images)
+
+    @property
+    def layers(self) -> dict[str, QuantLayer]:
+        """The quantized layers by name, in the order in which they run."""
+        return {name: self.graph.get_submodule(name) for name in self.layer_input}  # type: ignore[misc]
+
+    @property
+    def sites(self) -> dict[str, ActivationQuantizer]:
+        """The activation quantizers by name."""
+        return dict(self.graph.sites.items())  # type: ignore[union-attr, operator]
+
+    @property
+    def norms(self) -> dict[str, MultiBitBatchNorm2d]:
+        """The normalizations that fuse into a layer, by name."""
+        return {name: self.graph.get_submodule(name) for name in self.norm_of.values()}  # type: ignore[misc]
+
+    def set_bits(self, bits: BitWidths) -> None:
+        """Sets the bit-width of the next forward passes; 32 computes in float.
+
+        A layer's bit-width is also that of the site behind its input and of the normalization behind it.
+        """
+        layers, sites, norms = self.layers, self.sites, self.norms
+        for site in sites.values():
+            site.bits = bits if isinstance(bits, int) else max(bits.values())
+        for name, layer in layers.items():
+            width = bits if isinstance(bits, int) else bits[name]
+            layer.bits = width
+            sites[self.layer_input[name]].bits = width
+            if name in self.norm_of:
+                norms[self.norm_of[name]].bits = width
+
+    @contextmanager
+    def bits(self, bits: BitWidths) -> Iterator[MultiBitNetwork]:
+        """Runs a block at one bit-width: ``with network.bits(4): logits = network(images)``."""
+        before = {name: layer.bits for name, layer in self.layers.items()}
+        self.set_bits(bits)
+        try:
+            yield self
+        finally:
+            self.set_bits(before if len(set(before.values())) > 1 else next(iter(before.values())))
+
+    def initialise_clips(self, images: Tensor) -> None:
+        """Starts every clip from what the float network makes of a batch of normalised images."""
+        training = self.training
+        for site in self.sites.values():
+            site.observing = True
+        with torch.no_grad(), self.bits(FLOAT_BITS):
+            # Batch statistics, as in the first training step; the running ones of a fresh network mean nothing yet.
+            statistics = {name: copy.deepcopy(norm.state_dict()) for name, norm in self.norms.items()}
+            self.train()
+            self(images)
+            for name, norm in self.norms.items():
+                norm.load_state_dict(statistics[name])
+        for site in self.sites.values():
+            site.observing = False
+        self.train(training)
+
+    def float_state(self) -> dict[str, Tensor]:
+        """Float parameters and shared statistics under the names of the original model."""
+        own = ("sites.", "aliases.", "quantizer.", "input_mean", "bit_mean", "bit_var", "estimated")
+        state = self.graph.state_dict()
+        return {name: tensor for name, tensor in state.items() if not any(part in name for part in own)}
+
+    def rebuild(
+        self,
+        layer: Callable[[str, QuantLayer], nn.Module],
+        site: Callable[[str, ActivationQuantizer], nn.Module],
+        alias: Callable[[str], nn.Module],
+    ) -> fx.GraphModule:
+        """Returns a copy of the graph with layers, sites and aliases replaced and the fused norms taken out.
+
+        The deployed torch reference and the ONNX skeleton are both this graph, with different modules in it.
+        """
+        module = copy.deepcopy(self.graph)
+        graph = module.graph
+        norms = set(self.norm_of.values())
+        for node in list(graph.nodes):
+            if node.op != "call_module":
+                continue
+            name = str(node.target)
+            if name in norms:
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
+            elif name in self.layer_input:
+                _set_submodule(module, name, layer(name, self.layers[name]))
+            elif name.startswith("sites."):
+                _set_submodule(module, name, site(name.removeprefix("sites."), self.sites[name.removeprefix("sites.")]))
+            elif name.startswith("aliases."):
+                same_grid = module.get_submodule(name)
+                assert isinstance(same_grid, SameGrid)
+                _set_submodule(module, name, alias(same_grid.site))
+        module.delete_all_unused_submodules()
+        module.recompile()
+        return module
+
+
+def _set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)

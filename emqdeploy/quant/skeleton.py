@@ -1,0 +1,272 @@
+"""The weightless ONNX graph of a network: standard QDQ operators, every number of a bit-width left open.
+
+The exporter never sees a quantizer: layers and sites go through it as opaque markers, and passes on the exported graph
+expand each marker. Markers in must equal quantizers out, so nothing is matched by guesswork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from emqdeploy.errors import EmqError
+from emqdeploy.quant.activations import ActivationQuantizer
+from emqdeploy.quant.layers import QuantLayer
+from emqdeploy.quant.network import MultiBitNetwork
+
+OPSET = 21
+EXTERNAL_FILE = "emq"
+"""File name in the external-data records of the skeleton; the runtime replaces them all, the file never exists."""
+
+_DOMAIN = "emq"
+
+
+class _LayerMarker(nn.Module):
+    """Stands for a layer in the exported graph; computes only its output shape."""
+
+    def __init__(self, name: str, layer: QuantLayer) -> None:
+        super().__init__()
+        self.name = name
+        self.features = layer.weight.shape[0]
+        self.attributes: dict[str, str | list[int] | int] = {"layer": name, "kind": "Gemm"}
+        self.window: list[tuple[int, int, int]] = []
+        if isinstance(layer, nn.Conv2d):
+            if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+                raise EmqError(f"layer {name!r} pads with {layer.padding_mode!r}; integer kernels pad with zeros only")
+            (pad_h, pad_w), kernel = layer.padding, layer.kernel_size
+            self.attributes |= {
+                "kind": "Conv",
+                "strides": list(layer.stride),
+                "pads": [pad_h, pad_w, pad_h, pad_w],
+                "dilations": list(layer.dilation),
+                "group": layer.groups,
+                "kernel_shape": list(kernel),
+            }
+            spans = [2 * p - d * (k - 1) - 1 for p, d, k in zip(layer.padding, layer.dilation, kernel, strict=True)]
+            self.window = [(span, stride, 1) for span, stride in zip(spans, layer.stride, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Emits the marker."""
+        if self.window:
+            sizes = [(x.shape[2 + i] + span) // stride + 1 for i, (span, stride, _) in enumerate(self.window)]
+            shape = [x.shape[0], self.features, *sizes]
+        else:
+            shape = [*x.shape[:-1], self.features]
+        return torch.onnx.ops.symbolic(f"{_DOMAIN}::Layer", (x,), self.attributes, dtype=x.dtype, shape=shape)
+
+
+class _SiteMarker(nn.Module):
+    """Stands for a quantizer in the exported graph."""
+
+    def __init__(self, name: str, alias: bool) -> None:
+        super().__init__()
+        self.attributes = {"site": name, "alias": int(alias)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Emits the marker."""
+        return torch.onnx.ops.symbolic(f"{_DOMAIN}::Site", (x,), self.attributes, dtype=x.dtype, shape=x.shape)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's progress lines; what it warns of concerns operators that are not in this graph."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def export_skeleton(network: MultiBitNetwork, input_shape: tuple[int, int, int], clamped: set[str]) -> bytes:
+    """Exports the QDQ graph of a network without its numbers.
+
+    Args:
+        network: the network; its structure is what counts.
+        input_shape: ``(C, H, W)`` of one image.
+        clamped: sites whose codes can be narrower than uint8 at some bit-width and need the integer clamp.
+
+    Returns:
+        a serialised ONNX model: input ``images`` float32 ``(N, C, H, W)``, output ``logits``; every array of
+        `FrozenNetwork.initializers` is an external initializer of that name.
+
+    Raises:
+        EmqError: the exporter fails, or a quantizer was lost on the way.
+    """
+    module = network.rebuild(
+        _LayerMarker, lambda name, site: _SiteMarker(name, alias=False), lambda name: _SiteMarker(name, alias=True)
+    ).eval()
+    example = torch.zeros(2, *input_shape)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as error:
+            raise EmqError(f"the ONNX exporter cannot export this model: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    model = program.model
+    shapes = {name: tuple(layer.weight.shape) for name, layer in network.layers.items()}
+    signed = {name: site.signed for name, site in network.sites.items()}
+    _Expander(model, shapes, signed, network.layer_input, clamped).run()
+    model.producer_name, model.producer_version, model.ir_version = "emqdeploy", "", 10
+    model.graph.name = "emqdeploy"
+    model.metadata_props.clear()
+    proto = ir.to_proto(model)
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
+        del value.metadata_props[:]
+    del proto.graph.value_info[:]
+    return proto.SerializeToString(deterministic=True)
+
+
+class _Expander:
+    """Turns markers into standard operators."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        weight_shapes: dict[str, tuple[int, ...]],
+        signed: dict[str, bool],
+        layer_input: dict[str, str],
+        clamped: set[str],
+    ) -> None:
+        self.graph = model.graph
+        self.model = model
+        self.weight_shapes = weight_shapes
+        self.signed = signed
+        self.layer_input = layer_input
+        self.clamped = clamped
+        self.arrays: dict[str, ir.Value] = {}
+
+    def run(self) -> None:
+        found = {"Layer": 0, "Site": 0}
+        for node in list(self.graph):
+            if node.domain == _DOMAIN:
+                found[node.op_type] += not self._flag(node, "alias")
+                (self._layer if node.op_type == "Layer" else self._site)(node)
+            elif node.op_type == "ReduceMean":
+                self._global_average(node)
+        for kind, expected in (("Layer", len(self.weight_shapes)), ("Site", len(self.signed))):
+            if found[kind] != expected:
+                raise EmqError(f"the exported graph has {found[kind]} of {expected} {kind.lower()} markers")
+        self.model.opset_imports.pop(_DOMAIN, None)
+        used = {value for node in self.graph for value in node.inputs}
+        for name, value in list(self.graph.initializers.items()):
+            if value not in used:
+                del self.graph.initializers[name]
+
+    @staticmethod
+    def _flag(node: ir.Node, name: str) -> bool:
+        return name in node.attributes and bool(node.attributes[name].as_int())
+
+    def _open(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        """An initializer whose data a bit-width supplies."""
+        if name not in self.arrays:
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            tensor = ir.ExternalTensor(EXTERNAL_FILE, 0, int(size), dtype, shape=ir.Shape(shape), name=name)
+            self.arrays[name] = self._register(name, tensor)
+        return self.arrays[name]
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        if name not in self.arrays:
+            self.arrays[name] = self._register(name, ir.tensor(array, name=name))
+        return self.arrays[name]
+
+    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _replace(self, node: ir.Node, new: list[ir.Node]) -> None:
+        output = new[-1].outputs[0]
+        output.shape, output.type = node.outputs[0].shape, node.outputs[0].type
+        self.graph.insert_before(node, new)
+        if node.outputs[0].is_graph_output():
+            output.name = node.outputs[0].name
+        node.outputs[0].replace_all_uses_with(output, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+
+    def _site(self, node: ir.Node) -> None:
+        name = node.attributes["site"].as_string()
+        alias = self._flag(node, "alias")
+        label = f"{node.outputs[0].name}" if alias else name
+        scale = self._open(f"{name}.scale", ir.DataType.FLOAT, ())
+        zero = self._constant(f"{name}.zero_point", np.array(128 if self.signed[name] else 0, np.uint8))
+        nodes = [ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{label}/quantize")]
+        # Repeating a site does not change its codes, so only the site itself clamps.
+        if name in self.clamped and not alias:
+            high = self._open(f"{name}.high", ir.DataType.UINT8, ())
+            nodes.append(ir.node("Min", [nodes[-1].outputs[0], high], name=f"{label}/high"))
+            if self.signed[name]:
+                low = self._open(f"{name}.low", ir.DataType.UINT8, ())
+                nodes.append(ir.node("Max", [nodes[-1].outputs[0], low], name=f"{label}/low"))
+        nodes[-1].outputs[0].name = f"{label}/codes"
+        nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero], name=f"{label}/dequantize"))
+        self._replace(node, nodes)
+
+    def _layer(self, node: ir.Node) -> None:
+        name = node.attributes["layer"].as_string()
+        kind = node.attributes["kind"].as_string()
+        shape = self.weight_shapes[name]
+        channels = shape[:1]
+        weight = ir.node(
+            "DequantizeLinear",
+            [
+                self._open(f"{name}.weight", ir.DataType.INT8, shape),
+                self._open(f"{name}.weight_scale", ir.DataType.FLOAT, channels),
+                self._constant(f"{name}.weight_zero_point", np.zeros(channels, np.int8)),
+            ],
+            {"axis": 0},
+            name=f"{name}/weight",
+        )
+        bias = ir.node(
+            "DequantizeLinear",
+            [
+                self._open(f"{name}.bias", ir.DataType.INT32, channels),
+                self._open(f"{name}.bias_scale", ir.DataType.FLOAT, channels),
+            ],
+            {"axis": 0},
+            name=f"{name}/bias",
+        )
+        keys = ("strides", "pads", "dilations", "kernel_shape")
+        attributes: dict[str, int | list[int]] = {"transB": 1}
+        if kind == "Conv":
+            attributes = {key: list(node.attributes[key].as_ints()) for key in keys}
+            attributes["group"] = node.attributes["group"].as_int()
+        inputs = [node.inputs[0], weight.outputs[0], bias.outputs[0]]
+        self._replace(node, [weight, bias, ir.node(kind, inputs, attributes, name=name)])
+
+    def _global_average(self, node: ir.Node) -> None:
+        """A mean over height and width is the pooling that integer runtimes know."""
+        axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        shape = node.inputs[0].shape
+        rank = len(shape) if shape is not None else 0
+        if axes is None or rank != 4 or sorted(int(axis) % 4 for axis in axes.numpy()) != [2, 3]:
+            return
+        nodes = [ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}/average")]
+        if "keepdims" in node.attributes and node.attributes["keepdims"].as_int() == 0:
+            nodes.append(ir.node("Flatten", [nodes[0].outputs[0]], {"axis": 1}, name=f"{node.name}/flatten"))
+        self._replace(node, nodes)

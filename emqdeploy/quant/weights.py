@@ -1,0 +1,274 @@
+"""Weight fake quantization: nested codes, weight bias correction, and the integer grid, differentiable in torch.
+
+The forward value is exactly ``scale * z``, what `emqdeploy.grid` deploys; gradients flow straight through the rounding
+into the affine correction. Per layer and bit-width:
+
+1. ``x = tanh(w) / (2 max|tanh w|) + 1/2`` is partitioned into codes (`floor`, or `dorefa` rounding for baselines);
+2. the codes' odd integers ``q = u / (2^b - 1)`` are corrected so that mean and norm match the reference weights (weight
+   bias correction: EMQNet, arXiv 2510.20673; Banner et al. 2019, eq. 12-13), hence one normalization serves all bits;
+3. the corrected affine map is snapped to an integer grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from emqdeploy.errors import UsageError
+from emqdeploy.grid import MASTER_BITS
+from emqdeploy.registry import Registry
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """How weights are quantized.
+
+    Attributes:
+        partition: ``floor`` (nested codes) or ``dorefa`` (rounded codes, not nested; for baselines).
+        correction: ``exact`` (mean and norm of the reference restored), ``banner`` (eq. 12-13 to the letter) or ``none``
+            (one scale per layer, DoReFa's ``E[|w|]``).
+        group: statistics per output ``channel`` or per ``layer``.
+        reference: match the statistics of ``w`` or of ``tanh`` (w).
+        detach_norm: whether the norm ratio is a constant for the gradient.
+    """
+
+    partition: str = "floor"
+    correction: str = "exact"
+    group: str = "channel"
+    reference: str = "w"
+    detach_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks every choice by name."""
+        allowed = {
+            "partition": tuple(PARTITIONS),
+            "correction": tuple(CORRECTIONS),
+            "group": ("channel", "layer"),
+            "reference": ("w", "tanh"),
+        }
+        for field, choices in allowed.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise UsageError(f"unknown {field} {value!r}; allowed: {', '.join(choices)}")
+
+    @property
+    def nested(self) -> bool:
+        """Whether a narrower code is a prefix of a wider one, so that one master serves every bit-width."""
+        return self.partition == "floor"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for metadata."""
+        return asdict(self)
+
+
+class QuantizedWeight(NamedTuple):
+    """One layer's weights at one bit-width.
+
+    Attributes:
+        value: ``scale * z``, same shape as the weights.
+        codes: the code in the ``bits`` most significant bits of a master code, as integers in a float tensor.
+        scale: float32 ``(C,)``; slope and offset: ``m`` and ``k`` of ``z = m u + k``, ``(C,)``; bits: used bits, ``(C,)``.
+        residual: what rounding ``k`` left of the mean, in units of the weights, ``(C,)``.
+    """
+
+    value: Tensor
+    codes: Tensor
+    scale: Tensor
+    slope: Tensor
+    offset: Tensor
+    bits: Tensor
+    residual: Tensor
+
+
+PARTITIONS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("partition")
+CORRECTIONS: Registry[Callable[..., tuple[Tensor, Tensor]]] = Registry("correction")
+
+
+@PARTITIONS.register("floor")
+def floor_partition(unit: Tensor, levels: Tensor) -> Tensor:
+    """``min(floor(2^b x), 2^b - 1)``: nested (TruncQuant, arXiv 2506.11431)."""
+    return torch.minimum(torch.floor(unit * (levels + 1)), levels)
+
+
+@PARTITIONS.register("dorefa")
+def dorefa_partition(unit: Tensor, levels: Tensor) -> Tensor:
+    """``round((2^b - 1) x)`` (DoReFa-Net, arXiv 1606.06160): not nested, re-quantized from float at every bit-width."""
+    return torch.round(unit * levels)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the second argument. Backward: identity to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, smooth: Tensor, exact: Tensor) -> Tensor:
+        return exact
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+class _Statistics(NamedTuple):
+    """Mean and norm of the reference and of the quantized weights, per group, broadcastable to the weights."""
+
+    reference_mean: Tensor
+    quantized_mean: Tensor
+    ratio: Tensor
+
+
+def _statistics(reference: Tensor, quantized: Tensor, config: WeightConfig) -> _Statistics:
+    dims = tuple(range(1 if config.group == "channel" else 0, reference.dim()))
+    reference_mean = reference.detach().mean(dims, keepdim=True)
+    quantized_mean = quantized.detach().mean(dims, keepdim=True)
+    # The floor keeps the square root differentiable where a group's reference weights are all equal.
+    reference_norm = (reference - reference_mean).square().sum(dims, keepdim=True).clamp(min=1e-24).sqrt()
+    # A group whose codes are all equal has no spread to match: its ratio is 0, which marks it as constant.
+    spread = (quantized - quantized_mean).square().sum(dims, keepdim=True)
+    varied = spread > 1e-12
+    quantized_norm = torch.where(varied, spread, torch.ones_like(spread)).sqrt()
+    ratio = torch.where(varied, reference_norm / quantized_norm, torch.zeros_like(spread))
+    return _Statistics(reference_mean, quantized_mean, ratio.detach() if config.detach_norm else ratio)
+
+
+@CORRECTIONS.register("exact")
+def exact_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) -> tuple[Tensor, Tensor]:
+    """``(s_r / s_q) (q - m_q) + m_r``: mean and norm of the reference at every bit-width. Returns gain and origin."""
+    mean, quantized_mean, ratio = _statistics(reference, quantized, config)
+    return ratio, mean - ratio * quantized_mean
+
+
+@CORRECTIONS.register("banner")
+def banner_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) -> tuple[Tensor, Tensor]:
+    """``(s_r / s_q) (q - m_q + m_r)`` (Banner et al. 2019, eq. 12-13): the restored mean is scaled as well."""
+    mean, quantized_mean, ratio = _statistics(reference, quantized, config)
+    constant = ratio == 0
+    return ratio, torch.where(constant, mean, ratio * (mean - quantized_mean))
+
+
+@CORRECTIONS.register("none")
+def no_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) -> tuple[Tensor, Tensor]:
+    """``E[|w|] q`` with one scale per layer (DoReFa-Net, Any-Precision)."""
+    scale = reference.detach().abs().mean().reshape((1,) * reference.dim())
+    return scale, torch.zeros_like(scale)
+
+
+def _largest_odd_integer(low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
+    """``max |u|`` at ``bits`` of channels whose master codes span ``low..high``."""
+    levels = 2.0**bits - 1
+    shift = 2.0 ** (MASTER_BITS - bits)
+    return torch.maximum(2 * torch.floor(high / shift) - levels, levels - 2 * torch.floor(low / shift))
+
+
+def snap(largest: Tensor, gain: Tensor, origin: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The torch mirror of `emqdeploy.grid.snap`; all arguments and results ``(C,)``."""
+    constant = gain <= 0
+    ratio = torch.where(constant, torch.zeros_like(gain), origin / torch.where(constant, torch.ones_like(gain), gain))
+    m = torch.arange(1, limit + 1, device=gain.device, dtype=gain.dtype)
+    exact = m * ratio[:, None]
+    k = torch.round(exact)
+    fits = m * largest[:, None] + k.abs() <= limit
+    m_max = torch.where(fits, m, torch.zeros_like(m)).amax(1)
+    candidate = fits & (2 * m >= m_max[:, None])
+    error = torch.where(candidate, (exact - k).abs() / m, torch.full_like(exact, torch.inf))
+    best = limit - 1 - error.flip(1).argmin(1)
+    room = limit - largest
+    fallback_k = torch.minimum(torch.maximum(torch.round(ratio), -room), room)
+    fitting = m_max > 0
+    best_m = torch.where(fitting, m[best], torch.ones_like(gain))
+    best_k = torch.where(fitting, k.gather(1, best[:, None])[:, 0], fallback_k)
+    scale = torch.where(constant, origin.abs() / limit, gain / best_m)
+    best_m = torch.where(constant, torch.zeros_like(best_m), best_m)
+    best_k = torch.where(constant, limit * torch.sign(origin), best_k)
+    return scale, best_m, best_k
+
+
+class WeightQuantizer(nn.Module):
+    """Quantizes the weights of one switchable layer, shape ``(C, ...)``, at any bit-width.
+
+    Args:
+        config: partition and correction.
+        limit: the largest ``|z|``; 127, or 64 behind a signed tensor.
+    """
+
+    def __init__(self, config: WeightConfig, limit: int) -> None:
+        super().__init__()
+        self.config = config
+        self.limit = limit
+
+    def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
+        """Returns the fake-quantized weights and the numbers that deploy them."""
+        config = self.config
+        column = (-1,) + (1,) * (weight.dim() - 1)
+        squashed = torch.tanh(weight)
+        peak = squashed.abs().max().clamp(min=1e-30)
+        unit = squashed / (2 * peak) + 0.5
+        reference = weight if config.reference == "w" else squashed
+        with torch.no_grad():
+            flat = unit.reshape(len(unit), -1)
+            low = self._master(flat.amin(1), bits)
+            high = self._master(flat.amax(1), bits)
+            used = self._usable_bits(low, high, bits, config)
+            levels = (2.0**used - 1).reshape(column)
+            codes = PARTITIONS[config.partition](unit, levels)
+            odd = 2 * codes - levels
+        quantized = _StraightThrough.apply(2 * unit - 1, odd / levels)
+        gain, origin = CORRECTIONS[config.correction](reference, quantized, config)
+        smooth = gain * quantized + origin
+        with torch.no_grad():
+            channel = torch.ones(len(weight), device=weight.device, dtype=weight.dtype)
+            step = gain.reshape(-1) * channel / levels.reshape(-1)
+            centre = origin.reshape(-1) * channel
+            largest = odd.reshape(len(weight), -1).abs().amax(1)
+            if config.group == "layer":
+                largest = largest.amax() * channel
+            scale, slope, offset = snap(largest, step, centre, self.limit)
+            value = scale.reshape(column) * (slope.reshape(column) * odd + offset.reshape(column))
+            residual = centre - scale * offset
+            master = codes * (2.0 ** (MASTER_BITS - used)).reshape(column)
+            if config.nested:
+                master = floor_partition(unit, torch.tensor(2.0**MASTER_BITS - 1, device=weight.device))
+        value = _StraightThrough.apply(smooth, value)
+        return QuantizedWeight(value, master, scale, slope, offset, used, residual)
+
+    def _master(self, unit: Tensor, bits: int) -> Tensor:
+        """Master codes of the extremes; a rounded code of ``bits`` bits stands in its most significant bits."""
+        width = MASTER_BITS if self.config.nested else bits
+        levels = torch.tensor(2.0**width - 1, device=unit.device)
+        return PARTITIONS[self.config.partition](unit, levels) * 2.0 ** (MASTER_BITS - width)
+
+    def _usable_bits(self, low: Tensor, high: Tensor, bits: int, config: WeightConfig) -> Tensor:
+        """The largest width up to ``bits`` whose odd integers stay within the limit, per channel or for the layer."""
+        if config.group == "layer":
+            low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+        used = torch.ones_like(low)
+        for width in range(2, bits + 1):
+            fits = _largest_odd_integer(low, high, torch.full_like(low, float(width))) <= self.limit
+            used = torch.where(fits, torch.full_like(low, float(width)), used)
+        return used
+
+
+class PinnedQuantizer(nn.Module):
+    """Plain symmetric int8 per channel, for layers that stay at 8 bits whatever bit-width the network runs at.
+
+    ``scale = max|w| / limit``, ``z = round(w / scale)``: such a layer never switches, so its codes need not nest.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
+        """Returns the fake-quantized weights; ``bits`` does not matter. The codes are ``z`` itself."""
+        column = (-1,) + (1,) * (weight.dim() - 1)
+        with torch.no_grad():
+            peak = weight.reshape(len(weight), -1).abs().amax(1)
+            scale = peak.clamp(min=1e-30) / self.limit
+            integers = torch.round(weight / scale.reshape(column)).clamp(-self.limit, self.limit)
+            value = integers * scale.reshape(column)
+            ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
+        value = _StraightThrough.apply(weight, value)
+        return QuantizedWeight(value, integers, scale, ones, zeros, ones * MASTER_BITS, zeros)
