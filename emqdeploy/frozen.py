@@ -66,6 +66,11 @@ class FrozenSite:
         """The codes of the tensor when the network runs at ``bits``."""
         return code_range(self.bits[bits], self.signed)
 
+    @property
+    def clamped(self) -> bool:
+        """Whether uint8 is wider than the codes at some bit-width, so that the graph needs an integer clamp."""
+        return any((codes.low, codes.high) != (0, 255) for codes in map(self.code_range, self.bits))
+
 
 @dataclass(frozen=True)
 class FrozenNetwork:
@@ -85,15 +90,18 @@ class FrozenNetwork:
         """Every array that the skeleton graph leaves open, by initializer name, at one bit-width.
 
         Per layer ``L``: ``L.weight`` int8, ``L.weight_scale`` float32 ``(C,)``, ``L.bias`` int32 ``(C,)``, ``L.bias_scale``
-        float32 ``(C,)``. Per site ``S``: ``S.scale`` float32, ``S.low`` and ``S.high`` uint8, all scalars.
+        float32 ``(C,)``. Per site ``S``: ``S.scale`` float32 and, where it is clamped, ``S.high`` and (signed) ``S.low``
+        uint8, all scalars.
         """
         self.check_bits(bits)
         arrays: dict[str, NDArray[Any]] = {}
         for name, site in self.sites.items():
             codes = site.code_range(bits)
             arrays[f"{name}.scale"] = np.array(site.scales[bits], np.float32)
-            arrays[f"{name}.low"] = np.array(codes.low, np.uint8)
-            arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
+            if site.clamped:
+                arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
+            if site.clamped and site.signed:
+                arrays[f"{name}.low"] = np.array(codes.low, np.uint8)
         # numpy leaves the interpreter lock during the byte arithmetic, so two threads halve the wait for a session.
         with ThreadPoolExecutor(2) as pool:
             integers = pool.map(lambda layer: layer.integers(bits), self.layers.values())

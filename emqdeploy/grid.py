@@ -64,19 +64,30 @@ def odd_integers(codes: Codes, bits: int) -> NDArray[np.int16]:
 
 
 def pack_planes(codes: Codes, planes: int = MASTER_BITS) -> list[Codes]:
-    """Splits flat master codes into bit-planes, most significant first, eight weights in a byte."""
-    flat = codes.reshape(-1)
-    return [np.packbits((flat >> (MASTER_BITS - 1 - plane)) & 1) for plane in range(planes)]
+    """Splits flat master codes into bit-planes, most significant first, eight weights in a byte, the first lowest."""
+    padded = np.zeros(-(-codes.size // 8) * 8, np.uint8)
+    padded[: codes.size] = codes.reshape(-1)
+    rows = _transpose_bits(padded.view("<u8")).view(np.uint8).reshape(-1, 8)
+    return [np.ascontiguousarray(rows[:, 7 - plane]) for plane in range(planes)]
 
 
 def unpack_planes(planes: Sequence[Codes], count: int) -> Codes:
     """Rebuilds ``count`` flat codes from their leading bit-planes; the bits of absent planes are zero."""
-    codes = np.zeros(count, np.uint8)
+    rows = np.zeros((-(-count // 8), 8), np.uint8)
     for plane, packed in enumerate(planes):
-        bit = np.unpackbits(packed, count=count)
-        np.left_shift(bit, MASTER_BITS - 1 - plane, out=bit)
-        codes |= bit
-    return codes
+        rows[:, 7 - plane] = packed
+    return _transpose_bits(rows.reshape(-1).view("<u8")).view(np.uint8)[:count]
+
+
+def _transpose_bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Transposes every 64-bit word as an 8 x 8 bit matrix, in place and in blocks that stay in the cache."""
+    steps = ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0))
+    for start in range(0, len(words), 1 << 15):
+        block = words[start : start + (1 << 15)]
+        for shift, mask in steps:
+            swap = ((block >> np.uint64(shift)) ^ block) & np.uint64(mask)
+            block ^= swap ^ (swap << np.uint64(shift))
+    return words
 
 
 # --- the integer grid of a layer's weights ------------------------------------------------------------------------
@@ -306,9 +317,7 @@ def integer_conv(
     return np.rint(sums).astype(np.int64)
 
 
-def integer_linear(
-    inputs: NDArray[np.int16], weights: NDArray[np.int8], bias: NDArray[np.int32]
-) -> NDArray[np.int64]:
+def integer_linear(inputs: NDArray[np.int16], weights: NDArray[np.int8], bias: NDArray[np.int32]) -> NDArray[np.int64]:
     """``inputs (N, K) @ weights (C, K).T + bias (C,)`` in exact integers."""
     return np.rint(inputs.astype(np.float64) @ weights.astype(np.float64).T).astype(np.int64) + bias
 

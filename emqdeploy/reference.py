@@ -201,7 +201,9 @@ class IntegerReference:
             model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
             return ReferenceEvaluator(model).run(None, feeds)[0]
         except (RuntimeError, NotImplementedError) as error:
-            raise EmqError(f"the integer reference cannot run operator {node.op_type!r} ({node.name}): {error}") from error
+            raise EmqError(
+                f"the integer reference cannot run operator {node.op_type!r} ({node.name}): {error}"
+            ) from error
 
     @staticmethod
     def _dynamic_inputs(node: Any, constants: dict[str, Any]) -> Iterator[str]:

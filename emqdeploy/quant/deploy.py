@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from emqdeploy.frozen import FrozenLayer, FrozenNetwork, FrozenSite

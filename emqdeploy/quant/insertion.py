@@ -13,7 +13,7 @@ import operator
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import fx, nn
 
 from emqdeploy.errors import EmqError
@@ -38,9 +38,7 @@ _FUNCTIONS = {
         *(torch.flatten, torch.squeeze, torch.reshape, torch.max_pool2d),
         *("flatten", "view", "reshape", "squeeze", "contiguous"),
     ),
-    "average": (
-        *(nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"),
-    ),
+    "average": (*(nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"),),
 }
 
 
@@ -234,7 +232,9 @@ class _Inserter:
         reads_8bit = bool(readers) and all(str(reader.target) in pinned for reader in readers)
         site = ActivationQuantizer(
             signed=is_input or not self._is_never_negative(tail),
-            setting=MASTER_BITS if is_input or (reads_8bit and not self._reaches_add(tail)) else self.config.activation_bits,
+            setting=MASTER_BITS
+            if is_input or (reads_8bit and not self._reaches_add(tail))
+            else self.config.activation_bits,
             trained_bits=self.trained_bits,
             ceiling=6.0 if self._is(tail, "relu6") else None,
         )

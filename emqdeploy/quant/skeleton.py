@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError
-from emqdeploy.quant.activations import ActivationQuantizer
+from emqdeploy.frozen import FrozenNetwork, FrozenSite
 from emqdeploy.quant.layers import QuantLayer
 from emqdeploy.quant.network import MultiBitNetwork
 
@@ -37,7 +37,7 @@ class _LayerMarker(nn.Module):
         self.name = name
         self.features = layer.weight.shape[0]
         self.attributes: dict[str, str | list[int] | int] = {"layer": name, "kind": "Gemm"}
-        self.window: list[tuple[int, int, int]] = []
+        self.window: list[tuple[int, int]] = []
         if isinstance(layer, nn.Conv2d):
             if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
                 raise EmqError(f"layer {name!r} pads with {layer.padding_mode!r}; integer kernels pad with zeros only")
@@ -51,12 +51,12 @@ class _LayerMarker(nn.Module):
                 "kernel_shape": list(kernel),
             }
             spans = [2 * p - d * (k - 1) - 1 for p, d, k in zip(layer.padding, layer.dilation, kernel, strict=True)]
-            self.window = [(span, stride, 1) for span, stride in zip(spans, layer.stride, strict=True)]
+            self.window = list(zip(spans, layer.stride, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Emits the marker."""
         if self.window:
-            sizes = [(x.shape[2 + i] + span) // stride + 1 for i, (span, stride, _) in enumerate(self.window)]
+            sizes = [(x.shape[2 + i] + span) // stride + 1 for i, (span, stride) in enumerate(self.window)]
             shape = [x.shape[0], self.features, *sizes]
         else:
             shape = [*x.shape[:-1], self.features]
@@ -81,7 +81,11 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield
@@ -89,13 +93,13 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def export_skeleton(network: MultiBitNetwork, input_shape: tuple[int, int, int], clamped: set[str]) -> bytes:
+def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape: tuple[int, int, int]) -> bytes:
     """Exports the QDQ graph of a network without its numbers.
 
     Args:
         network: the network; its structure is what counts.
+        frozen: says which sites need the integer clamp.
         input_shape: ``(C, H, W)`` of one image.
-        clamped: sites whose codes can be narrower than uint8 at some bit-width and need the integer clamp.
 
     Returns:
         a serialised ONNX model: input ``images`` float32 ``(N, C, H, W)``, output ``logits``; every array of
@@ -125,8 +129,7 @@ def export_skeleton(network: MultiBitNetwork, input_shape: tuple[int, int, int],
     assert program is not None
     model = program.model
     shapes = {name: tuple(layer.weight.shape) for name, layer in network.layers.items()}
-    signed = {name: site.signed for name, site in network.sites.items()}
-    _Expander(model, shapes, signed, network.layer_input, clamped).run()
+    _Expander(model, shapes, frozen.sites).run()
     model.producer_name, model.producer_version, model.ir_version = "emqdeploy", "", 10
     model.graph.name = "emqdeploy"
     model.metadata_props.clear()
@@ -147,16 +150,12 @@ class _Expander:
         self,
         model: ir.Model,
         weight_shapes: dict[str, tuple[int, ...]],
-        signed: dict[str, bool],
-        layer_input: dict[str, str],
-        clamped: set[str],
+        sites: dict[str, FrozenSite],
     ) -> None:
         self.graph = model.graph
         self.model = model
         self.weight_shapes = weight_shapes
-        self.signed = signed
-        self.layer_input = layer_input
-        self.clamped = clamped
+        self.sites = sites
         self.arrays: dict[str, ir.Value] = {}
 
     def run(self) -> None:
@@ -167,7 +166,7 @@ class _Expander:
                 (self._layer if node.op_type == "Layer" else self._site)(node)
             elif node.op_type == "ReduceMean":
                 self._global_average(node)
-        for kind, expected in (("Layer", len(self.weight_shapes)), ("Site", len(self.signed))):
+        for kind, expected in (("Layer", len(self.weight_shapes)), ("Site", len(self.sites))):
             if found[kind] != expected:
                 raise EmqError(f"the exported graph has {found[kind]} of {expected} {kind.lower()} markers")
         self.model.opset_imports.pop(_DOMAIN, None)
@@ -194,9 +193,7 @@ class _Expander:
         return self.arrays[name]
 
     def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -214,13 +211,13 @@ class _Expander:
         alias = self._flag(node, "alias")
         label = f"{node.outputs[0].name}" if alias else name
         scale = self._open(f"{name}.scale", ir.DataType.FLOAT, ())
-        zero = self._constant(f"{name}.zero_point", np.array(128 if self.signed[name] else 0, np.uint8))
+        zero = self._constant(f"{name}.zero_point", np.array(128 if self.sites[name].signed else 0, np.uint8))
         nodes = [ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{label}/quantize")]
         # Repeating a site does not change its codes, so only the site itself clamps.
-        if name in self.clamped and not alias:
+        if self.sites[name].clamped and not alias:
             high = self._open(f"{name}.high", ir.DataType.UINT8, ())
             nodes.append(ir.node("Min", [nodes[-1].outputs[0], high], name=f"{label}/high"))
-            if self.signed[name]:
+            if self.sites[name].signed:
                 low = self._open(f"{name}.low", ir.DataType.UINT8, ())
                 nodes.append(ir.node("Max", [nodes[-1].outputs[0], low], name=f"{label}/low"))
         nodes[-1].outputs[0].name = f"{label}/codes"

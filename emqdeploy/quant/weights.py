@@ -29,8 +29,8 @@ class WeightConfig:
 
     Attributes:
         partition: ``floor`` (nested codes) or ``dorefa`` (rounded codes, not nested; for baselines).
-        correction: ``exact`` (mean and norm of the reference restored), ``banner`` (eq. 12-13 to the letter) or ``none``
-            (one scale per layer, DoReFa's ``E[|w|]``).
+        correction: ``exact`` (mean and norm of the reference restored), ``banner`` (eq. 12-13 to the letter) or
+            ``none`` (one scale per layer, DoReFa's ``E[|w|]``).
         group: statistics per output ``channel`` or per ``layer``.
         reference: match the statistics of ``w`` or of ``tanh`` (w).
         detach_norm: whether the norm ratio is a constant for the gradient.
@@ -71,7 +71,10 @@ class QuantizedWeight(NamedTuple):
     Attributes:
         value: ``scale * z``, same shape as the weights.
         codes: the code in the ``bits`` most significant bits of a master code, as integers in a float tensor.
-        scale: float32 ``(C,)``; slope and offset: ``m`` and ``k`` of ``z = m u + k``, ``(C,)``; bits: used bits, ``(C,)``.
+        scale: float32 ``(C,)``.
+        slope: ``m`` of ``z = m u + k``, ``(C,)``.
+        offset: ``k``, ``(C,)``.
+        bits: the bits of the code that each channel uses, ``(C,)``.
         residual: what rounding ``k`` left of the mean, in units of the weights, ``(C,)``.
     """
 

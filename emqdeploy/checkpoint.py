@@ -1,0 +1,284 @@
+"""The ``.emq`` file: one safetensors file that holds a network at every bit-width; the only reader and writer of it.
+
+Tensors, each with a hash of its own in the metadata:
+
+=====================  ===========================================================================================
+``plane0..plane7``     bit-planes of the master codes of all switchable layers, most significant first
+``pinned``             int8 weights of the layers that stay at 8 bits
+``slope/4`` and so on  per stored bit-width and output channel: ``slope``, ``offset``, ``bits``, ``scale``, ``bias``
+``skeleton``           the weightless ONNX graph, deflated
+``float/NAME``         parameters of operators that stay in float
+=====================  ===========================================================================================
+
+The ``b`` most significant planes are the ``b``-bit network, so loading it reads ``b/8`` of the codes. Nothing in the
+file is executed or unpickled, and no module that it names is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from emqdeploy.errors import EmqError
+from emqdeploy.files import atomic_write_bytes
+from emqdeploy.frozen import FrozenLayer, FrozenNetwork, FrozenSite
+from emqdeploy.grid import MASTER_BITS, Grid, pack_planes, unpack_planes
+
+FORMAT_VERSION = 1
+SUFFIX = ".emq"
+
+_KEY = "emqdeploy"
+_DIGEST = "digest"
+_LARGEST_HEADER = 64 << 20
+_DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "I64": np.int64, "F64": np.float64, "I32": np.int32}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded ``.emq``.
+
+    Attributes:
+        network: codes, grids, biases and scales of the bit-widths that were loaded.
+        skeleton: the weightless QDQ graph, serialised ONNX.
+        metadata: model, data, classes, preprocessing, bit-widths, recipe, accuracy, provenance.
+        floats: parameters of operators that stay in float, by name.
+        bytes_read: bytes read from the file; of a checkpoint that was not read, 0.
+        size_bytes: size of the file, 0 likewise.
+    """
+
+    network: FrozenNetwork
+    skeleton: bytes
+    metadata: dict[str, Any]
+    floats: dict[str, NDArray[Any]]
+    bytes_read: int = 0
+    size_bytes: int = 0
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, by index."""
+        return list(self.metadata["classes"])
+
+    @property
+    def trained_bits(self) -> tuple[int, ...]:
+        """The bit-widths that training visited; the other stored ones are unseen."""
+        return tuple(self.metadata["trained_bits"])
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int:
+    """Writes a checkpoint atomically; returns the size of the file in bytes."""
+    network = checkpoint.network
+    tensors: dict[str, NDArray[Any]] = {}
+    switchable = [layer for layer in network.layers.values() if not layer.pinned]
+    codes = _join([layer.codes for layer in switchable], np.uint8)
+    for index, plane in enumerate(pack_planes(codes, max(network.widths))):
+        tensors[f"plane{index}"] = plane
+    tensors["pinned"] = _join([layer.codes for layer in network.layers.values() if layer.pinned], np.int8)
+    for bits in network.widths:
+        for field, layers, dtype in _tables(network):
+            tensors[f"{field}/{bits}"] = _join([_read(layer, field, bits) for layer in layers], dtype)
+    tensors["skeleton"] = np.frombuffer(zlib.compress(checkpoint.skeleton, 9), np.uint8)
+    tensors |= {f"float/{name}": array for name, array in checkpoint.floats.items()}
+    header = {
+        "format_version": FORMAT_VERSION,
+        "widths": list(network.widths),
+        "layers": [
+            {"name": name, "shape": list(layer.codes.shape), "site": layer.site, "pinned": layer.pinned}
+            for name, layer in network.layers.items()
+        ],
+        "sites": [
+            {"name": name, "signed": site.signed, "bits": _by_width(site.bits), "scales": _by_width(site.scales)}
+            for name, site in network.sites.items()
+        ],
+        "hashes": {name: _hash(array.tobytes()) for name, array in tensors.items()},
+        **checkpoint.metadata,
+    }
+    text = json.dumps(header, separators=(",", ":"))
+    data = safetensors.numpy.save(tensors, {_KEY: text, _DIGEST: _hash(text.encode())})
+    atomic_write_bytes(path, data)
+    return len(data)
+
+
+def load_checkpoint(path: str | os.PathLike[str], bits: int | None = None) -> Checkpoint:
+    """Reads a checkpoint, or only one bit-width of it.
+
+    Args:
+        path: the file.
+        bits: read nothing beyond what this bit-width needs; None reads every stored one.
+
+    Raises:
+        EmqError: the file is missing, truncated, altered, not an ``.emq``, or of a newer format.
+        UsageError: it does not hold ``bits``.
+    """
+    with _Reader(Path(path)) as reader:
+        header = reader.header
+        stored = tuple(header["widths"])
+        if bits is not None:
+            FrozenNetwork({}, {}, stored).check_bits(bits)
+        widths = stored if bits is None else (bits,)
+        network = _read_network(reader, header, widths)
+        skeleton = zlib.decompress(reader.tensor("skeleton").tobytes())
+        names = [name for name in header["hashes"] if name.startswith("float/")]
+        floats = {name.removeprefix("float/"): reader.tensor(name) for name in names}
+        own = ("layers", "sites", "hashes")
+        metadata = {key: value for key, value in header.items() if key not in own}
+        return Checkpoint(network, skeleton, metadata, floats, reader.bytes_read, reader.size_bytes)
+
+
+def _read_network(reader: _Reader, header: dict[str, Any], widths: tuple[int, ...]) -> FrozenNetwork:
+    records = header["layers"]
+    sizes = [int(np.prod(record["shape"])) for record in records]
+    switchable = sum(size for size, record in zip(sizes, records, strict=True) if not record["pinned"])
+    planes = [reader.tensor(f"plane{index}") for index in range(min(max(widths), MASTER_BITS))]
+    stores = {False: unpack_planes(planes, switchable), True: reader.tensor("pinned")}
+    taken = {False: 0, True: 0}
+    layers: dict[str, FrozenLayer] = {}
+    for record, size in zip(records, sizes, strict=True):
+        pinned = record["pinned"]
+        codes = stores[pinned][taken[pinned] : taken[pinned] + size].reshape(record["shape"])
+        taken[pinned] += size
+        layers[record["name"]] = FrozenLayer(record["site"], codes, {}, {})
+    shell = FrozenNetwork(layers, {}, widths)
+    for bits in widths:
+        columns: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in layers}
+        for field, owners, _ in _tables(shell):
+            column, start = reader.tensor(f"{field}/{bits}"), 0
+            for name, layer in layers.items():
+                if any(layer is owner for owner in owners):
+                    channels = len(layer.codes)
+                    columns[name][field] = column[start : start + channels]
+                    start += channels
+        for name, layer in layers.items():
+            layer.biases[bits] = columns[name]["bias"]
+            layer.grids[bits] = _grid(columns[name])
+    sites = {
+        record["name"]: FrozenSite(
+            record["signed"],
+            {int(width): value for width, value in record["bits"].items()},
+            {int(width): value for width, value in record["scales"].items()},
+        )
+        for record in header["sites"]
+    }
+    return FrozenNetwork(layers, sites, widths)
+
+
+def _grid(columns: dict[str, NDArray[Any]]) -> Grid:
+    """A layer's grid from its columns; a pinned layer's weights are its integers, ``z = u``."""
+    scale = columns["scale"]
+    ones = np.ones(len(scale), np.int16)
+    slope = columns.get("slope", ones).astype(np.int16)
+    offset = columns.get("offset", 0 * ones).astype(np.int16)
+    return Grid(scale, slope, offset, columns.get("bits", MASTER_BITS * ones).astype(np.uint8))
+
+
+def _tables(network: FrozenNetwork) -> list[tuple[str, list[FrozenLayer], type]]:
+    """The per-channel columns of the file, and the layers that have them."""
+    every = list(network.layers.values())
+    switchable = [layer for layer in every if not layer.pinned]
+    numbers: list[tuple[str, list[FrozenLayer], type]] = [("scale", every, np.float32), ("bias", every, np.float32)]
+    return numbers + [(field, switchable, np.int8) for field in ("slope", "offset", "bits")]
+
+
+def _read(layer: FrozenLayer, field: str, bits: int) -> NDArray[Any]:
+    column: NDArray[Any] = layer.biases[bits] if field == "bias" else getattr(layer.grids[bits], field)
+    return column
+
+
+def _join(arrays: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *(array.reshape(-1).astype(dtype) for array in arrays)])
+
+
+def _by_width(values: dict[int, Any]) -> dict[str, Any]:
+    return {str(width): value for width, value in values.items()}
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+class _Reader:
+    """Reads single tensors of a safetensors file with `pread` and checks each against its hash.
+
+    A memory map would let the kernel read ahead over the planes that a narrow bit-width leaves out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes_read = 0
+
+    def __enter__(self) -> _Reader:
+        try:
+            self.file = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise EmqError(f"cannot read {self.path}: {error.strerror}; name an existing .emq file") from error
+        try:
+            self.size_bytes = os.fstat(self.file).st_size
+            self._guard(self._read_header)
+        except BaseException:
+            os.close(self.file)
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self.file)
+
+    def _fail(self, what: str) -> EmqError:
+        return EmqError(f"{self.path} {what}; use the original file or train again")
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+            raise self._fail("is not an .emq file") from error
+
+    def _read_header(self) -> None:
+        length = int.from_bytes(self._pread(0, 8), "little")
+        if not 2 <= length <= min(_LARGEST_HEADER, self.size_bytes - 8):
+            raise ValueError("impossible header length")
+        table = json.loads(self._pread(8, length))
+        texts = table.pop("__metadata__")
+        text = texts[_KEY]
+        if _hash(text.encode()) != texts[_DIGEST]:
+            raise self._fail("was altered: its metadata does not match its hash")
+        self.table = table
+        self.data_start = 8 + length
+        self.header: dict[str, Any] = json.loads(text)
+        version = self.header["format_version"]
+        if version != FORMAT_VERSION:
+            raise EmqError(f"{self.path} has format {version}, this emqdeploy reads {FORMAT_VERSION}; update emqdeploy")
+        end = self.data_start + max(entry["data_offsets"][1] for entry in table.values())
+        if end > self.size_bytes:
+            raise self._fail(f"is truncated: it has {self.size_bytes} of {end} bytes")
+
+    def _pread(self, start: int, length: int) -> bytes:
+        parts = []
+        while length > 0:
+            part = os.pread(self.file, length, start)
+            if not part:
+                raise self._fail("is truncated")
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+            self.bytes_read += len(part)
+        return b"".join(parts)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """Reads one tensor, flat as the planes are or in its own shape."""
+        try:
+            entry = self.table[name]
+            start, end = entry["data_offsets"]
+            dtype, shape, expected = _DTYPES[entry["dtype"]], entry["shape"], self.header["hashes"][name]
+        except KeyError as error:
+            raise self._fail(f"was altered: it has no tensor {name!r}") from error
+        data = self._pread(self.data_start + start, end - start)
+        if _hash(data) != expected:
+            raise self._fail(f"was altered: tensor {name!r} does not match its hash")
+        return np.frombuffer(data, dtype).reshape(shape)

@@ -1,0 +1,57 @@
+"""A multi-bit network's structure by name, so that a checkpoint can describe it and a reference can be rebuilt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from emqdeploy.models import create_model
+from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.weights import WeightConfig
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that fixes a network but its numbers.
+
+    Attributes:
+        model: a name that `emqdeploy.models` knows.
+        classes: number of classes.
+        input_shape: ``(C, H, W)`` of one image.
+        input_range: the largest absolute value of a normalised image.
+        trained_bits: the weight bit-widths that training visits.
+        insertion: where and how quantizers stand.
+    """
+
+    model: str
+    classes: int
+    input_shape: tuple[int, int, int]
+    input_range: float
+    trained_bits: tuple[int, ...]
+    insertion: InsertionConfig = field(default_factory=InsertionConfig)
+
+    def build(self) -> MultiBitNetwork:
+        """Creates the network with fresh float weights."""
+        channels, height, _ = self.input_shape
+        model = create_model(self.model, num_classes=self.classes, in_channels=channels, image_size=height)
+        return insert_quantizers(model, self.insertion, self.trained_bits, self.input_range)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkSpec:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        insertion = dict(values["insertion"])
+        insertion["weights"] = WeightConfig(**insertion["weights"])
+        insertion["keep_8bit"] = tuple(insertion["keep_8bit"])
+        return cls(
+            model=values["model"],
+            classes=values["classes"],
+            input_shape=tuple(values["input_shape"]),
+            input_range=values["input_range"],
+            trained_bits=tuple(values["trained_bits"]),
+            insertion=InsertionConfig(**insertion),
+        )

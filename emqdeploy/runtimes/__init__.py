@@ -1,0 +1,1 @@
+"""Artefacts in, outputs out: adapters that switch precision on the device, and what measures them."""
