@@ -84,25 +84,34 @@ class QuantLinear(QuantLayer, nn.Linear):
 class MultiBitBatchNorm2d(nn.BatchNorm2d):
     """One batch normalization for every bit-width.
 
-    Gain and shift are shared. The running statistics are shared too; after training they may be estimated per bit-width,
-    which costs two numbers per channel and no gradient, and evaluation then uses those of the current bit-width.
+    Gain and shift are shared by all bit-widths. Running statistics are kept twice: shared, and per bit-width, which costs
+    two numbers per channel and no gradient. Evaluation uses those of the current bit-width where they were estimated.
     """
 
     bits: int
     bit_mean: Tensor
     bit_var: Tensor
     estimated: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes ``(N, C, H, W)`` with batch statistics in training, else with the stored ones."""
-        if self.training:
+        if not self.training:
+            mean, var = self.statistics(self.bits)
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        if self.bits > MASTER_BITS or self.momentum is None:
             return super().forward(x)
-        mean, var = self.statistics(self.bits)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        mean, var = self.bit_mean[self.bits - 1], self.bit_var[self.bits - 1]
+        normalized = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        self.estimated[self.bits - 1] = True
+        # The shared statistics follow whichever bit-width has just been trained: an average over the bit-widths in turn.
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+        return normalized
 
     def statistics(self, bits: int) -> tuple[Tensor, Tensor]:
         """Mean and variance ``(C,)`` that evaluation uses at ``bits``."""
-        assert self.running_mean is not None and self.running_var is not None
         if bits <= MASTER_BITS and bool(self.estimated[bits - 1]):
             return self.bit_mean[bits - 1], self.bit_var[bits - 1]
         return self.running_mean, self.running_var

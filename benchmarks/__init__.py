@@ -1,0 +1,1 @@
+"""What is timed or weighed. Run one as a module: ``python -m benchmarks.latency --quick``."""

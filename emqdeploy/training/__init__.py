@@ -1,0 +1,1 @@
+"""Model, data and recipe in, one multi-bit checkpoint out."""

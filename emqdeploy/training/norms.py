@@ -1,0 +1,87 @@
+"""Normalization statistics after training: estimated without gradients, cheap, and also for unseen bit-widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.registry import Registry
+
+NormAdaptation = Callable[[MultiBitNetwork, list[Tensor], tuple[int, ...]], None]
+"""``(network, batches of normalised images, bit-widths to serve)``; changes the network's statistics."""
+
+NORM_ADAPTATIONS: Registry[NormAdaptation] = Registry("norm adaptation")
+
+
+@NORM_ADAPTATIONS.register("none")
+def keep_statistics(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int, ...]) -> None:
+    """Serves every bit-width with the one set of running statistics that training left."""
+    for norm in network.norms.values():
+        norm.estimated.fill_(False)
+
+
+@NORM_ADAPTATIONS.register("shared")
+def estimate_shared(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int, ...]) -> None:
+    """Re-estimates the one set of statistics over the mixture of the trained bit-widths."""
+    _estimate(network, batches, network.trained_bits)
+    for norm in network.norms.values():
+        norm.estimated.fill_(False)
+
+
+@NORM_ADAPTATIONS.register("bits")
+def estimate_per_bits(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int, ...]) -> None:
+    """Estimates statistics for each bit-width, trained or not; gain and shift stay shared."""
+    for bits in widths:
+        _estimate(network, batches, (bits,))
+        for norm in network.norms.values():
+            norm.bit_mean[bits - 1] = norm.running_mean
+            norm.bit_var[bits - 1] = norm.running_var
+            norm.estimated[bits - 1] = True
+    # What is shared stays the mixture, for whoever fine-tunes from here.
+    _estimate(network, batches, network.trained_bits)
+
+
+@torch.no_grad()
+def _estimate(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int, ...]) -> None:
+    """Averages batch statistics over all batches and ``widths`` into the shared running statistics."""
+    norms = list(network.norms.values())
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average, which leaves the statistics per bit-width alone
+        norm.train()
+    for images in batches:
+        for bits in widths:
+            with network.bits(bits):
+                network(images)
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+        norm.eval()
+
+
+@torch.no_grad()
+def measure_input_means(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+    """Measures the mean of every layer's input, over the trained bit-widths.
+
+    It turns what the integer grid could not hold of a channel's mean weight into bias; see `QuantLayer`.
+    """
+    network.eval()
+    totals = {name: 0.0 for name in network.layers}
+    handles = []
+    for name, layer in network.layers.items():
+
+        def add(module: torch.nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+            totals[name] += float(inputs[0].mean())
+
+        handles.append(layer.register_forward_pre_hook(add))
+    for images in batches:
+        for bits in network.trained_bits:
+            with network.bits(bits):
+                network(images)
+    for handle in handles:
+        handle.remove()
+    for name, layer in network.layers.items():
+        layer.input_mean.fill_(totals[name] / (len(batches) * len(network.trained_bits)))
