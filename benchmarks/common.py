@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+
+from emqdeploy.runtimes.machine import environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,34 +94,12 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 # --- the machine --------------------------------------------------------------------------------------------------
 
-_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-_PACKAGES = ("numpy", "onnxruntime", "torch")
-
 
 def machine() -> dict[str, Any]:
-    """Describes the processor and the software that a figure belongs to."""
-    fields: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            fields[key.strip()] = value.strip()
-    flags = set(fields.get("flags", fields.get("Features", "")).split())
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
-        "cpu_family_model": "/".join(fields.get(key, "?") for key in ("cpu family", "model")),
-        "flags": [flag for flag in _FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "os": platform.platform(terse=True),
-        "versions": versions,
-    }
+    """Describes the processor and the software that a figure belongs to, and how busy it was."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return environment() | {"usable_cores": usable, "load_average": load}
 
 
 # --- networks to measure ------------------------------------------------------------------------------------------
@@ -170,7 +148,7 @@ class Subject:
         return Checkpoint(frozen, skeleton, described, {})
 
 
-def subject(model: str, passes: int = 3) -> Subject:
+def subject(model: str) -> Subject:
     """Builds a network with random weights, clips from its own activations and settled norm statistics."""
     import torch
 
@@ -180,17 +158,16 @@ def subject(model: str, passes: int = 3) -> Subject:
     size = IMAGES[model]
     spec = NetworkSpec(model, CLASSES[model], (3, size, size), INPUT_RANGE, (1, 2, 4, 8))
     found = Subject(model, spec.build(), spec)
-    images = torch.from_numpy(found.images(16, seed=0))
+    images = torch.from_numpy(found.images(8, seed=0))
     found.network.initialise_clips(images)
     found.network.train()
     norms = list(found.network.norms.values())
     for norm in norms:
-        norm.momentum = 0.5  # settles in a few passes
+        norm.momentum = 1.0  # one pass settles: the statistics of this batch, at every depth
     with torch.no_grad():
         for bits in (*spec.trained_bits, 32):
             with found.network.bits(bits):
-                for _ in range(passes):
-                    found.network(images)
+                found.network(images)
     found.network.eval()
     return found
 

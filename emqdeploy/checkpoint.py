@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,13 @@ SUFFIX = ".emq"
 
 _KEY = "emqdeploy"
 _DIGEST = "digest"
+_OWN_FIELDS = ("format_version", "widths", "layers", "sites", "hashes")
 _LARGEST_HEADER = 64 << 20
+_CAUSED_BY_CONTENT = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
+    *(OSError, MemoryError, zlib.error),
+)
+"""What a file whose content is not ours makes reading raise."""
 _DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "I64": np.int64, "F64": np.float64, "I32": np.int32}
 
 
@@ -50,7 +56,7 @@ class Checkpoint:
     Attributes:
         network: codes, grids, biases and scales of the bit-widths that were loaded.
         skeleton: the weightless QDQ graph, serialised ONNX.
-        metadata: model, data, classes, preprocessing, bit-widths, recipe, accuracy, provenance.
+        metadata: the network, data, classes, preprocessing, bit-widths, recipe, accuracy, provenance.
         floats: parameters of operators that stay in float, by name.
         bytes_read: bytes read from the file; of a checkpoint that was not read, 0.
         size_bytes: size of the file, 0 likewise.
@@ -84,11 +90,12 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
         tensors[f"plane{index}"] = plane
     tensors["pinned"] = _join([layer.codes for layer in network.layers.values() if layer.pinned], np.int8)
     for bits in network.widths:
-        for field, layers, dtype in _tables(network):
-            tensors[f"{field}/{bits}"] = _join([_read(layer, field, bits) for layer in layers], dtype)
+        for field, owners, dtype in _tables(network.layers):
+            columns = [_column(network.layers[name], field, bits) for name in owners]
+            tensors[f"{field}/{bits}"] = _join(columns, dtype)
     tensors["skeleton"] = np.frombuffer(zlib.compress(checkpoint.skeleton, 9), np.uint8)
     tensors |= {f"float/{name}": array for name, array in checkpoint.floats.items()}
-    header = {
+    header = checkpoint.metadata | {
         "format_version": FORMAT_VERSION,
         "widths": list(network.widths),
         "layers": [
@@ -99,8 +106,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
             {"name": name, "signed": site.signed, "bits": _by_width(site.bits), "scales": _by_width(site.scales)}
             for name, site in network.sites.items()
         ],
-        "hashes": {name: _hash(array.tobytes()) for name, array in tensors.items()},
-        **checkpoint.metadata,
+        "hashes": {name: _hash_tensor(array.dtype, array.shape, array.tobytes()) for name, array in tensors.items()},
     }
     text = json.dumps(header, separators=(",", ":"))
     data = safetensors.numpy.save(tensors, {_KEY: text, _DIGEST: _hash(text.encode())})
@@ -129,8 +135,7 @@ def load_checkpoint(path: str | os.PathLike[str], bits: int | None = None) -> Ch
         skeleton = zlib.decompress(reader.tensor("skeleton").tobytes())
         names = [name for name in header["hashes"] if name.startswith("float/")]
         floats = {name.removeprefix("float/"): reader.tensor(name) for name in names}
-        own = ("layers", "sites", "hashes")
-        metadata = {key: value for key, value in header.items() if key not in own}
+        metadata = {key: value for key, value in header.items() if key not in _OWN_FIELDS}
         return Checkpoint(network, skeleton, metadata, floats, reader.bytes_read, reader.size_bytes)
 
 
@@ -147,16 +152,13 @@ def _read_network(reader: _Reader, header: dict[str, Any], widths: tuple[int, ..
         codes = stores[pinned][taken[pinned] : taken[pinned] + size].reshape(record["shape"])
         taken[pinned] += size
         layers[record["name"]] = FrozenLayer(record["site"], codes, {}, {})
-    shell = FrozenNetwork(layers, {}, widths)
     for bits in widths:
         columns: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in layers}
-        for field, owners, _ in _tables(shell):
-            column, start = reader.tensor(f"{field}/{bits}"), 0
-            for name, layer in layers.items():
-                if any(layer is owner for owner in owners):
-                    channels = len(layer.codes)
-                    columns[name][field] = column[start : start + channels]
-                    start += channels
+        for field, owners, _ in _tables(layers):
+            ends = np.cumsum([len(layers[name].codes) for name in owners])
+            parts = np.split(reader.tensor(f"{field}/{bits}"), ends)
+            for name, part in zip(owners, parts[:-1], strict=True):
+                columns[name][field] = part
         for name, layer in layers.items():
             layer.biases[bits] = columns[name]["bias"]
             layer.grids[bits] = _grid(columns[name])
@@ -180,15 +182,15 @@ def _grid(columns: dict[str, NDArray[Any]]) -> Grid:
     return Grid(scale, slope, offset, columns.get("bits", MASTER_BITS * ones).astype(np.uint8))
 
 
-def _tables(network: FrozenNetwork) -> list[tuple[str, list[FrozenLayer], type]]:
-    """The per-channel columns of the file, and the layers that have them."""
-    every = list(network.layers.values())
-    switchable = [layer for layer in every if not layer.pinned]
-    numbers: list[tuple[str, list[FrozenLayer], type]] = [("scale", every, np.float32), ("bias", every, np.float32)]
+def _tables(layers: dict[str, FrozenLayer]) -> list[tuple[str, list[str], type]]:
+    """The per-channel columns of the file, the names of the layers that have them, and their type."""
+    every = list(layers)
+    switchable = [name for name, layer in layers.items() if not layer.pinned]
+    numbers: list[tuple[str, list[str], type]] = [("scale", every, np.float32), ("bias", every, np.float32)]
     return numbers + [(field, switchable, np.int8) for field in ("slope", "offset", "bits")]
 
 
-def _read(layer: FrozenLayer, field: str, bits: int) -> NDArray[Any]:
+def _column(layer: FrozenLayer, field: str, bits: int) -> NDArray[Any]:
     column: NDArray[Any] = layer.biases[bits] if field == "bias" else getattr(layer.grids[bits], field)
     return column
 
@@ -201,8 +203,16 @@ def _by_width(values: dict[int, Any]) -> dict[str, Any]:
     return {str(width): value for width, value in values.items()}
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _hash(*data: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _hash_tensor(dtype: Any, shape: Sequence[int], data: bytes) -> str:
+    """Type and shape stand in safetensors' own table, which no hash protects, so they belong to the tensor's."""
+    return _hash(f"{np.dtype(dtype).str}{list(shape)}".encode(), data)
 
 
 class _Reader:
@@ -222,23 +232,20 @@ class _Reader:
             raise EmqError(f"cannot read {self.path}: {error.strerror}; name an existing .emq file") from error
         try:
             self.size_bytes = os.fstat(self.file).st_size
-            self._guard(self._read_header)
-        except BaseException:
-            os.close(self.file)
+            self._read_header()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Closes the file; what a wrong file makes fail inside the block becomes one sentence."""
         os.close(self.file)
+        if isinstance(error, _CAUSED_BY_CONTENT) and not isinstance(error, EmqError):
+            raise self._fail("is not an .emq file") from error
 
     def _fail(self, what: str) -> EmqError:
         return EmqError(f"{self.path} {what}; use the original file or train again")
-
-    def _guard(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
-            raise self._fail("is not an .emq file") from error
 
     def _read_header(self) -> None:
         length = int.from_bytes(self._pread(0, 8), "little")
@@ -271,14 +278,12 @@ class _Reader:
         return b"".join(parts)
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Reads one tensor, flat as the planes are or in its own shape."""
-        try:
-            entry = self.table[name]
-            start, end = entry["data_offsets"]
-            dtype, shape, expected = _DTYPES[entry["dtype"]], entry["shape"], self.header["hashes"][name]
-        except KeyError as error:
-            raise self._fail(f"was altered: it has no tensor {name!r}") from error
+        """Reads one tensor in its own shape."""
+        if name not in self.table:
+            raise self._fail(f"was altered: it has no tensor {name!r}")
+        entry = self.table[name]
+        (start, end), shape, dtype = entry["data_offsets"], entry["shape"], _DTYPES[entry["dtype"]]
         data = self._pread(self.data_start + start, end - start)
-        if _hash(data) != expected:
+        if _hash_tensor(dtype, shape, data) != self.header["hashes"][name]:
             raise self._fail(f"was altered: tensor {name!r} does not match its hash")
         return np.frombuffer(data, dtype).reshape(shape)

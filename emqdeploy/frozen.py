@@ -89,9 +89,9 @@ class FrozenNetwork:
     def initializers(self, bits: int) -> dict[str, NDArray[Any]]:
         """Every array that the skeleton graph leaves open, by initializer name, at one bit-width.
 
-        Per layer ``L``: ``L.weight`` int8, ``L.weight_scale`` float32 ``(C,)``, ``L.bias`` int32 ``(C,)``, ``L.bias_scale``
-        float32 ``(C,)``. Per site ``S``: ``S.scale`` float32 and, where it is clamped, ``S.high`` and (signed) ``S.low``
-        uint8, all scalars.
+        Per layer ``L``: ``L.weight`` int8 in the layer's shape; ``L.weight_scale`` float32, ``L.bias`` int32 and
+        ``L.bias_scale`` float32, each ``(C,)``. Per site ``S``, all scalars: ``S.scale`` float32 and, where it is
+        clamped, ``S.high`` and (signed) ``S.low`` uint8.
         """
         self.check_bits(bits)
         arrays: dict[str, NDArray[Any]] = {}

@@ -30,7 +30,7 @@ LIMIT_UNSIGNED_INPUT = 127
 """Largest ``|z|`` of a layer that reads codes 0..127: ``2 * 127 * 127 <= 32767``, no int16 kernel saturates."""
 
 LIMIT_SIGNED_INPUT = 64
-"""Largest ``|z|`` of a layer that reads a signed tensor, stored as uint8 with zero point 128: ``2 * 255 * 64 <= 32767``."""
+"""Largest ``|z|`` of a layer that reads a signed tensor, uint8 with zero point 128: ``2 * 255 * 64 <= 32767``."""
 
 BIAS_HEADROOM = 2.0**30
 """Largest integer bias; what is left of int32 holds the products."""
@@ -55,7 +55,7 @@ def encode(weights: NDArray[np.floating[Any]]) -> Codes:
 
 def truncate(codes: Codes, bits: int) -> Codes:
     """Returns the ``bits`` most significant bits of the master codes."""
-    return codes >> (MASTER_BITS - bits)
+    return codes >> np.uint8(MASTER_BITS - bits)
 
 
 def odd_integers(codes: Codes, bits: int) -> NDArray[np.int16]:
@@ -302,7 +302,7 @@ def integer_conv(
     """
     top, left, bottom, right = pads
     padded = np.pad(inputs, ((0, 0), (0, 0), (top, bottom), (left, right))).astype(np.float64)
-    count, channels, height, width = padded.shape
+    count = len(padded)
     out_channels, group_channels, k_h, k_w = weights.shape
     span_h, span_w = (k_h - 1) * dilations[0] + 1, (k_w - 1) * dilations[1] + 1
     windows = np.lib.stride_tricks.sliding_window_view(padded, (span_h, span_w), axis=(2, 3))
@@ -330,7 +330,7 @@ def _fused_multiply_add(a: NDArray[Any], b: np.float32, c: NDArray[Any] | np.flo
 def integer_add(
     a: Codes, b: Codes, scales: tuple[float, float, float], zeros: tuple[int, int], codes: CodeRange
 ) -> Codes:
-    """Adds two code tensors of scales ``(s_a, s_b)`` into codes of scale ``s_y``, fused as onnxruntime's kernel fuses it."""
+    """Adds codes of scales ``(s_a, s_b)`` into codes of scale ``s_y``, rounded as onnxruntime's fused kernel rounds."""
     ratio_a = np.float32(scales[0]) / np.float32(scales[2])
     ratio_b = np.float32(scales[1]) / np.float32(scales[2])
     fixed = np.float32(codes.zero_point) - (ratio_a * np.float32(zeros[0]) + ratio_b * np.float32(zeros[1]))

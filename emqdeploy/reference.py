@@ -199,11 +199,13 @@ class IntegerReference:
         )
         try:
             model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
-            return ReferenceEvaluator(model).run(None, feeds)[0]
+            outputs: Any = ReferenceEvaluator(model).run(None, feeds)
         except (RuntimeError, NotImplementedError) as error:
             raise EmqError(
                 f"the integer reference cannot run operator {node.op_type!r} ({node.name}): {error}"
             ) from error
+        result: Floats = outputs[0]
+        return result
 
     @staticmethod
     def _dynamic_inputs(node: Any, constants: dict[str, Any]) -> Iterator[str]:

@@ -18,8 +18,8 @@ FLOAT_BITS = 32
 class _FakeQuantize(torch.autograd.Function):
     """``s clamp(round(x / s), low, high)`` with the LSQ gradient (arXiv 1902.08153) for the logarithm of the clip.
 
-    With ``s = clip / steps`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``: two dot products, and one
-    mask is all that is kept beside input and output.
+    With ``s = clip / steps`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``: two dot products, and
+    one mask is all that is kept beside input and output.
     """
 
     @staticmethod
@@ -33,7 +33,7 @@ class _FakeQuantize(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, output, inside = ctx.saved_tensors
         passed = grad * inside
         slope = torch.dot(grad.reshape(-1), output.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))

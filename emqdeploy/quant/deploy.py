@@ -68,9 +68,9 @@ class DeployedLayer(nn.Module):
     def __init__(self, layer: QuantLayer, name: str, arrays: dict[str, np.ndarray]) -> None:
         super().__init__()
         column = (-1,) + (1,) * (layer.weight.dim() - 1)
-        scale = torch.from_numpy(arrays[f"{name}.weight_scale"])
-        self.weight = torch.from_numpy(arrays[f"{name}.weight"]).float() * scale.reshape(column)
-        self.bias = torch.from_numpy(arrays[f"{name}.bias"]).float() * torch.from_numpy(arrays[f"{name}.bias_scale"])
+        scale = torch.tensor(arrays[f"{name}.weight_scale"])
+        self.weight = torch.tensor(arrays[f"{name}.weight"]).float() * scale.reshape(column)
+        self.bias = torch.tensor(arrays[f"{name}.bias"]).float() * torch.tensor(arrays[f"{name}.bias_scale"])
         self.conv = None
         if isinstance(layer, nn.Conv2d):
             self.conv = (layer.stride, layer.padding, layer.dilation, layer.groups)

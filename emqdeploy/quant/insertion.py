@@ -1,9 +1,9 @@
 """Inserts quantizers into any traceable module, where integer runtimes fuse them.
 
-The rewrite works on the `torch.fx` graph, so the user's model stays as it is. A *site* (one activation quantizer) stands
-behind every tensor that a convolution, linear layer or residual add produces or reads; normalization and ReLU between a
-layer and its site fuse into it. Operators that only move values (max pooling, flatten, ...) keep the grid: behind them
-the site is repeated, not learned again.
+The rewrite works on the `torch.fx` graph, so the user's model stays as it is. A *site* (one activation quantizer)
+stands behind every tensor that a convolution, linear layer or residual add produces or reads; normalization and ReLU
+between a layer and its site fuse into it. Operators that only move values (max pooling, flatten, ...) keep the grid:
+behind them the site is repeated, not learned again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _FUNCTIONS = {
         *(torch.flatten, torch.squeeze, torch.reshape, torch.max_pool2d),
         *("flatten", "view", "reshape", "squeeze", "contiguous"),
     ),
+    "joins": (torch.cat, torch.concat),
     "average": (*(nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"),),
 }
 
@@ -87,7 +88,7 @@ def insert_quantizers(
 
 
 class _Inserter:
-    """One rewrite of one graph. Every step reads the graph as traced and notes what to change; `run` then changes it."""
+    """One rewrite of one graph. Steps read the graph as traced and note what to change; `run` then changes it."""
 
     def __init__(self, graph: fx.GraphModule, config: InsertionConfig, trained_bits: tuple[int, ...]) -> None:
         self.module = graph
@@ -96,6 +97,7 @@ class _Inserter:
         self.trained_bits = trained_bits
         self.modules = dict(graph.named_modules())
         self._erase_identities()
+        self._own_dropouts()
         self.layers = [node for node in self.graph.nodes if self._is_layer(node)]
         self.norm_of: dict[str, str] = {}
         self.never_negative: dict[fx.Node, bool] = {}
@@ -104,6 +106,17 @@ class _Inserter:
         for node in list(self.graph.nodes):
             if node.op == "call_module" and type(self.modules[str(node.target)]) is nn.Identity:
                 node.replace_all_uses_with(node.all_input_nodes[0])
+                self.graph.erase_node(node)
+
+    def _own_dropouts(self) -> None:
+        """Makes modules of functional dropouts: tracing froze whether the model was in training, a module follows it."""
+        for node in list(self.graph.nodes):
+            if node.op == "call_function" and node.target is F.dropout:
+                share = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+                self.modules[node.name] = nn.Dropout(float(share))  # type: ignore[arg-type]
+                self.module.add_submodule(node.name, self.modules[node.name])
+                with self.graph.inserting_before(node):
+                    node.replace_all_uses_with(self.graph.call_module(node.name, (node.all_input_nodes[0],)))
                 self.graph.erase_node(node)
 
     # --- what a node is ---
@@ -151,7 +164,7 @@ class _Inserter:
         """Whether a tensor is never negative, from the operators that lead to it."""
         if node not in self.never_negative:
             inputs = node.all_input_nodes
-            passes = self._is(node, "moves_values") or self._is(node, "average") or self._is_add(node)
+            passes = self._is_add(node) or any(self._is(node, kind) for kind in ("moves_values", "average", "joins"))
             known = any(self._is(node, kind) for kind in ("relu", "relu6", "never_negative"))
             self.never_negative[node] = known or (
                 passes and bool(inputs) and all(self._is_never_negative(source) for source in inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ class QuantLayer(nn.Module):
             channel's mean weight into that bit-width's bias.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Any
     input_mean: Tensor
     bits: int
     quantizer: WeightQuantizer | PinnedQuantizer
@@ -84,8 +85,9 @@ class QuantLinear(QuantLayer, nn.Linear):
 class MultiBitBatchNorm2d(nn.BatchNorm2d):
     """One batch normalization for every bit-width.
 
-    Gain and shift are shared by all bit-widths. Running statistics are kept twice: shared, and per bit-width, which costs
-    two numbers per channel and no gradient. Evaluation uses those of the current bit-width where they were estimated.
+    Gain and shift are shared by all bit-widths. Running statistics are kept twice: shared, and per bit-width, which
+    costs two numbers per channel and no gradient. Evaluation uses those of the current bit-width where they were
+    estimated.
     """
 
     bits: int
@@ -105,7 +107,7 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         mean, var = self.bit_mean[self.bits - 1], self.bit_var[self.bits - 1]
         normalized = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
         self.estimated[self.bits - 1] = True
-        # The shared statistics follow whichever bit-width has just been trained: an average over the bit-widths in turn.
+        # The shared statistics follow whichever bit-width was just trained: an average over the bit-widths in turn.
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var, self.momentum)
         return normalized

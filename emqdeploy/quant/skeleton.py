@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,8 @@ EXTERNAL_FILE = "emq"
 
 _DOMAIN = "emq"
 
+_Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
+
 
 class _LayerMarker(nn.Module):
     """Stands for a layer in the exported graph; computes only its output shape."""
@@ -36,7 +38,7 @@ class _LayerMarker(nn.Module):
         super().__init__()
         self.name = name
         self.features = layer.weight.shape[0]
-        self.attributes: dict[str, str | list[int] | int] = {"layer": name, "kind": "Gemm"}
+        self.attributes: _Attributes = {"layer": name, "kind": "Gemm"}
         self.window: list[tuple[int, int]] = []
         if isinstance(layer, nn.Conv2d):
             if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
@@ -68,7 +70,7 @@ class _SiteMarker(nn.Module):
 
     def __init__(self, name: str, alias: bool) -> None:
         super().__init__()
-        self.attributes = {"site": name, "alias": int(alias)}
+        self.attributes: _Attributes = {"site": name, "alias": int(alias)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Emits the marker."""
@@ -184,16 +186,16 @@ class _Expander:
         if name not in self.arrays:
             size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             tensor = ir.ExternalTensor(EXTERNAL_FILE, 0, int(size), dtype, shape=ir.Shape(shape), name=name)
-            self.arrays[name] = self._register(name, tensor)
+            self.arrays[name] = self._register(name, tensor, shape)
         return self.arrays[name]
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
         if name not in self.arrays:
-            self.arrays[name] = self._register(name, ir.tensor(array, name=name))
+            self.arrays[name] = self._register(name, ir.tensor(array, name=name), array.shape)
         return self.arrays[name]
 
-    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    def _register(self, name: str, tensor: ir.TensorProtocol, shape: tuple[int, ...]) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -220,7 +222,7 @@ class _Expander:
             if self.sites[name].signed:
                 low = self._open(f"{name}.low", ir.DataType.UINT8, ())
                 nodes.append(ir.node("Max", [nodes[-1].outputs[0], low], name=f"{label}/low"))
-        nodes[-1].outputs[0].name = f"{label}/codes"
+        nodes[-1].outputs[0].name = f"{label}/moved" if alias else f"{name}/codes"
         nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero], name=f"{label}/dequantize"))
         self._replace(node, nodes)
 
@@ -258,9 +260,9 @@ class _Expander:
 
     def _global_average(self, node: ir.Node) -> None:
         """A mean over height and width is the pooling that integer runtimes know."""
-        axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
-        shape = node.inputs[0].shape
-        rank = len(shape) if shape is not None else 0
+        source, axes_value, *_ = *node.inputs, None
+        axes = axes_value.const_value if axes_value is not None else None
+        rank = len(source.shape) if source is not None and source.shape is not None else 0
         if axes is None or rank != 4 or sorted(int(axis) % 4 for axis in axes.numpy()) != [2, 3]:
             return
         nodes = [ir.node("GlobalAveragePool", [node.inputs[0]], name=f"{node.name}/average")]

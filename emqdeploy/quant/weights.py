@@ -111,7 +111,7 @@ class _StraightThrough(torch.autograd.Function):
         return exact
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -159,13 +159,6 @@ def no_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) ->
     return scale, torch.zeros_like(scale)
 
 
-def _largest_odd_integer(low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
-    """``max |u|`` at ``bits`` of channels whose master codes span ``low..high``."""
-    levels = 2.0**bits - 1
-    shift = 2.0 ** (MASTER_BITS - bits)
-    return torch.maximum(2 * torch.floor(high / shift) - levels, levels - 2 * torch.floor(low / shift))
-
-
 def snap(largest: Tensor, gain: Tensor, origin: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """The torch mirror of `emqdeploy.grid.snap`; all arguments and results ``(C,)``."""
     constant = gain <= 0
@@ -211,10 +204,7 @@ class WeightQuantizer(nn.Module):
         unit = squashed / (2 * peak) + 0.5
         reference = weight if config.reference == "w" else squashed
         with torch.no_grad():
-            flat = unit.reshape(len(unit), -1)
-            low = self._master(flat.amin(1), bits)
-            high = self._master(flat.amax(1), bits)
-            used = self._usable_bits(low, high, bits, config)
+            used = self._usable_bits(unit, bits)
             levels = (2.0**used - 1).reshape(column)
             codes = PARTITIONS[config.partition](unit, levels)
             odd = 2 * codes - levels
@@ -237,20 +227,18 @@ class WeightQuantizer(nn.Module):
         value = _StraightThrough.apply(smooth, value)
         return QuantizedWeight(value, master, scale, slope, offset, used, residual)
 
-    def _master(self, unit: Tensor, bits: int) -> Tensor:
-        """Master codes of the extremes; a rounded code of ``bits`` bits stands in its most significant bits."""
-        width = MASTER_BITS if self.config.nested else bits
-        levels = torch.tensor(2.0**width - 1, device=unit.device)
-        return PARTITIONS[self.config.partition](unit, levels) * 2.0 ** (MASTER_BITS - width)
-
-    def _usable_bits(self, low: Tensor, high: Tensor, bits: int, config: WeightConfig) -> Tensor:
+    def _usable_bits(self, unit: Tensor, bits: int) -> Tensor:
         """The largest width up to ``bits`` whose odd integers stay within the limit, per channel or for the layer."""
-        if config.group == "layer":
+        flat = unit.reshape(len(unit), -1)
+        low, high = flat.amin(1), flat.amax(1)
+        if self.config.group == "layer":
             low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+        partition = PARTITIONS[self.config.partition]
         used = torch.ones_like(low)
         for width in range(2, bits + 1):
-            fits = _largest_odd_integer(low, high, torch.full_like(low, float(width))) <= self.limit
-            used = torch.where(fits, torch.full_like(low, float(width)), used)
+            levels = torch.tensor(2.0**width - 1, device=unit.device)
+            largest = torch.maximum(2 * partition(high, levels) - levels, levels - 2 * partition(low, levels))
+            used = torch.where(largest <= self.limit, torch.full_like(low, float(width)), used)
         return used
 
 

@@ -127,7 +127,12 @@ class OnnxRuntime(RuntimeBase):
         arrays = self._network.initializers(bits)
         kernels = profile_kernels(self._skeleton, options, arrays, self.input_shape)
         return [
-            LayerPrecision(name, layer.grid_bits(bits), "int8", computed_as(kernels.get(name)))
+            LayerPrecision(
+                name,
+                layer.grid_bits(bits),
+                "int8" if layer.pinned else f"{bits} bit-planes",
+                computed_as(kernels.get(name)),
+            )
             for name, layer in self._network.layers.items()
         ]
 

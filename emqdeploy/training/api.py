@@ -20,11 +20,12 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.skeleton import export_skeleton
+from emqdeploy.runs import CHECKPOINT_FILE
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.evaluate import accuracy, accuracy_per_bits
 from emqdeploy.training.loop import Tensors, Trainer
 from emqdeploy.training.norms import NORM_ADAPTATIONS, measure_input_means
-from emqdeploy.training.run import CHECKPOINT_FILE, RunDirectory
+from emqdeploy.training.run import RunDirectory
 
 CALIBRATION_IMAGES = 2048
 """Training images, unaugmented, over which statistics are estimated after training."""

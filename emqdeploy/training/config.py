@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emqdeploy.bits import check_bits
 from emqdeploy.errors import UsageError
-from emqdeploy.grid import ALL_BITS
 from emqdeploy.quant.activations import FLOAT_BITS
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.weights import WeightConfig
@@ -130,11 +130,3 @@ class TrainConfig:
         tuples = {key: tuple(values[key]) for key in ("bits", "keep_8bit") if key in values}
         return cls(**{**values, **tuples})
 
-
-def check_bits(bits: tuple[int, ...]) -> None:
-    """Raises for an empty list, a bit-width outside 1..8 or one that is named twice."""
-    given = ",".join(map(str, bits))
-    if not bits or any(width not in ALL_BITS for width in bits):
-        raise UsageError(f"--bits is {given or 'empty'}; allowed: 1..8, for example --bits 2,4,8")
-    if len(set(bits)) != len(bits):
-        raise UsageError(f"--bits {given} names a bit-width twice; name each once")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
 LATENT_FILE = "latent.safetensors"
-CHECKPOINT_FILE = "model.emq"
 
 
 class RunDirectory:
@@ -86,10 +84,3 @@ class RunDirectory:
         """Writes the float weights, for fine-tuning and baselines."""
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         atomic_write_bytes(self.path / LATENT_FILE, data)
-
-
-def next_run_path(root: Path, data: str, model: str) -> Path:
-    """Returns the next unused ``root/DATA-MODEL-NNN``."""
-    stem = re.sub(r"[^\w.-]+", "-", f"{data.partition(':')[0]}-{model}")
-    taken = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{stem}-[0-9][0-9][0-9]")]
-    return root / f"{stem}-{max(taken, default=0) + 1:03d}"

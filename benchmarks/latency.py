@@ -1,0 +1,168 @@
+"""Latency of our artefacts against onnxruntime's own static post-training quantization of the same float network.
+
+Batch 1, one and two threads, the same session options and the same images for all. A group of sessions is timed in
+turns; every figure is the ratio of medians to static quantization with a bootstrap 95 % interval. A bound holds when
+the upper end of the interval does not exceed it.
+
+Static quantization is QDQ, uint8 activations, int8 weights per channel, calibrated on random images like ours. Its own
+error stands beside it: the fused session against the same QDQ graph as written, in float, because a CPU without VNNI
+saturates at full 8-bit range and is then fast at the wrong sums. Ours is measured alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import Samples, Subject, arguments, interleave, ratio_interval, show, subject, summary, write
+from emqdeploy.grid import ALL_BITS
+from emqdeploy.runtimes.onnx_runtime import create_session, session_options
+
+BOUNDS = {"resnet18": 1.03, "resnet20": 1.10}
+THREADS = (1, 2)
+STATIC, FLOAT = "static", "float32"
+
+Images = NDArray[np.float32]
+
+
+def float_model(network: Subject) -> bytes:
+    """The float network as ONNX, batch normalization folded into the convolutions by onnxruntime."""
+    import onnx
+    import torch
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from emqdeploy.models import create_model
+
+    height = network.input_shape[1]
+    plain = create_model(network.model, network.spec.classes, 3, height)
+    # The multi-bit network keeps the names of the float model, so its weights and shared statistics fit as they are.
+    plain.load_state_dict(network.network.float_state(), strict=False)
+    plain.eval()
+    example = torch.zeros(2, *network.input_shape)
+    program = torch.onnx.export(
+        plain,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    assert program is not None
+    with tempfile.TemporaryDirectory() as folder:
+        source, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(program.model_proto, source)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        return prepared.read_bytes()
+
+
+def static_quantized(model: bytes, images: Images) -> bytes:
+    """Static post-training quantization as onnxruntime's own tools do it."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter([{"images": images[index : index + 1]} for index in range(len(images))])
+
+        def get_next(self) -> dict[str, Images] | None:
+            return next(self.rest, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "static.onnx"
+        source.write_bytes(model)
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
+        return target.read_bytes()
+
+
+def fused_error(model: bytes, arrays: dict[str, Any] | None, images: Images) -> float:
+    """Largest difference of the fused session from the graph as written, in percent of the largest logit."""
+    feed = {"images": images}
+    fused = create_session(model, session_options(1), arrays).run(None, feed)[0]
+    written = create_session(model, session_options(1, optimise=False), arrays).run(None, feed)[0]
+    return float(100 * np.abs(fused - written).max() / np.abs(written).max())
+
+
+def measure(network: Subject, bits: Sequence[int], rounds: int, block: int, calibration: int) -> list[dict[str, Any]]:
+    """Times one network; returns one row per session and thread count."""
+    checkpoint = network.checkpoint
+    model = float_model(network)
+    graphs: dict[str, tuple[bytes, dict[str, Any] | None]] = {
+        FLOAT: (model, None),
+        STATIC: (static_quantized(model, network.images(calibration, seed=2)), None),
+    }
+    graphs |= {f"ours {width} bit": (checkpoint.skeleton, checkpoint.network.initializers(width)) for width in bits}
+    probe = network.images(8, seed=3)
+    errors = {name: fused_error(*graph, probe) for name, graph in graphs.items()}
+    image = network.images(1)
+    rows = []
+    for threads in THREADS:
+        sessions = {
+            name: create_session(graph, session_options(threads), arrays) for name, (graph, arrays) in graphs.items()
+        }
+        calls = {name: _call(session, image) for name, session in sessions.items()}
+        samples = interleave(calls, rounds, block)
+        rows += [_row(network.model, threads, name, samples, errors[name]) for name in graphs]
+    return rows
+
+
+def _call(session: Any, image: Images) -> Callable[[], object]:
+    feed = {"images": image}
+    return lambda: session.run(("logits",), feed)
+
+
+def _row(model: str, threads: int, name: str, samples: dict[str, Samples], error: float) -> dict[str, Any]:
+    ratio = ratio_interval(samples[name], samples[STATIC])
+    bound = BOUNDS.get(model) if name.startswith("ours") else None
+    return {
+        "model": model,
+        "threads": threads,
+        "session": name,
+        **summary(samples[name]),
+        "ratio_to_static": ratio.to_dict(),
+        "shown": str(ratio),
+        "bound": bound,
+        "holds": None if bound is None else ratio.high <= bound,
+        "fused_error_percent": error,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark."""
+    parser = arguments(__doc__, "latency")
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet20", "mobilenet_v2"])
+    parser.add_argument("--bits", default="1,2,4,8", help="comma-separated bit-widths, or: all")
+    options = parser.parse_args(argv)
+    bits = ALL_BITS if options.bits == "all" else tuple(int(width) for width in options.bits.split(","))
+    rows: list[dict[str, Any]] = []
+    for model in options.models:
+        # Small networks have short calls: more of them in a block keeps the clock's share and the wake-up's small.
+        rounds, block = (4, 3) if options.quick else (60, 20 if model == "resnet20" else 5)
+        rows += measure(subject(model), bits, rounds, block, calibration=4 if options.quick else 32)
+    shown = [
+        (
+            *(f"{row['model']}, {row['threads']} threads", row["session"], row["p50_ms"], row["shown"]),
+            "" if row["bound"] is None else f"{'holds' if row['holds'] else 'MISSED'} ({row['bound']:.2f})",
+            f"{row['fused_error_percent']:.2f} %",
+        )
+        for row in rows
+    ]
+    columns = ("network", "session", "p50 ms", "ratio to static [95 %]", "bound", "own error when fused")
+    show("Latency, batch 1", columns, shown)
+    write(options.json, "latency", options.quick, rows)
+
+
+if __name__ == "__main__":
+    main()

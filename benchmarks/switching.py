@@ -1,0 +1,169 @@
+"""What a switch of precision costs, on ResNet-18 at 224 pixels, and what a start from the file costs.
+
+* ``set_bits`` between resident bit-widths (bound: p99 0.1 ms);
+* the first output after a switch, the switch included, relative to a steady one (bound: 1.10x, upper end of the interval);
+* building a bit-width that is not resident from the codes in memory (bound: median 25 ms), and its parts;
+* cold load: a fresh process with the file dropped from the page cache, to the loaded checkpoint and to the first output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import Samples, arguments, ratio_interval, show, subject, summary, timed, verdict, write
+from emqdeploy.checkpoint import Checkpoint, save_checkpoint
+from emqdeploy.grid import Floats
+from emqdeploy.runtimes.onnx_runtime import OnnxRuntime, create_session, session_options
+
+SWITCH_BOUND_MS = 0.1
+FIRST_OUTPUT_BOUND = 1.10
+BUILD_BOUND_MS = 25.0
+
+_COLD = """
+import json, sys, time
+start = time.perf_counter_ns()
+marks = {}
+def mark(name):
+    marks[name] = (time.perf_counter_ns() - start) / 1e6
+import numpy as np
+from emqdeploy.checkpoint import load_checkpoint
+from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
+import onnxruntime
+mark("imports")
+bits = int(sys.argv[2]) or None
+checkpoint = load_checkpoint(sys.argv[1], bits=bits)
+mark("checkpoint")
+runtime = OnnxRuntime(checkpoint, bits=[bits or 8])
+mark("session")
+runtime(np.zeros((1, *runtime.input_shape), np.float32))
+mark("first_output")
+print(json.dumps(marks))
+"""
+
+
+def switch_calls(runtime: OnnxRuntime, calls: int) -> Samples:
+    """Milliseconds of single ``set_bits`` calls to a random other resident bit-width, ``(calls, 1)``."""
+    steps = np.random.default_rng(0).integers(1, len(runtime.resident_bits), size=calls)
+    order = [runtime.resident_bits[index] for index in np.cumsum(steps) % len(runtime.resident_bits)]
+    times = np.zeros((calls, 1))
+    for index, bits in enumerate(order):
+        start = time.perf_counter_ns()
+        runtime.set_bits(bits)
+        times[index] = (time.perf_counter_ns() - start) / 1e6
+    return times
+
+
+def first_outputs(runtime: OnnxRuntime, image: Floats, rounds: int) -> tuple[Samples, Samples]:
+    """Milliseconds of switch and first output, and of steady outputs at the same bit-widths, interleaved."""
+    widths = runtime.resident_bits
+    first, steady = np.zeros((rounds, len(widths))), np.zeros((rounds, len(widths)))
+    random = np.random.default_rng(0)
+    for row in range(rounds):
+        for column in random.permutation(len(widths)):
+            bits = widths[column]
+
+            def switch_and_run(bits: int = bits) -> None:
+                runtime.set_bits(bits)
+                runtime(image)
+
+            first[row, column] = timed(switch_and_run)[0]
+            runtime(image)
+            steady[row, column] = timed(lambda: runtime(image))[0]
+    return first, steady
+
+
+def builds(checkpoint: Checkpoint, count: int) -> dict[str, list[float]]:
+    """Milliseconds of making a bit-width resident through the runtime, and of the two parts done apart."""
+    times: dict[str, list[float]] = {"set_bits": [], "integers and biases": [], "session": []}
+    widths = checkpoint.network.widths
+    home = widths[-1]
+    runtime = OnnxRuntime(checkpoint, bits=[home])
+    for index in range(count + 1):
+        bits = widths[index % (len(widths) - 1)]
+        whole, _ = timed(lambda bits=bits: runtime.set_bits(bits))  # type: ignore[misc]
+        runtime.set_bits(home)
+        runtime.evict(bits)
+        deriving, arrays = timed(lambda bits=bits: checkpoint.network.initializers(bits))  # type: ignore[misc]
+        creating, session = timed(
+            lambda arrays=arrays: create_session(checkpoint.skeleton, session_options(), arrays)  # type: ignore[misc]
+        )
+        del arrays, session
+        if index > 0:  # the first one warms up
+            for name, value in zip(times, (whole, deriving, creating), strict=True):
+                times[name].append(value)
+    return times
+
+
+def cold_starts(path: Path, bits: int | None, count: int) -> dict[str, list[float]]:
+    """Milliseconds from the start of a fresh interpreter's first statement to each stage."""
+    stages: dict[str, list[float]] = {}
+    for _ in range(count):
+        _drop_from_page_cache(path)
+        command = [sys.executable, "-c", _COLD, str(path), str(bits or 0)]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        for name, value in json.loads(result.stdout).items():
+            stages.setdefault(name, []).append(value)
+    return stages
+
+
+def _drop_from_page_cache(path: Path) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark."""
+    options = arguments(__doc__, "switching").parse_args(argv)
+    scale: Callable[[int, int], int] = lambda full, quick: quick if options.quick else full  # noqa: E731
+    network = subject("resnet18")
+    rows: list[dict[str, Any]] = []
+
+    with OnnxRuntime(network.checkpoint) as runtime:
+        calls = summary(switch_calls(runtime, 10_000))
+        rows.append({"what": "set_bits, resident", **calls, "bound_ms": SWITCH_BOUND_MS})
+        rows[-1]["holds"] = calls["p99_ms"] <= SWITCH_BOUND_MS
+        first, steady = first_outputs(runtime, network.images(1), scale(60, 4))
+        ratio = ratio_interval(first, steady)
+        rows.append({"what": "steady output", **summary(steady)})
+        rows.append({"what": "switch and first output", **summary(first), "ratio_to_steady": ratio.to_dict()})
+        rows[-1] |= {"bound_ratio": FIRST_OUTPUT_BOUND, "holds": ratio.high <= FIRST_OUTPUT_BOUND}
+
+    parts = builds(network.checkpoint, scale(70, 7))
+    for name, values in parts.items():
+        rows.append({"what": f"build: {name}", **summary(values)})
+    build = summary(parts["set_bits"])["p50_ms"]
+    rows[-len(parts)] |= {"bound_ms": BUILD_BOUND_MS, "holds": build <= BUILD_BOUND_MS}
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet18.emq"
+        save_checkpoint(path, network.checkpoint)
+        for bits in (None, 4):
+            for stage, values in cold_starts(path, bits, scale(10, 2)).items():
+                rows.append(
+                    {"what": f"cold start, {'all widths' if bits is None else '4 bit'}: {stage}"} | summary(values)
+                )
+
+    notes = {
+        "set_bits, resident": verdict(calls["p99_ms"], SWITCH_BOUND_MS) + " at p99",
+        "switch and first output": f"{ratio}; {verdict(ratio.high, FIRST_OUTPUT_BOUND)}",
+        "build: set_bits": verdict(build, BUILD_BOUND_MS) + " at p50",
+    }
+    shown = [(row["what"], row["p50_ms"], row["p99_ms"], row["samples"], notes.get(row["what"], "")) for row in rows]
+    show("Switching, ResNet-18 at 224", ("what", "p50 ms", "p99 ms", "samples", "bound"), shown)
+    write(options.json, "switching", options.quick, rows)
+
+
+if __name__ == "__main__":
+    main()

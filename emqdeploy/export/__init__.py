@@ -1,0 +1,1 @@
+"""A checkpoint in, artefacts for runtimes out; needs no torch."""

@@ -1,0 +1,77 @@
+"""Comparing two runs of one network: codes, steps, arg-max."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.grid import Codes, Floats
+
+SAFE_MARGIN = 0.01
+"""An arg-max may flip between runs that differ in rounding only where the top two logits are closer than this share of
+the logit range."""
+
+
+@dataclass
+class Parity:
+    """How one run differs from the integer reference, over all images compared so far.
+
+    Attributes:
+        images: images compared.
+        codes: codes compared, over all quantized tensors.
+        differing_codes: how many of them differ.
+        max_step_error: the largest difference of a code.
+        flips: images whose arg-max differs.
+        unsafe_flips: those among them whose top-2 margin exceeds 1 % of the logit range.
+        max_logit_error: largest difference of a logit, as a share of the logit range.
+        first_difference: the first quantized tensor, in order of computation, with a differing code.
+    """
+
+    images: int = 0
+    codes: int = 0
+    differing_codes: int = 0
+    max_step_error: int = 0
+    flips: int = 0
+    unsafe_flips: int = 0
+    max_logit_error: float = 0.0
+    first_difference: str | None = None
+
+    def add(
+        self,
+        reference: tuple[Floats, Mapping[str, Codes]],
+        other: tuple[Floats, Mapping[str, Codes]],
+    ) -> None:
+        """Adds a batch: logits ``(N, classes)`` and codes by tensor name, in order of computation."""
+        expected, actual = reference[0], other[0]
+        spread = max(float(np.ptp(expected)), 1e-12)
+        top = np.sort(expected, axis=1)
+        flipped = expected.argmax(1) != actual.argmax(1)
+        self.images += len(expected)
+        self.flips += int(flipped.sum())
+        self.unsafe_flips += int((flipped & (top[:, -1] - top[:, -2] > SAFE_MARGIN * spread)).sum())
+        self.max_logit_error = max(self.max_logit_error, float(np.abs(expected - actual).max()) / spread)
+        for name, codes in reference[1].items():
+            steps = np.abs(codes.astype(np.int16) - other[1][name].astype(np.int16))
+            self.codes += steps.size
+            differing = int(np.count_nonzero(steps))
+            self.differing_codes += differing
+            self.max_step_error = max(self.max_step_error, int(steps.max(initial=0)))
+            if differing and self.first_difference is None:
+                self.first_difference = name
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of images with the same arg-max."""
+        return 1 - self.flips / max(self.images, 1)
+
+    @property
+    def exact(self) -> bool:
+        """No code and no arg-max differs."""
+        return self.differing_codes == 0 and self.flips == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {"top1_agreement": self.top1_agreement, **asdict(self)}

@@ -1,0 +1,213 @@
+"""Tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(*parts: Table | str) -> None:
+    """Prints tables and lines to standard output; a pipe gets the full width, not a terminal's."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for part in parts:
+        if isinstance(part, Table) and part.title:
+            # A title inside the table would be wrapped to the table's width.
+            console.print(part.title, style="bold", highlight=False, soft_wrap=True)
+            part.title = None
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+def size(count: int | None) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "not measured"
+    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
+def percent(value: float | None) -> str:
+    """An accuracy, or that it was not measured."""
+    return "not measured" if value is None else f"{value:.2f} %"
+
+
+def milliseconds(value: float | None) -> str:
+    """A duration with three significant digits; short ones in microseconds."""
+    if value is None:
+        return "-"
+    return f"{value * 1000:.1f} µs" if value < 0.1 else f"{value:.3g} ms"
+
+
+def table(title: str, *columns: str, caption: str | None = None) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    result = Table(title=title, caption=caption, caption_justify="left")
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    return result
+
+
+def accuracy_table(title: str, accuracy: dict[str, float], trained: list[int]) -> Table:
+    """Accuracy per bit-width; bit-widths that training never visited are marked."""
+    result = table(title, "bits", "accuracy", "")
+    for bits, value in accuracy.items():
+        result.add_row(bits, percent(value), "trained" if int(bits) in trained else "unseen")
+    return result
+
+
+def export_table(artefacts: list[dict[str, Any]]) -> Table:
+    """Exported files: what is stored, what is computed, and the proof."""
+    result = table(
+        "Exported and verified against the integer reference",
+        *("bits", "file", "size", "stored as", "computed as", "integer layers", "differing codes", "top-1 agreement"),
+    )
+    for artefact in artefacts:
+        parity = artefact["parity"]
+        result.add_row(
+            str(artefact["bits"]),
+            artefact["path"],
+            size(artefact["size_bytes"]),
+            artefact["stored_as"],
+            artefact["computed_as"],
+            f"{artefact['integer_layers']} of {artefact['layers']}",
+            f"{parity['differing_codes']} of {parity['codes']}",
+            f"{100 * parity['top1_agreement']:.1f} %",
+        )
+    return result
+
+
+def verify_table(results: list[dict[str, Any]], images: str) -> Table:
+    """Every rung of parity at every bit-width."""
+    result = table(
+        f"Parity with the integer reference ({images})",
+        *("bits", "rung", "differing codes", "largest step", "arg-max flips", "beyond 1 % margin", "logit error", ""),
+    )
+    for entry in results:
+        for index, (name, rung) in enumerate(entry["rungs"].items()):
+            result.add_row(
+                str(entry["bits"]) if index == 0 else "",
+                name,
+                f"{rung['differing_codes']} of {rung['codes']}" if rung["codes"] else "logits only",
+                str(rung["max_step_error"]) if rung["codes"] else "-",
+                f"{rung['flips']} of {rung['images']}",
+                str(rung["unsafe_flips"]),
+                f"{100 * rung['max_logit_error']:.2g} %",
+                ("[green]ok" if entry["ok"] else "[red]FAILED") if index == 0 else "",
+            )
+        for name, reason in entry["skipped"].items():
+            result.add_row("", name, f"skipped: {reason}")
+    return result
+
+
+def bench_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Everything measured, a row per bit-width."""
+    result = table(
+        title,
+        *("bits", "accuracy", "p50", "p90", "p99", "size", "memory", "stored as", "computed as", "switch", "first output"),
+        caption="size: bytes the file spends on this bit-width; memory: added to a fresh process by loading and running it;"
+        "\nswitch: set_bits between resident bit-widths; first output: the first inference after a switch",
+    )
+    for row in rows:
+        latency, switch = row["latency_ms"], row["switch"]
+        result.add_row(
+            str(row["bits"]),
+            percent(row["accuracy"]),
+            *(milliseconds(latency[key]) for key in ("p50", "p90", "p99")),
+            size(row["size_bytes"]),
+            size(row["rss_bytes"]),
+            row["stored_as"],
+            row["computed_as"],
+            milliseconds(row["switch_ms"]),
+            milliseconds(None if switch is None else switch["first_output"]["p50"]),
+        )
+    return result
+
+
+def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
+    """A checkpoint at a glance."""
+    metadata = description["metadata"]
+    widths = description["bits"]
+    layers = table(
+        "Layers", "name", "shape", "stored as", "input", *(f"{bits} b" for bits in widths),
+        caption="per bit-width: effective bits per weight, the per-channel numbers included; * = some channels use fewer"
+        " bits than nominal, because their integers would not fit int8",
+    )  # fmt: skip
+    for layer in description["layers"]:
+        cells = []
+        for bits in widths:
+            mark = "*" if str(bits) in layer["channels_below_nominal"] else ""
+            cells.append(f"{layer['effective_bits'][str(bits)]:.2f}{mark}")
+        layers.add_row(layer["name"], "x".join(map(str, layer["shape"])), layer["stored_as"], layer["input"], *cells)
+    sizes = table("Bit-widths", "bits", "", "accuracy", "bytes to load")
+    for bits in widths:
+        sizes.add_row(
+            str(bits),
+            "trained" if bits in description["trained_bits"] else "unseen",
+            percent(metadata["accuracy"].get(str(bits))),
+            size(description["size_bytes_per_bits"][str(bits)]),
+        )
+    head = (
+        f"{description['path']}: {metadata['network']['model']} on {metadata['data']['name']},"
+        f" {description['weights']} quantized weights, {size(description['size_bytes'])},"
+        f" input {tuple(metadata['network']['input_shape'])}, {len(metadata['classes'])} classes"
+    )
+    return [head, sizes, layers]
+
+
+def demo_parts(result: dict[str, Any]) -> list[Table | str]:
+    """The demo's one table, and what to type next."""
+    seconds, passes = result["seconds"], result["sample_passes"]
+    cpu = result["environment"]["cpu"]
+    rows = table(
+        f"One network, trained once ({seconds:.0f} s, {passes} sample passes), on {cpu}, one image at a time",
+        *("bits", "accuracy", "p50", "p90", "p99", "ONNX file", "in .emq", "stored as", "computed as", "differing codes"),
+        *("switch", "first output"),
+    )
+    for row in result["rows"]:
+        latency, parity = row["latency_ms"], row["parity"]
+        rows.add_row(
+            str(row["bits"]),
+            percent(row["accuracy"]),
+            *(milliseconds(latency[key]) for key in ("p50", "p90", "p99")),
+            size(row["artefact_bytes"]),
+            size(row["size_bytes"]),
+            row["stored_as"],
+            row["computed_as"],
+            f"{parity['differing_codes']} of {parity['codes']}",
+            milliseconds(row["switch_ms"]),
+            milliseconds(row["switch"]["first_output"]["p50"]),
+        )
+    unseen = "  ".join(f"{bits}-bit {percent(value)}" for bits, value in result["accuracy"].items())
+    checkpoint = result["checkpoint"]
+    notes = [
+        f"all bit-widths of the same file: {unseen}",
+        "every bit-width computes in int8 and so runs at int8 speed: fewer bits cost accuracy and save storage, not time",
+        "next: emqdeploy inspect        what the checkpoint holds, layer by layer",
+        "      emqdeploy verify         all bit-widths against the integer reference, on the whole test set",
+        f"      emqdeploy bench {checkpoint} --bits 1,2,3,4,5,6,7,8",
+        "      emqdeploy train --data fashion-mnist --model resnet20 --prune-rate 0.8",
+    ]
+    return [rows, *notes]
+
+
+def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
+    """What works here and what to do about the rest."""
+    checks = Table("part", "for", "state", "do", title=f"emqdeploy {result['version']}")
+    for check in result["checks"]:
+        state = f"[green]{check['state']}" if check["state"] == "ok" else f"[red]{check['state']}"
+        checks.add_row(check["part"], check["for"], state, check["advice"])
+    found = result["environment"]
+    kernels = {
+        "VNNI": "VNNI: 8-bit products are exact at full range; fewer bits run no faster",
+        "AVX2": "AVX2 without VNNI: exact, because codes and weights stay within 127 (64 behind signed tensors)",
+    }.get(result["integer_kernels"], "no x86 vector integers found; onnxruntime chooses its own kernels")
+    lines = [
+        f"processor: {found['cpu']}, {found['cores']} cores; {kernels}",
+        f"onnxruntime providers: {', '.join(result['providers']) or 'none'} (emqdeploy runs on the CPU provider today)",
+        f"python {found['python']}; {', '.join(f'{name} {version}' for name, version in found['packages'].items())}",
+    ]
+    return [checks, *lines]

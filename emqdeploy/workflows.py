@@ -1,0 +1,419 @@
+"""What needs training, export and runtimes at once: the only module that may combine them.
+
+Every function returns plain values that can be printed as a table or as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.checkpoint import Checkpoint, load_checkpoint
+from emqdeploy.data import Dataset, Preprocessing, load_dataset
+from emqdeploy.errors import EmqError, UsageError, writable_dir
+from emqdeploy.files import atomic_write_text
+from emqdeploy.grid import Floats
+from emqdeploy.parity import Parity
+from emqdeploy.reference import IntegerReference, quantized_tensors
+from emqdeploy.runs import find_checkpoint
+from emqdeploy.runtimes.base import LayerPrecision, open_runtime
+from emqdeploy.runtimes.machine import environment
+from emqdeploy.runtimes.measure import (
+    interleaved_latency,
+    measured_accuracy,
+    memory_of_one_width,
+    percentiles,
+    switch_latency,
+)
+from emqdeploy.runtimes.onnx_file import OnnxFileRuntime
+from emqdeploy.runtimes.source import Source, open_source
+
+PARITY_IMAGES = 256
+"""Test images that an export is proven on; `verify` takes more when asked."""
+
+PARITY_BATCH = 64
+
+Report = Callable[[str], None]
+"""Receives one line about what is being done."""
+
+
+def silent(_: str) -> None:
+    """Reports nothing."""
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def dataset_of(metadata: dict[str, Any], data_dir: Path | None) -> Dataset:
+    """Loads the data set that a network was trained on."""
+    data = metadata["data"]
+    return load_dataset(data["name"], data_dir, data["image_size"])
+
+
+def evaluate(
+    path: Path | None, bits: Sequence[int] | None, runtime: str, data_dir: Path | None, threads: int | None = None
+) -> dict[str, Any]:
+    """Accuracy on the test set in a runtime, per bit-width."""
+    source = open_source(path, bits, runtime, threads)
+    dataset = dataset_of(source.metadata, data_dir)
+    widths = list(bits or source.runtime.available_bits)
+    accuracy = {
+        str(width): measured_accuracy(source.runtime, width, dataset.test, source.preprocessing) for width in widths
+    }
+    return {
+        "checkpoint": str(source.path),
+        "runtime": source.runtime.name,
+        "data": dataset.name,
+        "images": len(dataset.test),
+        "trained_bits": source.metadata.get("trained_bits", widths),
+        "accuracy": accuracy,
+    }
+
+
+# --- parity -------------------------------------------------------------------------------------------------------
+
+
+def parity_images(checkpoint: Checkpoint, count: int | None, data_dir: Path | None) -> tuple[Floats, str]:
+    """Returns normalised test images and where they come from; noise where the data set is not at hand."""
+    preprocessing = Preprocessing.from_dict(checkpoint.metadata["preprocessing"])
+    try:
+        images = dataset_of(checkpoint.metadata, data_dir).test.images[:count]
+        origin = f"{len(images)} test images"
+    except EmqError:
+        shape = (count or PARITY_IMAGES, preprocessing.channels, preprocessing.height, preprocessing.width)
+        images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+        origin = f"{len(images)} noise images, because the data set is not at hand"
+    return preprocessing.normalize(images), origin
+
+
+def verify_width(checkpoint: Checkpoint, bits: int, images: Floats, artefact: Path | None = None) -> dict[str, Any]:
+    """Compares every way of running one bit-width with the integer reference.
+
+    Rungs: ``onnxruntime`` (fused: must be exact), ``torch`` and ``unfused`` (float between the quantizers: rounding ties
+    may differ, an arg-max may not, unless its margin is below 1 % of the logit range) and, where an exported file is
+    given, ``artefact`` (its logits must be those of the reference).
+    """
+    tensors = quantized_tensors(checkpoint.skeleton)
+    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(bits))
+    runtimes: dict[str, Any] = {
+        "onnxruntime": open_runtime(checkpoint, "onnxruntime", bits=[bits], trace=tensors),
+        "unfused": open_runtime(checkpoint, "onnxruntime", bits=[bits], trace=tensors, optimise=False),
+    }
+    skipped = {}
+    try:
+        runtimes["torch"] = open_runtime(checkpoint, "torch", bits=[bits])
+    except EmqError as error:
+        skipped["torch"] = str(error)
+    rungs = {name: Parity() for name in runtimes}
+    exported = None if artefact is None else OnnxFileRuntime(artefact)
+    if exported is not None:
+        rungs["artefact"] = Parity()
+    for start in range(0, len(images), PARITY_BATCH):
+        batch = images[start : start + PARITY_BATCH]
+        expected = reference.run(batch)
+        for name, runtime in runtimes.items():
+            rungs[name].add(expected, runtime.run_traced(batch))
+        if exported is not None:
+            rungs["artefact"].add((expected[0], {}), (exported(batch), {}))
+    precision = (exported or runtimes["onnxruntime"]).precision(bits)
+    ok = rungs["onnxruntime"].exact and all(rung.unsafe_flips == 0 for rung in rungs.values())
+    if exported is not None:
+        ok = ok and rungs["artefact"].max_logit_error == 0
+    return {
+        "bits": bits,
+        "ok": ok,
+        "rungs": {name: rung.to_dict() for name, rung in rungs.items()},
+        "skipped": skipped,
+        **precision_summary(precision),
+    }
+
+
+def precision_summary(layers: list[LayerPrecision]) -> dict[str, Any]:
+    """What a network is stored and computed as, and how many of its layers run as integer kernels."""
+    integer = [layer for layer in layers if layer.computed_as == "int8"]
+    others = [layer for layer in layers if layer.computed_as != "int8"]
+    computed = "int8" if not others else f"int8 ({len(integer)} of {len(layers)} layers), else {others[0].computed_as}"
+    return {
+        "stored_as": Counter(layer.stored_as for layer in layers).most_common(1)[0][0],
+        "computed_as": computed,
+        "integer_layers": len(integer),
+        "layers": len(layers),
+        "float_layers": [layer.name for layer in others],
+        "per_layer": [asdict(layer) for layer in layers],
+    }
+
+
+def verify(
+    path: Path | None,
+    bits: Sequence[int] | None = None,
+    count: int | None = None,
+    data_dir: Path | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Verifies stored bit-widths of a checkpoint, and the files exported beside it."""
+    found = find_checkpoint(path)
+    checkpoint = load_checkpoint(found)
+    images, origin = parity_images(checkpoint, count, data_dir)
+    widths = list(bits or checkpoint.network.widths)
+    for width in widths:
+        checkpoint.network.check_bits(width)
+    results = []
+    for width in widths:
+        report(f"verifying {width} bits on {origin}")
+        artefact = found.parent / "onnx" / f"model-w{width}.onnx"
+        results.append(verify_width(checkpoint, width, images, artefact if artefact.exists() else None))
+    return {
+        "checkpoint": str(found),
+        "images": origin,
+        "ok": all(result["ok"] for result in results),
+        "results": results,
+    }
+
+
+# --- export -------------------------------------------------------------------------------------------------------
+
+
+def export(
+    path: Path | None,
+    bits: Sequence[int] | None,
+    target: str = "onnx",
+    out: Path | None = None,
+    allow_float: bool = False,
+    data_dir: Path | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Exports bit-widths of a checkpoint and proves each file equal to the integer reference.
+
+    Raises:
+        EmqError: a file differs from the reference, or a layer of it runs in float and ``allow_float`` is not set.
+    """
+    from emqdeploy.export.onnx_file import TARGETS
+
+    exporter = TARGETS[target]
+    found = find_checkpoint(path)
+    checkpoint = load_checkpoint(found)
+    widths = list(bits or checkpoint.trained_bits)
+    for width in widths:
+        checkpoint.network.check_bits(width)
+    directory = writable_dir(out or found.parent / "onnx")
+    images, origin = parity_images(checkpoint, PARITY_IMAGES, data_dir)
+    artefacts = []
+    for width in widths:
+        report(f"exporting {width} bits for {target}, verifying on {origin}")
+        # Proven first, put in its place afterwards: a file that fails never stands where a good one may have stood.
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".unproven-") as unproven:
+            artefact = exporter(checkpoint, width, Path(unproven))
+            result = verify_width(checkpoint, width, images, artefact.path)
+            _require_proof(artefact.path.name, result, allow_float)
+            path = directory / artefact.path.name
+            os.replace(artefact.path, path)
+        fused = result["rungs"]["onnxruntime"]
+        artefacts.append(
+            {
+                "bits": width,
+                "target": target,
+                "path": str(path),
+                "size_bytes": artefact.size_bytes,
+                **{key: result[key] for key in ("stored_as", "computed_as", "integer_layers", "layers", "per_layer")},
+                "status": "verified",
+                "parity": {**fused, "images_from": origin, "other_rungs": _other_rungs(result)},
+            }
+        )
+    manifest = {"checkpoint": str(found), "artefacts": artefacts}
+    atomic_write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _require_proof(name: str, result: dict[str, Any], allow_float: bool) -> None:
+    """Raises unless the file gave the reference's answers in integer kernels."""
+    if not result["ok"]:
+        where = result["rungs"]["onnxruntime"]["first_difference"] or "logits"
+        raise EmqError(f"{name} differs from what was trained (first in {where}); it was not kept, please report this")
+    if result["float_layers"] and not allow_float:
+        raise EmqError(
+            f"{name} runs {len(result['float_layers'])} of {result['layers']} layers in float"
+            f" ({', '.join(result['float_layers'][:3])}); it was not kept, pass --allow-float to accept that"
+        )
+
+
+def _other_rungs(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: rung for name, rung in result["rungs"].items() if name != "onnxruntime"}
+
+
+# --- bench --------------------------------------------------------------------------------------------------------
+
+DEVICES = ("auto", "cpu")
+
+
+def bench(
+    path: Path | None,
+    bits: Sequence[int] | None = None,
+    device: str = "auto",
+    samples: int = 300,
+    switches: int = 1000,
+    threads: int | None = None,
+    data_dir: Path | None = None,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Latency, accuracy, size, memory and switching of every bit-width on this machine, one image at a time."""
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
+    source = open_source(path, bits, threads=threads)
+    runtime = source.runtime
+    widths = list(bits or runtime.available_bits)
+    images, dataset = _bench_images(source, data_dir)
+    report(f"timing {len(widths)} bit-widths, {samples} samples each, interleaved")
+    timings = interleaved_latency(runtime, widths, images[:1], samples)
+    switching = switch_latency(runtime, widths, images[:1], switches) if len(widths) > 1 else {}
+    rows = []
+    for width in widths:
+        report(f"accuracy and memory at {width} bits")
+        switch = switching.get(width)
+        summary = precision_summary(runtime.precision(width))
+        rows.append(
+            {
+                "bits": width,
+                "trained": width in source.metadata.get("trained_bits", [width]),
+                "latency_ms": percentiles(timings[width]),
+                "accuracy": None
+                if dataset is None
+                else measured_accuracy(runtime, width, dataset.test, source.preprocessing),
+                "trained_accuracy": source.accuracy.get(width),
+                "size_bytes": source.size_bytes[width],
+                "rss_bytes": memory_of_one_width(source.path, width),
+                "switch_ms": None if switch is None else switch["set_bits"]["p50"],
+                "switch": switch,
+                **{key: summary[key] for key in ("stored_as", "computed_as", "integer_layers", "layers")},
+                "samples_ms": [round(sample, 5) for sample in timings[width]],
+            }
+        )
+    return {
+        "checkpoint": str(source.path),
+        "runtime": runtime.name,
+        "device": "cpu",
+        "threads": threads,
+        "batch": 1,
+        "images": None if dataset is None else len(dataset.test),
+        "rows": rows,
+        "environment": environment(),
+    }
+
+
+def _bench_images(source: Source, data_dir: Path | None) -> tuple[Floats, Dataset | None]:
+    """Images to time with, and the data set for accuracy where it is at hand."""
+    try:
+        dataset = dataset_of(source.metadata, data_dir)
+    except EmqError:
+        return np.zeros((1, *source.input_shape), np.float32), None
+    return source.preprocessing.normalize(dataset.test.images[:1]), dataset
+
+
+# --- single images and descriptions -------------------------------------------------------------------------------
+
+
+def predict(path: Path | None, image: Path, bits: int | None, top: int = 5) -> dict[str, Any]:
+    """Classifies one image file."""
+    source = open_source(path, None if bits is None else (bits,))
+    if bits is not None:
+        source.runtime.set_bits(bits)
+    logits = source.runtime(source.preprocessing.load_image(image))[0].astype(np.float64)
+    odds = np.exp(logits - logits.max())
+    odds /= odds.sum()
+    best = np.argsort(-odds)[:top]
+    classes = source.metadata["classes"]
+    return {
+        "image": str(image),
+        "checkpoint": str(source.path),
+        "bits": source.runtime.bits,
+        "class": classes[int(best[0])],
+        "predictions": [{"class": classes[int(index)], "probability": float(odds[index])} for index in best],
+    }
+
+
+def inspect(path: Path | None) -> dict[str, Any]:
+    """Describes a checkpoint: bit-widths, layers with their effective bits, sizes, metadata."""
+    found = find_checkpoint(path)
+    checkpoint = load_checkpoint(found)
+    network = checkpoint.network
+    layers = []
+    for name, layer in network.layers.items():
+        reduced = {bits: int((layer.grids[bits].bits < bits).sum()) for bits in network.widths if not layer.pinned}
+        layers.append(
+            {
+                "name": name,
+                "shape": list(layer.codes.shape),
+                "stored_as": "int8, whole" if layer.pinned else f"{max(network.widths)} bit-planes",
+                "pinned": layer.pinned,
+                "input": layer.site,
+                "effective_bits": {str(bits): round(_effective_bits(layer, bits), 3) for bits in network.widths},
+                "channels_below_nominal": {str(bits): count for bits, count in reduced.items() if count},
+            }
+        )
+    sites = [
+        {
+            "name": name,
+            "signed": site.signed,
+            "bits": {str(bits): width for bits, width in site.bits.items()},
+            "levels": {str(bits): site.code_range(bits).levels for bits in network.widths},
+        }
+        for name, site in network.sites.items()
+    ]
+    return {
+        "path": str(found),
+        "bits": list(network.widths),
+        "trained_bits": list(checkpoint.trained_bits),
+        "weights": network.weight_count(),
+        "size_bytes": checkpoint.size_bytes,
+        "size_bytes_per_bits": {str(bits): load_checkpoint(found, bits).bytes_read for bits in network.widths},
+        "layers": layers,
+        "activations": sites,
+        "metadata": checkpoint.metadata,
+    }
+
+
+TABLE_BITS_PER_CHANNEL = 32 + 32 + 8 + 8
+"""Scale, bias, slope and offset: what a channel carries besides its codes, and what makes small groups expensive."""
+
+
+def _effective_bits(layer: Any, bits: int) -> float:
+    """Bits per weight that a layer really needs at a bit-width, its per-channel numbers included."""
+    channels = len(layer.codes)
+    width = 8.0 if layer.pinned else float(layer.grids[bits].bits.mean())
+    return width + TABLE_BITS_PER_CHANNEL * channels / layer.codes.size
+
+
+# --- demo ---------------------------------------------------------------------------------------------------------
+
+DEMO_BITS = (8, 4, 2)
+
+
+def demo(out: Path, report: Report = silent) -> dict[str, Any]:
+    """Trains on the embedded digits, exports, verifies and benches 8, 4 and 2 bits."""
+    from emqdeploy.training.api import train
+    from emqdeploy.training.config import TrainConfig
+
+    report("training one network for 1, 2, 4 and 8 bits on the embedded digits")
+    result = train(TrainConfig(), out)
+    checkpoint = result.checkpoints[0]
+    exported = export(checkpoint, DEMO_BITS, report=report)
+    measured = bench(checkpoint, DEMO_BITS, report=report)
+    rows = []
+    for artefact, row in zip(exported["artefacts"], measured["rows"], strict=True):
+        proven = {key: artefact[key] for key in ("parity", "stored_as", "computed_as")}
+        rows.append({**row, **proven, "artefact_bytes": artefact["size_bytes"]})
+    return {
+        "checkpoint": str(checkpoint),
+        "seconds": result.seconds,
+        "sample_passes": result.sample_passes,
+        "accuracy": {str(bits): percent for bits, percent in result.accuracy.items()},
+        "rows": rows,
+        "environment": measured["environment"],
+    }

@@ -1,0 +1,81 @@
+"""What tests share: an environment without data sets, and small networks that are built once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from emqdeploy import datafiles
+from emqdeploy.checkpoint import Checkpoint
+from emqdeploy.grid import ALL_BITS
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.quant.deploy import freeze
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.skeleton import export_skeleton
+
+
+@pytest.fixture
+def no_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the data sets of this machine or reaches for the network."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(datafiles, "_DEBIAN_DATASETS", tmp_path / "debian")
+
+    def offline(name: str, folder: Path) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(datafiles, "_download", offline)
+
+
+@dataclass(frozen=True, eq=False)
+class Deployed:
+    """A network with random weights and settled statistics, and everything that is made from it."""
+
+    spec: NetworkSpec
+    network: MultiBitNetwork
+    checkpoint: Checkpoint
+    images: NDArray[np.float32]
+
+
+def settled(network: MultiBitNetwork, images: torch.Tensor) -> MultiBitNetwork:
+    """Gives a fresh network clips, running statistics, and gains and shifts of both signs."""
+    generator = torch.Generator().manual_seed(7)
+    for norm in network.norms.values():
+        with torch.no_grad():
+            norm.weight.copy_(torch.randn(norm.weight.shape, generator=generator) * 0.3 + 0.8)
+            norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator) * 0.3)
+    network.initialise_clips(images)
+    network.train()
+    with torch.no_grad():
+        for _ in range(20):
+            for bits in network.trained_bits:
+                network.set_bits(bits)
+                network(images)
+    for layer in network.layers.values():
+        layer.input_mean.fill_(0.3)
+    return network.eval()
+
+
+def deploy(spec: NetworkSpec, widths: tuple[int, ...] = ALL_BITS) -> Deployed:
+    """Builds, settles, freezes and exports a network."""
+    torch.manual_seed(11)
+    images = torch.randn(16, *spec.input_shape).clamp(-spec.input_range, spec.input_range)
+    network = settled(spec.build(), images)
+    frozen = freeze(network, widths)
+    metadata = {
+        "network": spec.to_dict(),
+        "classes": [str(number) for number in range(spec.classes)],
+        "trained_bits": list(spec.trained_bits),
+    }
+    checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, spec.input_shape), metadata, {})
+    return Deployed(spec, network, checkpoint, images.numpy())
+
+
+@pytest.fixture(scope="session")
+def small() -> Deployed:
+    """A ResNet-8 for grey images of 8 x 8 pixels, trained at 2, 4 and 8 bits, stored at 1..8."""
+    return deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (2, 4, 8)))
