@@ -68,7 +68,7 @@ class Ratio:
 
 
 def ratio_interval(a: Samples, b: Samples, resamples: int = 4000) -> Ratio:
-    """Ratio of the medians of ``a`` and ``b`` with a bootstrap 95 % interval.
+    """Ratio of the medians of ``a`` and ``b`` with a bootstrap 95 % interval over their rows.
 
     Whole rounds are drawn, the same for both: samples of one round are not independent, and a slow round slows both.
     """
@@ -205,7 +205,9 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 130)  # a redirected report keeps its columns
+    console.print(table)
 
 
 def verdict(value: float, bound: float) -> str:

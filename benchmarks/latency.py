@@ -1,8 +1,9 @@
 """Latency of our artefacts against onnxruntime's own static post-training quantization of the same float network.
 
 Batch 1, one and two threads, the same session options and the same images for all. A group of sessions is timed in
-turns; every figure is the ratio of medians to static quantization with a bootstrap 95 % interval. A bound holds when
-the upper end of the interval does not exceed it.
+turns, and the sessions are created anew, in random order, many times: where the allocator puts a session moves
+its time by some percent, which no number of calls averages out. Every figure is the ratio of medians to static
+quantization with a bootstrap 95 % interval over these creations. A bound holds when the interval's upper end does.
 
 Static quantization is QDQ, uint8 activations, int8 weights per channel, calibrated on random images like ours. Its own
 error stands beside it: the fused session against the same QDQ graph as written, in float, because a CPU without VNNI
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +97,23 @@ def fused_error(model: bytes, arrays: dict[str, Any] | None, images: Images) -> 
     return float(100 * np.abs(fused - written).max() / np.abs(written).max())
 
 
-def measure(network: Subject, bits: Sequence[int], rounds: int, block: int, calibration: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure: creations of all sessions, rounds of each, timed calls in a round, calibration images."""
+
+    creations: int
+    rounds: int
+    block: int
+    calibration: int
+
+
+def measure(network: Subject, bits: Sequence[int], effort: Effort) -> list[dict[str, Any]]:
     """Times one network; returns one row per session and thread count."""
     checkpoint = network.checkpoint
     model = float_model(network)
     graphs: dict[str, tuple[bytes, dict[str, Any] | None]] = {
         FLOAT: (model, None),
-        STATIC: (static_quantized(model, network.images(calibration, seed=2)), None),
+        STATIC: (static_quantized(model, network.images(effort.calibration, seed=2)), None),
     }
     graphs |= {f"ours {width} bit": (checkpoint.skeleton, checkpoint.network.initializers(width)) for width in bits}
     probe = network.images(8, seed=3)
@@ -109,13 +121,25 @@ def measure(network: Subject, bits: Sequence[int], rounds: int, block: int, cali
     image = network.images(1)
     rows = []
     for threads in THREADS:
-        sessions = {
-            name: create_session(graph, session_options(threads), arrays) for name, (graph, arrays) in graphs.items()
-        }
-        calls = {name: _call(session, image) for name, session in sessions.items()}
-        samples = interleave(calls, rounds, block)
+        samples = _time_group(graphs, threads, image, effort)
         rows += [_row(network.model, threads, name, samples, errors[name]) for name in graphs]
     return rows
+
+
+def _time_group(
+    graphs: dict[str, tuple[bytes, dict[str, Any] | None]], threads: int, image: Images, effort: Effort
+) -> dict[str, Samples]:
+    """Milliseconds by session, ``(creations, calls)``."""
+    parts: dict[str, list[Samples]] = {name: [] for name in graphs}
+    random = np.random.default_rng(0)
+    for _ in range(effort.creations):
+        calls = {}
+        for name in random.permutation(list(graphs)):
+            graph, arrays = graphs[name]
+            calls[name] = _call(create_session(graph, session_options(threads), arrays), image)
+        for name, samples in interleave(calls, effort.rounds, effort.block).items():
+            parts[name].append(samples.reshape(1, -1))
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 
 def _call(session: Any, image: Images) -> Callable[[], object]:
@@ -148,9 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     bits = ALL_BITS if options.bits == "all" else tuple(int(width) for width in options.bits.split(","))
     rows: list[dict[str, Any]] = []
     for model in options.models:
-        # Small networks have short calls: more of them in a block keeps the clock's share and the wake-up's small.
-        rounds, block = (4, 3) if options.quick else (60, 20 if model == "resnet20" else 5)
-        rows += measure(subject(model), bits, rounds, block, calibration=4 if options.quick else 32)
+        # Small networks have short calls: more of them in a block keeps the wake-up's share small.
+        block = 20 if model == "resnet20" else 5
+        effort = Effort(2, 2, 3, 4) if options.quick else Effort(20, 4, block, 32)
+        rows += measure(subject(model), bits, effort)
     shown = [
         (
             *(f"{row['model']}, {row['threads']} threads", row["session"], row["p50_ms"], row["shown"]),

@@ -96,6 +96,10 @@ def weigh(model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return whole, loads
 
 
+def _holds(ratio: float, bound: float | None) -> str:
+    return "" if bound is None else verdict(ratio, bound)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__, "size")
@@ -108,19 +112,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         files.append(whole)
         loads += parts
     shown = [
-        (row["model"], row["file_bytes"], row["weights"], row["ratio"])
-        + (verdict(row["ratio"], BOUND) if row["bound"] else "",)
+        (*(row[key] for key in ("model", "file_bytes", "weights", "ratio")), _holds(row["ratio"], row["bound"]))
         for row in files
     ]
     show("Files with eight bit-widths", ("network", "bytes", "8-bit weights", "ratio", "bound"), shown)
-    columns = ("load", "kernel counted", "reader counted", "needed", "ratio", "without header", "of the file", "bound")
-    table = [
-        (f"{row['model']}, {row['bits']} bit", *(row[key] for key in ("read_bytes", "reader_says_bytes")))
-        + (row["needed_bytes"], row["ratio"], row["ratio_without_header"], row["share_of_file"])
-        + (verdict(row["ratio"], BOUND),)
-        for row in loads
-    ]
-    show("Bytes read for one bit-width", columns, table)
+    columns = ("network", "bits", "kernel counted", "reader counted", "needed", "ratio", "without header", "of file")
+    keys = ("model", "bits", "read_bytes", "reader_says_bytes", "needed_bytes", "ratio", "ratio_without_header")
+    table = [(*(row[key] for key in (*keys, "share_of_file")), _holds(row["ratio"], BOUND)) for row in loads]
+    show("Bytes read for one bit-width", (*columns, "bound"), table)
     write(options.json, "size", options.quick, files + loads)
 
 

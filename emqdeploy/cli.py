@@ -333,23 +333,27 @@ def _run(arguments: list[str], debug: bool) -> int:
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except EmqError as error:
-        message, exit_code = str(error), error.exit_code
-    except KeyboardInterrupt:
-        message, exit_code = "interrupted", 130
     except BrokenPipeError:
         return 0
-    except Exception as error:
-        usage = getattr(error, "format_message", None)
-        if usage is not None:
-            message, exit_code = f"{usage().rstrip('.')}; see: emqdeploy --help", 2
-        else:
-            message = f"{type(error).__name__}: {error}; this is a defect of emqdeploy, --debug shows where"
-            exit_code = 1
-    if debug:
-        traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        message, exit_code = _explain(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return exit_code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One sentence for a user, and the exit code."""
+    if isinstance(error, EmqError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    # The argument parser's own errors, whichever click typer ships with.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        return f"{format_message().rstrip('.')}; see: emqdeploy --help", 2
+    return f"{type(error).__name__}: {error}; this is a defect of emqdeploy, --debug shows where", 1
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.skeleton import export_skeleton
 
+# Two threads on two busy cores wait for one another; these networks are too small to gain from them.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def no_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,19 +45,19 @@ class Deployed:
 
 
 def settled(network: MultiBitNetwork, images: torch.Tensor) -> MultiBitNetwork:
-    """Gives a fresh network clips, running statistics, and gains and shifts of both signs."""
+    """Gives a fresh network clips, running statistics, input means, and gains and shifts of both signs."""
     generator = torch.Generator().manual_seed(7)
     for norm in network.norms.values():
         with torch.no_grad():
             norm.weight.copy_(torch.randn(norm.weight.shape, generator=generator) * 0.3 + 0.8)
             norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator) * 0.3)
+        norm.momentum = 1.0
     network.initialise_clips(images)
     network.train()
     with torch.no_grad():
-        for _ in range(20):
-            for bits in network.trained_bits:
-                network.set_bits(bits)
-                network(images)
+        for bits in network.trained_bits:
+            network.set_bits(bits)
+            network(images)
     for layer in network.layers.values():
         layer.input_mean.fill_(0.3)
     return network.eval()

@@ -98,6 +98,7 @@ class _Inserter:
         self.modules = dict(graph.named_modules())
         self._erase_identities()
         self._own_dropouts()
+        self._pool_means()
         self.layers = [node for node in self.graph.nodes if self._is_layer(node)]
         self.norm_of: dict[str, str] = {}
         self.never_negative: dict[fx.Node, bool] = {}
@@ -118,6 +119,21 @@ class _Inserter:
                 with self.graph.inserting_before(node):
                     node.replace_all_uses_with(self.graph.call_module(node.name, (node.all_input_nodes[0],)))
                 self.graph.erase_node(node)
+
+    def _pool_means(self) -> None:
+        """Writes a mean over height and width as the pooling, and flattening, that integer runtimes fuse."""
+        for node in list(self.graph.nodes):
+            options = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
+            dims = options.get("dim")
+            over_plane = isinstance(dims, (tuple, list)) and sorted(dims) == [2, 3]  # type: ignore[type-var]
+            if not node.op.startswith("call") or node.target not in (torch.mean, "mean") or not over_plane:
+                continue
+            with self.graph.inserting_before(node):
+                mean = self.graph.call_function(F.adaptive_avg_pool2d, (node.all_input_nodes[0], 1))
+                if not options.get("keepdim", False):
+                    mean = self.graph.call_function(torch.flatten, (mean, 1))
+            node.replace_all_uses_with(mean)
+            self.graph.erase_node(node)
 
     # --- what a node is ---
 

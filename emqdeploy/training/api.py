@@ -22,6 +22,7 @@ from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.skeleton import export_skeleton
 from emqdeploy.runs import CHECKPOINT_FILE
 from emqdeploy.training.config import TrainConfig
+from emqdeploy.training.coreset import coreset_size
 from emqdeploy.training.evaluate import accuracy, accuracy_per_bits
 from emqdeploy.training.loop import Tensors, Trainer
 from emqdeploy.training.norms import NORM_ADAPTATIONS, measure_input_means
@@ -69,9 +70,11 @@ def train(config: TrainConfig, out: Path, resume: bool = False, console: Console
     torch.manual_seed(config.seed)
     spec = network_spec(config, dataset)
     network = spec.build()
+    train_split, validation = (_tensors(split, dataset) for split in validation_split(dataset.train))
+    if config.prune_rate > 0:
+        coreset_size(len(train_split.labels), config.prune_rate, config.batch_size)  # refused before anything is written
     if not resume:
         run = RunDirectory.create(out, config)
-    train_split, validation = (_tensors(split, dataset) for split in validation_split(dataset.train))
     network.initialise_clips(train_split.images[: 4 * config.batch_size])
     augmentation = config.augment or dataset.augmentation
     trainer = Trainer(config, network, train_split, validation, augmentation, run, console)

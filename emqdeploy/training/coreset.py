@@ -30,6 +30,17 @@ def select_sampled(score: NDArray[np.float64], keep: int, random: np.random.Gene
     return select_top(weights + random.gumbel(size=len(score)), keep, random)
 
 
+def coreset_size(images: int, prune_rate: float, batch_size: int) -> int:
+    """Images that each bit-width keeps; raises where they would not fill one step."""
+    keep = round(images * (1 - prune_rate))
+    if keep < batch_size:
+        raise UsageError(
+            f"--prune-rate {prune_rate} keeps {keep} of {images} images, fewer than a batch of {batch_size}; prune less or"
+            " use a smaller --batch-size"
+        )
+    return keep
+
+
 def choose_coresets(
     dynamics: Dynamics,
     labels: NDArray[np.int64],
@@ -50,12 +61,7 @@ def choose_coresets(
         batch_size: a coreset must fill one step.
         seed: of the run.
     """
-    keep = round(len(labels) * (1 - prune_rate))
-    if keep < batch_size:
-        raise UsageError(
-            f"--prune-rate {prune_rate} keeps {keep} of {len(labels)} images, fewer than a batch of {batch_size}; prune"
-            " less or use a smaller --batch-size"
-        )
+    keep = coreset_size(len(labels), prune_rate, batch_size)
     coresets = {}
     for width, softmax in dynamics.softmax.items():
         random = np.random.default_rng([seed, width])

@@ -22,7 +22,7 @@ from emqdeploy.errors import EmqError
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.config import TrainConfig
-from emqdeploy.training.coreset import choose_coresets
+from emqdeploy.training.coreset import choose_coresets, coreset_size
 from emqdeploy.training.evaluate import accuracy_per_bits
 from emqdeploy.training.progress import TrainProgress
 from emqdeploy.training.run import RunDirectory
@@ -195,7 +195,9 @@ class Trainer:
         """Optimizer steps of the whole run."""
         config, images = self.config, len(self.train.labels)
         full = steps_in_epoch(images, config.batch_size)
-        pruned = steps_in_epoch(round(images * (1 - config.prune_rate)), config.batch_size)
+        pruned = full
+        if config.prune_rate > 0:
+            pruned = steps_in_epoch(coreset_size(images, config.prune_rate, config.batch_size), config.batch_size)
         per_bits = config.full_epochs * full + (config.epochs - config.full_epochs) * pruned
         return len(config.bits) * per_bits
 

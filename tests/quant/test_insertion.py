@@ -1,0 +1,362 @@
+"""Where quantizers stand: one golden record per pattern, from the float graph to the kernels that really run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emqdeploy.errors import EmqError
+from emqdeploy.quant.deploy import freeze
+from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.skeleton import export_skeleton
+from emqdeploy.reference import IntegerReference, quantized_tensors
+from emqdeploy.runtimes.onnx_runtime import _with_outputs, create_session, session_options
+
+from ..conftest import settled
+
+SHAPE = (3, 8, 8)
+
+
+def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
+
+
+class Residual(nn.Module):
+    """A stem and one residual block; with or without a projection; its ReLUs as modules, functions or methods."""
+
+    def __init__(self, projection: bool = False, style: str = "module") -> None:
+        super().__init__()
+        self.style = style
+        self.relu = nn.ReLU()
+        self.stem, self.bn = conv(3, 8, bias=False), nn.BatchNorm2d(8)
+        self.conv1, self.bn1 = conv(8, 8, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = conv(8, 8, bias=False), nn.BatchNorm2d(8)
+        self.down, self.bn_down = conv(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.projection = projection
+        self.fc = nn.Linear(8, 5)
+
+    def activation(self, x: Tensor) -> Tensor:
+        return {"module": self.relu, "function": F.relu, "method": lambda y: y.relu()}[self.style](x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.bn(self.stem(x)))
+        shortcut = self.bn_down(self.down(x)) if self.projection else x
+        y = self.bn2(self.conv2(self.activation(self.bn1(self.conv1(x)))))
+        y += shortcut
+        y = self.activation(y)
+        if self.style == "method":
+            return self.fc(y.mean((2, 3)))
+        if self.style == "function":
+            return self.fc(F.adaptive_avg_pool2d(y, 1).flatten(1))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1))
+
+
+class PreActivation(nn.Module):
+    """A block whose normalization follows the sum, so that no layer absorbs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv1 = conv(3, 8, bias=False), conv(8, 8, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv1(F.relu(self.bn1(x)))
+        return self.fc(self.pool(F.relu(self.bn2(x))).flatten(1))
+
+
+class Concat(nn.Module):
+    """Two branches side by side, and a functional dropout before the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.join = conv(3, 4), conv(3, 4), conv(8, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1)
+        x = F.adaptive_avg_pool2d(F.relu(self.join(x)), 1).flatten(1)
+        return self.fc(F.dropout(x, 0.5, self.training))
+
+
+def plain(*between: nn.Module, bias: bool = False) -> nn.Sequential:
+    """A stem, something, a convolution and a classifier."""
+    stem = [conv(3, 8, bias=bias), nn.BatchNorm2d(8)]
+    tail = [conv(8, 8, bias=bias), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*stem, *between, *tail, nn.Linear(8, 5))
+
+
+def depthwise() -> nn.Sequential:
+    """MobileNet's pattern."""
+    return nn.Sequential(
+        *(conv(3, 8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
+        *(conv(8, 8, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
+        *(conv(8, 8, 1, bias=False), nn.BatchNorm2d(8)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 5)),
+    )
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A model and what becomes of it: signed and unsigned sites, pinned layers, and the operators that onnxruntime really runs.
+
+    Operators that only move bytes are not counted."""
+
+    build: Any
+    signed: str
+    unsigned: str
+    pinned: str
+    operators: str
+
+
+def mlp() -> nn.Sequential:
+    """Linear layers only."""
+    layers = [nn.Linear(192, 40), nn.ReLU(), nn.Linear(40, 33), nn.ReLU(), nn.Linear(33, 5)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+PATTERNS = {
+    "residual": Pattern(
+        Residual,
+        signed="input bn2",
+        unsigned="relu relu_1 relu_2 adaptive_avg_pool2d",
+        pinned="stem fc",
+        operators="QGemm:1 QLinearAdd:1 QLinearConv:3 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "residual with projection": Pattern(
+        lambda: Residual(True),
+        signed="input bn_down bn2",
+        unsigned="relu relu_1 relu_2 adaptive_avg_pool2d",
+        pinned="stem down fc",
+        operators="QGemm:1 QLinearAdd:1 QLinearConv:4 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "functional": Pattern(
+        lambda: Residual(True, "function"),
+        signed="input bn_down bn2",
+        unsigned="relu relu_1 relu_2 adaptive_avg_pool2d",
+        pinned="stem down fc",
+        operators="QGemm:1 QLinearAdd:1 QLinearConv:4 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "methods": Pattern(
+        lambda: Residual(False, "method"),
+        signed="input bn2",
+        unsigned="relu relu_1 relu_2 adaptive_avg_pool2d",
+        pinned="stem fc",
+        operators="QGemm:1 QLinearAdd:1 QLinearConv:3 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "depthwise": Pattern(
+        depthwise,
+        signed="input _7 _8",
+        unsigned="_2 _5",
+        pinned="0 3 6 11",
+        operators="QGemm:1 QLinearConv:3 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "max-pool": Pattern(
+        lambda: plain(nn.ReLU(), nn.MaxPool2d(2)),
+        signed="input",
+        unsigned="_2 _6 _7",
+        pinned="0 9",
+        operators="NhwcMaxPool:1 QGemm:1 QLinearConv:2 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "conv bias": Pattern(
+        lambda: plain(nn.ReLU(), bias=True),
+        signed="input",
+        unsigned="_2 _5 _6",
+        pinned="0 8",
+        operators="QGemm:1 QLinearConv:2 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "silu": Pattern(
+        lambda: plain(nn.SiLU()),
+        signed="input _1 _2",
+        unsigned="_5 _6",
+        pinned="0 8",
+        operators="DequantizeLinear:2 Mul:1 QGemm:1 QLinearConv:2 QLinearGlobalAveragePool:1 QuantizeLinear:2 Sigmoid:1",
+    ),
+    "hardswish": Pattern(
+        lambda: plain(nn.Hardswish()),
+        signed="input _1 _2",
+        unsigned="_5 _6",
+        pinned="0 8",
+        operators="DequantizeLinear:1 HardSigmoid:1 Mul:1 QGemm:1 QLinearConv:2 QLinearGlobalAveragePool:1 QuantizeLinear:2",
+    ),
+    "pre-activation": Pattern(
+        PreActivation,
+        signed="input stem conv1 add",
+        unsigned="relu pool",
+        pinned="stem fc",
+        operators="BatchNormalization:2 DequantizeLinear:2 GlobalAveragePool:1 QGemm:1 QLinearAdd:1 QLinearConv:2 QuantizeLinear:3 Relu:1",
+    ),
+    "dropout": Pattern(
+        lambda: plain(nn.ReLU(), nn.Dropout(0.3)),
+        signed="input",
+        unsigned="_2 _6 _7",
+        pinned="0 9",
+        operators="QGemm:1 QLinearConv:2 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "concat": Pattern(
+        Concat,
+        signed="input",
+        unsigned="relu relu_1 cat relu_2 adaptive_avg_pool2d",
+        pinned="left right fc",
+        operators="QGemm:1 QLinearConcat:1 QLinearConv:3 QLinearGlobalAveragePool:1 QuantizeLinear:1",
+    ),
+    "mlp": Pattern(
+        mlp,
+        signed="input",
+        unsigned="_2 _4",
+        pinned="1 5",
+        operators="QGemm:3 QuantizeLinear:1",
+    ),
+}
+
+MOVES = ("Transpose", "Min", "Max", "Reshape", "Flatten", "NhwcMaxPool")
+pattern = pytest.mark.parametrize("name", list(PATTERNS))
+
+
+def inserted(name: str) -> tuple[nn.Module, MultiBitNetwork]:
+    """The float model and its multi-bit copy."""
+    torch.manual_seed(0)
+    model = PATTERNS[name].build()
+    return model, insert_quantizers(model, InsertionConfig(), (2, 8), 2.0)
+
+
+def batch(count: int = 16) -> Tensor:
+    """Normalised images in the range of the input site."""
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(count)).clamp(-2, 2)
+
+
+@pattern
+def test_without_quantization_nothing_changes(name: str) -> None:
+    """At 32 bits the rewritten network is the original, to the last bit, in training as well as in evaluation."""
+    model, network = inserted(name)
+    for training in (False, True):
+        model.train(training)
+        network.train(training)
+        torch.manual_seed(1)
+        expected = model(batch())
+        torch.manual_seed(1)
+        assert torch.equal(network(batch()), expected)
+
+
+@pattern
+def test_sites_and_pinned_layers(name: str) -> None:
+    """Quantizers stand where integer kernels want them, and a never-negative tensor spends no level on a sign."""
+    _, network = inserted(name)
+    golden = PATTERNS[name]
+    sites = network.sites.items()
+    assert " ".join(key for key, site in sites if site.signed) == golden.signed
+    assert " ".join(key for key, site in sites if not site.signed) == golden.unsigned
+    assert " ".join(key for key, layer in network.layers.items() if layer.pinned) == golden.pinned
+    for key, layer in network.layers.items():
+        signed = network.sites[network.layer_input[key]].signed
+        assert layer.quantizer.limit == (64 if signed else 127)
+
+
+@pattern
+def test_fused_graph(name: str, tmp_path: Path) -> None:
+    """Every layer is one integer kernel, with any batch size, and the codes are those of the integer reference."""
+    _, network = inserted(name)
+    frozen = freeze(settled(network, batch()), (2, 8))
+    skeleton = export_skeleton(network, frozen, SHAPE)
+    tensors = quantized_tensors(skeleton)
+    for bits in (2, 8):
+        arrays = frozen.initializers(bits)
+        options = session_options(threads=1)
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        session = create_session(skeleton, options, arrays)
+        graph = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
+        counts = Counter(node.op_type for node in graph.node if node.op_type not in MOVES)
+        assert " ".join(f"{kind}:{count}" for kind, count in sorted(counts.items())) == PATTERNS[name].operators
+        assert counts["QLinearConv"] + counts["QGemm"] == len(network.layers)
+        reference = IntegerReference(skeleton, arrays)
+        traced = create_session(_with_outputs(skeleton, tensors), session_options(threads=1), arrays)
+        for count in (1, 3):
+            images = batch(count).numpy()
+            expected, codes = reference.run(images)
+            np.testing.assert_array_equal(session.run(["logits"], {"images": images})[0], expected)
+            for key, found in zip(tensors, traced.run(tensors, {"images": images}), strict=True):
+                np.testing.assert_array_equal(found, codes[key], err_msg=key)
+
+
+def test_relu6_bounds_the_clip() -> None:
+    """The range of the site is the activation, so its clip may not pass six."""
+    _, network = inserted("depthwise")
+    assert [key for key, site in network.sites.items() if site.ceiling == 6.0] == ["_2", "_5"]
+
+
+def test_functional_dropout_follows_the_mode() -> None:
+    """Tracing freezes ``self.training``; the network must still drop in training and be exact in evaluation."""
+    for training in (False, True):
+        torch.manual_seed(0)
+        network = insert_quantizers(Concat().train(training), InsertionConfig(), (8,), 2.0)
+        with torch.no_grad():
+            network.train()
+            assert not torch.equal(network(batch()), network(batch()))
+            network.eval()
+            assert torch.equal(network(batch()), network(batch()))
+
+
+def test_the_users_model_is_left_alone() -> None:
+    """Inserting works on a copy."""
+    model, network = inserted("residual")
+    assert type(model.conv1) is nn.Conv2d
+    assert network.layers["conv1"].weight is not model.conv1.weight
+    torch.testing.assert_close(network.layers["conv1"].weight, model.conv1.weight)
+
+
+def test_what_stays_at_eight_bits_can_be_chosen() -> None:
+    """By name, not at all, and small groups may share the layer's statistics instead."""
+    config = InsertionConfig(keep_8bit=("conv2",))
+    network = insert_quantizers(Residual(), config, (2,), 2.0)
+    assert [name for name, layer in network.layers.items() if layer.pinned] == ["stem", "conv2", "fc"]
+    config = InsertionConfig(keep_8bit=(), small_groups="layer")
+    network = insert_quantizers(Residual(), config, (2,), 2.0)
+    assert not any(layer.pinned for layer in network.layers.values())
+    groups = {name: layer.quantizer.config.group for name, layer in network.layers.items()}  # type: ignore[union-attr]
+    assert groups == {"stem": "layer", "conv1": "channel", "conv2": "channel", "fc": "layer"}
+
+
+class Branching(nn.Module):
+    """Depends on the values of a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Twice(nn.Module):
+    """Calls one layer two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "keep", "message"),
+    [
+        (Branching(), (), "cannot trace Branching: .*; make its forward free of branches"),
+        (Twice(), (), "layer 'conv' is called 2 times; give each call its own layer"),
+        (nn.Sequential(nn.ReLU()), (), "no Conv2d or Linear layer"),
+        (plain(), ("head",), "cannot keep 'head' at 8 bits: no such layer; layers: 0, 2, 7"),
+    ],
+)
+def test_models_that_cannot_be_quantized(model: nn.Module, keep: tuple[str, ...], message: str) -> None:
+    """Each has a sentence that says what to change."""
+    with pytest.raises(EmqError, match=message) as error:
+        insert_quantizers(model, InsertionConfig(keep_8bit=keep), (2,), 2.0)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,301 @@
+"""The command line as a user meets it: what it prints, what it refuses, and that it never shows a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from emqdeploy.cli import main
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object of standard output."""
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command beside a trained run; file descriptors are captured, so nothing slips past."""
+    monkeypatch.chdir(trained)
+
+    def call(*arguments: str) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        out, err = capfd.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which `emqdeploy train` has run, in a process of its own."""
+    home = tmp_path_factory.mktemp("home")
+    command = [sys.executable, "-m", "emqdeploy", "train", "--epochs", "2", "--limit", "400", "--json"]
+    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=True)
+    (home / "train.json").write_text(result.stdout)
+    return home
+
+
+def test_train_prints_one_json_object(trained: Path) -> None:
+    """Scripts parse standard output; progress goes to standard error."""
+    values = json.loads((trained / "train.json").read_text())
+    assert {"checkpoint", "accuracy", "seconds", "sample_passes"} <= set(values)
+    assert set(values["accuracy"]) == {str(bits) for bits in range(1, 9)}
+    assert values["checkpoint"] == "runs/digits-resnet8-001/model.emq"
+    assert values["sample_passes"] == 4 * 2 * 360
+
+
+def test_export_without_a_path_takes_the_latest_run(run: Run) -> None:
+    """The line of the brief, as it stands, and the keys that scripts rely on."""
+    outcome = run("export", "--bits", "4", "--target", "onnx", "--json")
+    assert outcome.code == 0
+    (artefact,) = outcome.json["artefacts"]
+    keys = {"bits", "path", "size_bytes", "stored_as", "computed_as", "integer_layers", "layers", "parity"}
+    assert keys <= set(artefact)
+    assert artefact["parity"]["top1_agreement"] == 1.0
+    assert artefact["parity"]["max_step_error"] == 0
+    assert artefact["parity"]["differing_codes"] == 0
+    assert artefact["parity"]["codes"] > 0
+    assert artefact["integer_layers"] == artefact["layers"] == 10
+    assert Path(artefact["path"]).stat().st_size == artefact["size_bytes"]
+    assert not list(Path("runs").glob("**/.unproven*"))
+
+
+def test_bench_measures_every_bit_width(run: Run) -> None:
+    """One row per bit-width with everything that was measured."""
+    outcome = run("bench", "--device", "cpu", "--bits", "2,8", "--samples", "20", "--switches", "20", "--json")
+    assert outcome.code == 0
+    assert outcome.json["environment"]["cores"] == os.cpu_count()
+    for row, bits in zip(outcome.json["rows"], (2, 8), strict=True):
+        assert row["bits"] == bits
+        assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
+        assert len(row["samples_ms"]) == 20
+        assert row["accuracy"] == pytest.approx(row["trained_accuracy"], abs=0.6)
+        assert row["size_bytes"] > 0
+        assert row["rss_bytes"] > 0
+        assert row["switch_ms"] > 0
+        assert row["computed_as"] == "int8"
+    small, large = (row["size_bytes"] for row in outcome.json["rows"])
+    assert small < large
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_eval_agrees_with_what_training_measured(run: Run, runtime: str) -> None:
+    """The accuracy in the file is that of the deployed network."""
+    outcome = run("eval", "--bits", "3,8", "--runtime", runtime, "--json")
+    trained = json.loads(Path("train.json").read_text())["accuracy"]
+    for bits, percent in outcome.json["accuracy"].items():
+        assert percent == pytest.approx(trained[bits], abs=0.6)
+
+
+def test_verify_covers_every_rung(run: Run) -> None:
+    """Fused onnxruntime is exact; torch and the unfused graph may differ in ties only."""
+    outcome = run("verify", "--bits", "1,4", "--images", "64", "--json")
+    assert outcome.code == 0
+    assert outcome.json["ok"] is True
+    for result in outcome.json["results"]:
+        assert {"onnxruntime", "unfused", "torch"} <= set(result["rungs"])
+        assert result["rungs"]["onnxruntime"]["differing_codes"] == 0
+
+
+def test_inspect_describes_layers_and_bits(run: Run) -> None:
+    """What the file holds, with effective bits per weight."""
+    values = run("inspect", "--json").json
+    assert {"bits", "layers", "size_bytes", "metadata"} <= set(values)
+    assert values["bits"] == list(range(1, 9))
+    assert values["size_bytes"] == Path(values["path"]).stat().st_size
+    pinned = [layer["name"] for layer in values["layers"] if layer["pinned"]]
+    assert pinned[0] == "conv1"
+    assert pinned[-1] == "fc"
+
+
+def test_predict_classifies_a_picture(run: Run, tmp_path: Path) -> None:
+    """A real digit, written as a PNG, is recognised at 8 and at 2 bits and from an exported file."""
+    from PIL import Image
+
+    from emqdeploy.data import load_dataset
+
+    test = load_dataset("digits").test
+    Image.fromarray(test.images[0, 0]).save(tmp_path / "digit.png")
+    exported = json.loads(Path("runs/digits-resnet8-001/onnx/manifest.json").read_text())["artefacts"][0]["path"]
+    for arguments in (["--bits", "8"], ["--bits", "2"], [exported]):
+        values = run("predict", str(tmp_path / "digit.png"), *arguments, "--json").json
+        assert sum(entry["probability"] for entry in values["predictions"]) <= 1 + 1e-9
+        assert values["class"] == values["predictions"][0]["class"]
+    assert values["class"] == str(test.labels[0])
+
+
+def test_tables_are_printed_without_json(run: Run) -> None:
+    """Every command says something to a person."""
+    for arguments in (["inspect"], ["doctor"], ["eval", "--bits", "8"], ["verify", "--bits", "8", "--images", "8"]):
+        outcome = run(*arguments)
+        assert outcome.code == 0
+        assert "┃" in outcome.out
+
+
+def test_doctor_reports_every_part(run: Run) -> None:
+    """Each part was really imported."""
+    values = run("doctor", "--json").json
+    assert values["ok"] is True
+    assert {check["part"] for check in values["checks"]} >= {"onnxruntime", "torch", "torchvision", "sklearn"}
+
+
+def test_version_and_help(run: Run) -> None:
+    """The first two things that anybody types."""
+    assert re.fullmatch(r"emqdeploy \d+\.\d+\.\d+\n", run("--version").out)
+    for command in ("train", "eval", "export", "verify", "bench", "predict", "inspect", "demo", "doctor"):
+        outcome = run(command, "--help")
+        assert outcome.code == 0
+        assert command in ("demo", "doctor") or "Example" in outcome.out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`--help` answers at once: no numpy, torch or onnxruntime behind it."""
+    code = "import sys, emqdeploy.cli; print([m for m in ('torch', 'numpy', 'onnxruntime', 'onnx') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+CHECKPOINT = "runs/digits-resnet8-001/model.emq"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ("train --model resnet9", 2, "did you mean 'resnet8'"),
+        ("train --data digitz", 2, "digits"),
+        ("train --bits 0,4", 2, "allowed: 1..8"),
+        ("train --bits 4,4", 2, "names a bit-width twice"),
+        ("train --bits four", 2, "give numbers from 1 to 8"),
+        ("train --bits 32", 2, "allowed: 1..8"),
+        ("train --prune-rate 1", 2, "--prune-rate is 1"),
+        ("train --prune-rate 0.99 --epochs 3 --limit 400", 2, "fewer than a batch"),
+        ("train --act-bits nine", 2, "--act-bits is 'nine'"),
+        ("train --epochs many", 2, "valid integer"),
+        ("train --keep-8bit conv99", 1, "no such layer"),
+        ("train --data imagefolder:nowhere", 2, "nowhere"),
+        ("train --out train.json", 1, "cannot write"),
+        ("train --out runs/digits-resnet8-001", 2, "already holds a run"),
+        ("train --resume nowhere", 2, "holds no run"),
+        ("train --resume runs/digits-resnet8-001 --epochs 9", 2, "leave out --epochs"),
+        ("train --colour red", 2, "No such option"),
+        ("trian", 2, "No such command"),
+        ("export --target tflite", 2, "known: onnx"),
+        ("export --bits 9", 2, "allowed: 1..8"),
+        ("export --out train.json", 1, "cannot write"),
+        ("bench --device toaster", 2, "known: auto, cpu"),
+        ("bench nowhere.emq", 2, "does not exist"),
+        ("bench --samples 3", 2, "samples"),
+        ("eval --runtime tvm", 2, "known: onnxruntime, torch"),
+        ("inspect train.json", 1, "is not an .emq file"),
+        ("predict nowhere.png", 2, "nowhere.png"),
+        ("predict train.json", 1, "train.json"),
+        ("predict train.json foreign.onnx", 1, "foreign.onnx"),
+    ],
+)
+def test_bad_input_is_one_sentence(run: Run, arguments: str, code: int, sentence: str) -> None:
+    """Exit code 2 for usage, 1 otherwise; one line; no traceback; nothing on standard output; nothing half-written."""
+    before = sorted(Path().rglob("*"))
+    outcome = run(*arguments.split(), *([] if arguments == "trian" else ["--json"]))
+    last = outcome.err.strip().splitlines()[-1]
+    assert outcome.code == code, outcome.err
+    assert last.startswith("error: ")
+    assert sentence in last
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_absent_bit_width_lists_the_stored_ones(run: Run, tmp_path: Path) -> None:
+    """A checkpoint of 2 to 4 bits has no 8-bit network."""
+    outcome = run("train", "--bits", "2,4", "--epochs", "1", "--limit", "100", "--out", str(tmp_path / "run"), "--json")
+    assert outcome.code == 0, outcome.err
+    for command in ("export", "eval", "bench", "verify"):
+        outcome = run(command, str(tmp_path / "run"), "--bits", "8", "--json")
+        assert outcome.code == 2
+        assert "2, 3, 4" in outcome.err
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign", "empty"])
+def test_damaged_files_are_refused(run: Run, tmp_path: Path, damage: str) -> None:
+    """A truncated, altered or foreign file never runs, neither a checkpoint nor an exported one."""
+    run("export", "--bits", "4", "--json")
+    for original in (Path(CHECKPOINT), Path(CHECKPOINT).parent / "onnx" / "model-w4.onnx"):
+        data = bytearray(original.read_bytes())
+        if damage == "truncate":
+            data = data[: len(data) * 2 // 3]
+        elif damage == "flip":
+            data[len(data) // 2] ^= 0x10
+        elif damage == "foreign":
+            data = bytearray(np.random.default_rng(0).bytes(5000))
+        else:
+            data = bytearray()
+        broken = tmp_path / original.name
+        broken.write_bytes(data)
+        outcome = run("bench", str(broken), "--json")
+        assert outcome.code == 1
+        assert outcome.out == ""
+        assert len(outcome.err.strip().splitlines()) == 1
+        assert str(broken) in outcome.err
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    """Behind any command, for whoever wants to know more."""
+    outcome = run("inspect", "train.json", "--debug")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+
+
+def test_interrupted_training_says_how_to_go_on(trained: Path, tmp_path: Path) -> None:
+    """A real Ctrl-C in a real process: saved, one sentence, and the command that it names finishes the run."""
+    base = [sys.executable, "-m", "emqdeploy", "train"]
+    command = [*base, "--epochs", "4", "--limit", "300", "--bits", "2,8", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train epoch 1/4"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert out == ""
+    assert "Traceback" not in err
+    resume = f"emqdeploy train --resume {tmp_path / 'run'}"
+    assert err.strip().splitlines()[-1].endswith(resume)
+    finished = subprocess.run(
+        [*base, "--resume", str(tmp_path / "run"), "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(finished.stdout)["sample_passes"] == 2 * 4 * 270
+
+
+def test_full_disk_is_one_sentence(trained: Path, tmp_path: Path) -> None:
+    """A disk that fills up while the checkpoint is written: a real file-size limit of the operating system."""
+    command = f"ulimit -f 40; exec {sys.executable} -m emqdeploy export {trained / CHECKPOINT} --bits 4 --out {tmp_path}/out"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "out").glob("*.onnx"))
