@@ -43,7 +43,7 @@ def float_model(network: Subject) -> bytes:
     height = network.input_shape[1]
     plain = create_model(network.model, network.spec.classes, 3, height)
     # The multi-bit network keeps the names of the float model, so its weights and shared statistics fit as they are.
-    plain.load_state_dict(network.network.float_state(), strict=False)
+    plain.load_state_dict(network.network.float_state())
     plain.eval()
     example = torch.zeros(2, *network.input_shape)
     program = torch.onnx.export(

@@ -48,8 +48,8 @@ Floats = NDArray[np.float32]
 def encode(weights: NDArray[np.floating[Any]]) -> Codes:
     """Returns the master code of every weight of one layer; see the module's formula. An all-zero layer gives 128."""
     squashed = np.tanh(weights.astype(np.float32))
-    largest = float(np.abs(squashed).max(initial=0.0))
-    unit = squashed / np.float32(2 * largest) + np.float32(0.5) if largest > 0 else squashed + 0.5
+    peak = np.float32(max(float(np.abs(squashed).max(initial=0.0)), 1e-30))
+    unit = squashed / (2 * peak) + np.float32(0.5)
     return np.minimum(np.floor(unit * 256), 255).astype(np.uint8)
 
 

@@ -49,7 +49,7 @@ def settled(network: MultiBitNetwork, images: torch.Tensor) -> MultiBitNetwork:
     generator = torch.Generator().manual_seed(7)
     for norm in network.norms.values():
         with torch.no_grad():
-            norm.weight.copy_(torch.randn(norm.weight.shape, generator=generator) * 0.3 + 0.8)
+            norm.weight.copy_(torch.randn(norm.weight.shape, generator=generator) * 0.5 + 0.6)
             norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator) * 0.3)
         norm.momentum = 1.0
     network.initialise_clips(images)

@@ -68,8 +68,8 @@ def run_node(node: Any, inputs: list[np.ndarray]) -> np.ndarray:
 def test_codes_nest(weights: NDArray[np.float32]) -> None:
     """The b-bit code computed from the weights is the master's prefix; else one file could not hold all widths."""
     squashed = np.tanh(weights)
-    peak = float(np.abs(squashed).max())
-    unit = squashed / np.float32(2 * peak) + np.float32(0.5) if peak > 0 else squashed + np.float32(0.5)
+    peak = max(np.abs(squashed).max(), np.float32(1e-30))
+    unit = squashed / (2 * peak) + np.float32(0.5)
     for bits in ALL_BITS:
         direct = np.minimum(np.floor(unit * np.float32(2**bits)), 2**bits - 1)
         np.testing.assert_array_equal(truncate(encode(weights), bits), direct)
@@ -266,6 +266,14 @@ def test_quantize_is_quantizelinear(values: NDArray[np.float32], scale: float) -
     for codes in (code_range(8, True), CodeRange(0, 0, 255)):
         expected = run_node(node, [values, np.array(scale, np.float32), np.array(codes.zero_point, np.uint8)])
         np.testing.assert_array_equal(quantize(values, scale, codes), expected)
+
+
+def test_ties_round_to_even_as_in_the_runtime() -> None:
+    """Values exactly between two codes, which random ones never are."""
+    values = (np.arange(-300, 300) + 0.5).astype(np.float32) * np.float32(0.25)
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])
+    expected = run_node(node, [values, np.array(0.25, np.float32), np.array(128, np.uint8)])
+    np.testing.assert_array_equal(quantize(values, 0.25, code_range(8, True)), expected)
 
 
 def test_a_tensor_on_its_grid_stays_there() -> None:

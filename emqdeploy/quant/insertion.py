@@ -110,11 +110,11 @@ class _Inserter:
                 self.graph.erase_node(node)
 
     def _own_dropouts(self) -> None:
-        """Makes modules of functional dropouts: tracing froze whether the model was in training, a module follows it."""
+        """Makes modules of functional dropouts: tracing froze the mode that the model was in, a module follows it."""
         for node in list(self.graph.nodes):
             if node.op == "call_function" and node.target is F.dropout:
                 share = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-                self.modules[node.name] = nn.Dropout(float(share))  # type: ignore[arg-type]
+                self.modules[node.name] = nn.Dropout(float(share))
                 self.module.add_submodule(node.name, self.modules[node.name])
                 with self.graph.inserting_before(node):
                     node.replace_all_uses_with(self.graph.call_module(node.name, (node.all_input_nodes[0],)))
@@ -125,7 +125,7 @@ class _Inserter:
         for node in list(self.graph.nodes):
             options = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
             dims = options.get("dim")
-            over_plane = isinstance(dims, (tuple, list)) and sorted(dims) == [2, 3]  # type: ignore[type-var]
+            over_plane = isinstance(dims, (tuple, list)) and sorted(dims) == [2, 3]
             if not node.op.startswith("call") or node.target not in (torch.mean, "mean") or not over_plane:
                 continue
             with self.graph.inserting_before(node):

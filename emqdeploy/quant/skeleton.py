@@ -250,6 +250,13 @@ class _Expander:
             {"axis": 0},
             name=f"{name}/bias",
         )
+        source = node.inputs[0]
+        rank = len(source.shape) if source is not None and source.shape is not None else 2
+        if kind == "Gemm" and rank != 2:
+            raise EmqError(
+                f"linear layer {name!r} reads a tensor of {rank} dimensions, integer kernels take (N, K); flatten its"
+                " input or use a 1x1 convolution"
+            )
         keys = ("strides", "pads", "dilations", "kernel_shape")
         attributes: dict[str, int | list[int]] = {"transB": 1}
         if kind == "Conv":

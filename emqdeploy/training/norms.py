@@ -18,9 +18,14 @@ NORM_ADAPTATIONS: Registry[NormAdaptation] = Registry("norm adaptation")
 
 @NORM_ADAPTATIONS.register("none")
 def keep_statistics(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int, ...]) -> None:
-    """Serves every bit-width with the one set of running statistics that training left."""
+    """Serves every bit-width with the one set of running statistics that training left.
+
+    Training adds no missing mean to the bias, so its statistics hold that shift already and evaluation must not add it.
+    """
     for norm in network.norms.values():
         norm.estimated.fill_(False)
+    for layer in network.layers.values():
+        layer.input_mean.zero_()
 
 
 @NORM_ADAPTATIONS.register("shared")

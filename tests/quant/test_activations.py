@@ -1,0 +1,126 @@
+"""Activation quantization: levels, the gradient of the clip, unseen widths, and the float network at 32 bits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from emqdeploy.quant.activations import FLOAT_BITS, ActivationQuantizer
+
+
+def site(signed: bool, setting: int | str = 8, clip: float = 1.5, **options: float) -> ActivationQuantizer:
+    """A site whose clip was learned for 2, 4 and 8 bits."""
+    quantizer = ActivationQuantizer(signed, setting, (2, 4, 8), **options)
+    with torch.no_grad():
+        quantizer.log_clip.fill_(math.log(clip))
+    return quantizer
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 7, 8])
+def test_levels(signed: bool, bits: int) -> None:
+    """A tensor takes the levels that the report prints, and none beyond the clip."""
+    quantizer = site(signed, bits)
+    quantizer.bits = 4
+    values = quantizer(torch.linspace(-3, 3, 4001)).unique()
+    codes = quantizer.code_range(4)
+    assert len(values) == codes.levels == (2**bits if signed or bits < 8 else 128)
+    assert values.max().item() == pytest.approx(1.5)
+    assert values.min().item() == pytest.approx(-1.5 * 2 ** (bits - 1) / codes.steps if signed else 0)
+
+
+def learned_step(x: Tensor, log_clip: Tensor, low: int, high: int, grad_scale: float) -> Tensor:
+    """LSQ written with autograd: straight-through rounding, and the gradient of the step scaled.
+
+    As in torch's own fake quantization, a value is inside when its rounded code is.
+    """
+    scale = log_clip.exp() / high
+    scaled = scale.detach() + (scale - scale.detach()) * grad_scale
+    steps = x / scaled
+    rounded = steps + (steps.round() - steps).detach()
+    inside = (rounded >= low) & (rounded <= high)
+    return torch.where(inside, rounded, rounded.detach().clamp(low, high)) * scaled
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.booleans(), st.sampled_from([2, 3, 4, 8]), st.floats(0.1, 4))
+def test_the_gradient_is_that_of_lsq(seed: int, signed: bool, bits: int, clip: float) -> None:
+    """The two dot products of the fast backward pass equal what autograd derives from the definition."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, generator=generator, requires_grad=True)
+    upstream = torch.randn(64, generator=generator)
+    quantizer = site(signed, bits, clip)
+    quantizer.bits = 4
+    quantizer(x).backward(upstream)
+    codes = quantizer.code_range(4)
+    low, high = codes.low - codes.zero_point, codes.steps
+    y = x.detach().clone().requires_grad_()
+    log_clip = quantizer.log_clip.detach().clone().requires_grad_()
+    learned_step(y, log_clip, low, high, 1 / math.sqrt(64 * high)).backward(upstream)
+    assert quantizer.log_clip.grad is not None
+    torch.testing.assert_close(quantizer.log_clip.grad, log_clip.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_same_has_a_clip_per_trained_width_and_interpolates() -> None:
+    """Only the clip in use learns; a width never trained lies between its neighbours on a logarithmic scale."""
+    quantizer = site(False, "same")
+    with torch.no_grad():
+        quantizer.log_clip.copy_(torch.tensor([1.0, 2.0, 4.0]).log())
+    assert quantizer.widths == [2, 4, 8]
+    assert quantizer.scale(3) == pytest.approx(math.sqrt(2) / 7)
+    assert quantizer.scale(6) == pytest.approx(math.sqrt(8) / 63)
+    assert quantizer.scale(1) == quantizer.scale(2) == pytest.approx(1 / 3)
+    quantizer.bits = 4
+    quantizer(torch.rand(10)).sum().backward()
+    assert quantizer.log_clip.grad is not None
+    assert (quantizer.log_clip.grad != 0).tolist() == [False, True, False]
+    quantizer.bits = 3
+    assert len(quantizer(torch.linspace(0, 2, 1000)).unique()) == 8
+
+
+def test_relu6_keeps_its_ceiling() -> None:
+    """A clip that grew past six would let values through that ReLU6 cuts."""
+    quantizer = site(False, clip=20.0, ceiling=6.0)
+    quantizer.bits = 8
+    assert quantizer(torch.tensor([100.0])).item() == pytest.approx(6.0)
+    assert quantizer.scale(8) == pytest.approx(6 / 127)
+    quantizer.bits = FLOAT_BITS
+    assert quantizer(torch.tensor([-1.0, 3.0, 100.0])).tolist() == [0, 3, 6]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_32_bits_are_float(signed: bool) -> None:
+    """The float child computes the activation that the site replaced, nothing else."""
+    x = torch.randn(100)
+    assert torch.equal(site(signed)(x), x if signed else F.relu(x))
+
+
+def test_a_fixed_clip_does_not_learn() -> None:
+    """The range of the input image is known."""
+    quantizer = ActivationQuantizer(True, 8, (4,))
+    quantizer.fix_clip(2.5)
+    assert quantizer.scale(4) == pytest.approx(2.5 / 127)
+    quantizer.observing = True
+    quantizer(torch.randn(100))
+    assert quantizer.scale(4) == pytest.approx(2.5 / 127)
+    assert not quantizer.log_clip.requires_grad
+
+
+def test_observed_clips_cover_less_at_fewer_bits() -> None:
+    """Few levels are spent on the bulk, many on the tail; a dead tensor still gets a positive clip."""
+    quantizer = ActivationQuantizer(False, "same", (2, 4, 8))
+    quantizer.observing = True
+    values = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    quantizer(values)
+    clips = list(quantizer.clips().values())
+    assert clips == sorted(clips)
+    assert 0 < clips[0] < clips[-1] <= values.max() * 1.0001
+    quantizer(torch.zeros(10))
+    assert min(quantizer.clips().values()) == pytest.approx(1e-3)
