@@ -25,7 +25,7 @@ BOUND_POINTS = 0.5
 DATA: dict[str, dict[str, Any]] = {
     "digits": {"data": "digits", "model": "resnet8", "epochs": 20},
     "fashion-mnist, 6,000 training images": {
-        "data": "fashion-mnist", "model": "resnet8", "limit": 6000, "epochs": 10,
+        "data": "fashion-mnist", "model": "resnet8", "limit": 6000, "epochs": 8,
     },
 }  # fmt: skip
 ABLATIONS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The seal of an exported ONNX file: our metadata, and a hash over the whole file, readable without the onnx package."""
+"""The seal of an exported ONNX file: our metadata and a hash over the whole file, readable without the onnx package."""
 
 from __future__ import annotations
 
@@ -38,4 +38,3 @@ def check_seal(path: Path, data: bytes) -> None:
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-

@@ -76,7 +76,9 @@ def finish(result: dict[str, Any], as_json: bool, *parts: Any) -> None:
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (works behind any command).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (works behind any command).")
+    ] = False,
 ) -> None:
     """Handles what stands before a command."""
     if version:
@@ -88,9 +90,7 @@ def options(
 def train(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="resnet8, resnet20, resnet18 or mobilenet_v2.")] = "resnet8",
-    data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagefolder:PATH.")
-    ] = "digits",
+    data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagefolder:PATH.")] = "digits",
     bits: Annotated[str, typer.Option(help="Weight bit-widths to train; those between come for free.")] = "1,2,4,8",
     act_bits: Annotated[str, typer.Option(help="Activation bits 2..8, or 'same' to follow the weights.")] = "8",
     epochs: Annotated[int, typer.Option(help="Passes of every bit-width over its images.")] = 30,
@@ -107,7 +107,9 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of layers.")] = 5e-4,
-    augment: Annotated[str | None, typer.Option(help="none, shift1 or crop-flip; the data set's own by default.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="none, shift1 or crop-flip; the data set's own by default.")
+    ] = None,
     data_dir: DataDirOption = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width for an image folder.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many training images, for a quick trial.")] = None,
@@ -122,7 +124,9 @@ def train(
     keep_8bit: Annotated[
         str, typer.Option(help="Layers that stay at 8 bits: first, last, names from `inspect`, or none.")
     ] = "first,last",
-    small_groups: Annotated[str, typer.Option(help="Depthwise layers: pin (8 bits) or layer (shared statistics).")] = "pin",
+    small_groups: Annotated[
+        str, typer.Option(help="Depthwise layers: pin (8 bits) or layer (shared statistics).")
+    ] = "pin",
     compile: Annotated[bool, typer.Option("--compile", help="Compile each bit-width's step.")] = False,
     seed: Annotated[int, typer.Option(help="Fixes weights, batches, augmentation and coresets.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="torch's threads.")] = None,
@@ -144,9 +148,9 @@ def train(
     """
     from emqdeploy.training.command import train_command
 
-    given = {key: value for key, value in context.params.items() if key not in ("json_", "out", "resume", "threads")}
+    given = {key: value for key, value in context.params.items() if key not in ("json_", "out", "resume")}
     explicit = {key for key in given if context.get_parameter_source(key).name == "COMMANDLINE"}  # type: ignore[union-attr]
-    result, parts = train_command(given, explicit, parse_bits(bits), out, resume, threads)
+    result, parts = train_command(given, explicit, parse_bits(bits), out, resume)
     finish(result, json_, *parts)
 
 

@@ -36,7 +36,7 @@ def examine() -> dict[str, Any]:
         except ImportError as error:
             state, advice = f"missing ({error})", f'pip install "emqdeploy[{extra}]"'
         except Exception as error:
-            state, advice = f"broken ({str(error).splitlines()[0]})", f'pip install --force-reinstall {package}'
+            state, advice = f"broken ({str(error).splitlines()[0]})", f"pip install --force-reinstall {package}"
         seconds = round(time.perf_counter() - started, 2)
         checks.append({"part": package, "for": purpose, "state": state, "advice": advice, "import_seconds": seconds})
     found = environment()

@@ -97,9 +97,9 @@ def parity_images(checkpoint: Checkpoint, count: int | None, data_dir: Path | No
 def verify_width(checkpoint: Checkpoint, bits: int, images: Floats, artefact: Path | None = None) -> dict[str, Any]:
     """Compares every way of running one bit-width with the integer reference.
 
-    Rungs: ``onnxruntime`` (fused: must be exact), ``torch`` and ``unfused`` (float between the quantizers: rounding ties
-    may differ, an arg-max may not, unless its margin is below 1 % of the logit range) and, where an exported file is
-    given, ``artefact`` (its logits must be those of the reference).
+    Rungs: ``onnxruntime`` (fused: must be exact), ``torch`` and ``unfused`` (float between the quantizers: ties may
+    round differently, an arg-max may flip only where its margin is below 1 % of the logit range) and, where an exported
+    file is given, ``artefact`` (its logits must be those of the reference).
     """
     tensors = quantized_tensors(checkpoint.skeleton)
     reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(bits))

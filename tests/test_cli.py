@@ -175,7 +175,9 @@ def test_version_and_help(run: Run) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     """`--help` answers at once: no numpy, torch or onnxruntime behind it."""
-    code = "import sys, emqdeploy.cli; print([m for m in ('torch', 'numpy', 'onnxruntime', 'onnx') if m in sys.modules])"
+    code = (
+        "import sys, emqdeploy.cli; print([m for m in ('torch', 'numpy', 'onnxruntime', 'onnx') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -294,7 +296,9 @@ def test_interrupted_training_says_how_to_go_on(trained: Path, tmp_path: Path) -
 
 def test_full_disk_is_one_sentence(trained: Path, tmp_path: Path) -> None:
     """A disk that fills up while the checkpoint is written: a real file-size limit of the operating system."""
-    command = f"ulimit -f 40; exec {sys.executable} -m emqdeploy export {trained / CHECKPOINT} --bits 4 --out {tmp_path}/out"
+    command = (
+        f"ulimit -f 40; exec {sys.executable} -m emqdeploy export {trained / CHECKPOINT} --bits 4 --out {tmp_path}/out"
+    )
     result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "Traceback" not in result.stderr

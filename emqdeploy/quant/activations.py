@@ -18,26 +18,28 @@ FLOAT_BITS = 32
 class _FakeQuantize(torch.autograd.Function):
     """``s clamp(round(x / s), low, high)`` with the LSQ gradient (arXiv 1902.08153) for the logarithm of the clip.
 
-    With ``s = clip / steps`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``: two dot products, and
-    one mask is all that is kept beside input and output.
+    With ``s = clip / high`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``, where inside means that
+    the rounded value is in range: two dot products. Built from plain element-wise operators, because torch's own fused
+    operator takes ten times as long on the CPU.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_clip: Tensor, low: int, high: int, grad_scale: float) -> Tensor:
         scale = log_clip.exp() / high
-        output, inside = torch._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
-            x, scale, torch.zeros_like(scale, dtype=torch.int32), torch.ones_like(scale, dtype=torch.int64), low, high
-        )
-        ctx.save_for_backward(x, output, inside)
+        steps = x * scale.reciprocal()
+        output = steps.round().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(steps, output, scale)
+        ctx.range = (low - 0.5, high + 0.5)
         ctx.grad_scale = grad_scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, output, inside = ctx.saved_tensors
-        passed = grad * inside
-        slope = torch.dot(grad.reshape(-1), output.reshape(-1)) - torch.dot(passed.reshape(-1), x.reshape(-1))
-        return passed, (slope * ctx.grad_scale).reshape(1), None, None, None
+        steps, output, scale = ctx.saved_tensors
+        passed = torch.ops.aten.hardtanh_backward(grad, steps, *ctx.range)
+        inside = torch.dot(passed.reshape(-1), steps.reshape(-1)) * scale
+        slope = torch.dot(grad.reshape(-1), output.reshape(-1)) - inside
+        return passed, slope * ctx.grad_scale, None, None, None
 
 
 class ActivationQuantizer(nn.Module):
@@ -95,7 +97,7 @@ class ActivationQuantizer(nn.Module):
         width = activation_bits(self.setting, self.bits)
         if width not in self.widths:
             scale = self.scale(self.bits)
-            return torch.fake_quantize_per_tensor_affine(x, scale, 0, low, high)
+            return (x / scale).round().clamp_(low, high).mul_(scale)
         index = self.widths.index(width)
         log_clip = self.log_clip[index : index + 1]
         if self.ceiling is not None:

@@ -11,6 +11,7 @@ into the affine correction. Per layer and bit-width:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -234,8 +235,10 @@ class WeightQuantizer(nn.Module):
         if self.config.group == "layer":
             low, high = low.amin().expand_as(low), high.amax().expand_as(high)
         partition = PARTITIONS[self.config.partition]
-        used = torch.ones_like(low)
-        for width in range(2, bits + 1):
+        # Every channel fits as long as 2^b - 1 does; only wider codes depend on the values.
+        always = min(bits, int(math.log2(self.limit + 1)))
+        used = torch.full_like(low, float(always))
+        for width in range(always + 1, bits + 1):
             levels = torch.tensor(2.0**width - 1, device=unit.device)
             largest = torch.maximum(2 * partition(high, levels) - levels, levels - 2 * partition(low, levels))
             used = torch.where(largest <= self.limit, torch.full_like(low, float(width)), used)

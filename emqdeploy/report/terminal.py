@@ -107,8 +107,20 @@ def bench_table(rows: list[dict[str, Any]], title: str) -> Table:
     """Everything measured, a row per bit-width."""
     result = table(
         title,
-        *("bits", "accuracy", "p50", "p90", "p99", "size", "memory", "stored as", "computed as", "switch", "first output"),
-        caption="size: bytes the file spends on this bit-width; memory: added to a fresh process by loading and running it;"
+        *(
+            "bits",
+            "accuracy",
+            "p50",
+            "p90",
+            "p99",
+            "size",
+            "memory",
+            "stored as",
+            "computed as",
+            "switch",
+            "first output",
+        ),
+        caption="size: bytes of the file that this bit-width needs; memory: what running it adds to a fresh process;"
         "\nswitch: set_bits between resident bit-widths; first output: the first inference after a switch",
     )
     for row in rows:
@@ -133,8 +145,8 @@ def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
     widths = description["bits"]
     layers = table(
         "Layers", "name", "shape", "stored as", "input", *(f"{bits} b" for bits in widths),
-        caption="per bit-width: effective bits per weight, the per-channel numbers included; * = some channels use fewer"
-        " bits than nominal, because their integers would not fit int8",
+        caption="per bit-width: effective bits per weight, the per-channel numbers included; * = some channels use"
+        " fewer bits than nominal, because their integers would not fit int8",
     )  # fmt: skip
     for layer in description["layers"]:
         cells = []
@@ -164,7 +176,18 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
     cpu = result["environment"]["cpu"]
     rows = table(
         f"One network, trained once ({seconds:.0f} s, {passes} sample passes), on {cpu}, one image at a time",
-        *("bits", "accuracy", "p50", "p90", "p99", "ONNX file", "in .emq", "stored as", "computed as", "differing codes"),
+        *(
+            "bits",
+            "accuracy",
+            "p50",
+            "p90",
+            "p99",
+            "ONNX file",
+            "in .emq",
+            "stored as",
+            "computed as",
+            "differing codes",
+        ),
         *("switch", "first output"),
     )
     for row in result["rows"]:
@@ -185,7 +208,7 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
     checkpoint = result["checkpoint"]
     notes = [
         f"all bit-widths of the same file: {unseen}",
-        "every bit-width computes in int8 and so runs at int8 speed: fewer bits cost accuracy and save storage, not time",
+        "every bit-width computes in int8 and runs at int8 speed: fewer bits save storage, not time",
         "next: emqdeploy inspect        what the checkpoint holds, layer by layer",
         "      emqdeploy verify         all bit-widths against the integer reference, on the whole test set",
         f"      emqdeploy bench {checkpoint} --bits 1,2,3,4,5,6,7,8",

@@ -8,7 +8,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("emqdeploy", "numpy", "onnxruntime", "onnx", "onnx-ir", "torch", "torchvision", "scikit-learn", "safetensors")
+_PACKAGES = (
+    "emqdeploy",
+    "numpy",
+    "onnxruntime",
+    "onnx",
+    "onnx-ir",
+    "torch",
+    "torchvision",
+    "scikit-learn",
+    "safetensors",
+)
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 

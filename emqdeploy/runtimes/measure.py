@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from emqdeploy.data import Split
-from emqdeploy.data import Preprocessing
+from emqdeploy.data import Preprocessing, Split
 from emqdeploy.errors import EmqError
 from emqdeploy.grid import Floats
 from emqdeploy.runtimes.base import Runtime

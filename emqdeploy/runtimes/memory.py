@@ -1,4 +1,4 @@
-"""Measures, in a process of its own, what one resident bit-width costs: ``python -m emqdeploy.runtimes.memory PATH BITS``."""
+"""Measures in a process of its own what one bit-width costs: ``python -m emqdeploy.runtimes.memory PATH BITS``."""
 
 from __future__ import annotations
 

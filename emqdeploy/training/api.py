@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,9 @@ from emqdeploy.training.run import RunDirectory
 
 CALIBRATION_IMAGES = 2048
 """Training images, unaugmented, over which statistics are estimated after training."""
+
+SMALL_IMAGE = 16
+"""Pixels up to which operators are so short that handing work to a second thread costs more than it saves."""
 
 
 @dataclass
@@ -67,12 +71,15 @@ def train(config: TrainConfig, out: Path, resume: bool = False, console: Console
     if resume:
         run, config = RunDirectory.open(out)
     dataset = load_dataset(config.data, _path(config.data_dir), config.image_size, config.limit)
-    torch.manual_seed(config.seed)
     spec = network_spec(config, dataset)
+    torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else os.cpu_count() or 1))
+    torch.manual_seed(config.seed)
     network = spec.build()
     train_split, validation = (_tensors(split, dataset) for split in validation_split(dataset.train))
     if config.prune_rate > 0:
-        coreset_size(len(train_split.labels), config.prune_rate, config.batch_size)  # refused before anything is written
+        coreset_size(
+            len(train_split.labels), config.prune_rate, config.batch_size
+        )  # refused before anything is written
     if not resume:
         run = RunDirectory.create(out, config)
     network.initialise_clips(train_split.images[: 4 * config.batch_size])
@@ -126,9 +133,7 @@ def _write(
     measure_input_means(network, batches)
     NORM_ADAPTATIONS[config.norm_adaptation](network, batches, widths)
     frozen = freeze(network.eval(), widths)
-    measured = {
-        bits: accuracy(deployed_reference(network, frozen, bits), test.images, test.labels) for bits in widths
-    }
+    measured = {bits: accuracy(deployed_reference(network, frozen, bits), test.images, test.labels) for bits in widths}
     result.accuracy |= measured
     name = CHECKPOINT_FILE if len(widths) > 1 or len(config.bits) == 1 else f"model-w{widths[0]}.emq"
     path = result.run / name

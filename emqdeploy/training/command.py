@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from emqdeploy.errors import UsageError
 from emqdeploy.report.terminal import accuracy_table
 from emqdeploy.runs import RUNS_ROOT, next_run_path
@@ -23,7 +21,6 @@ def train_command(
     bits: tuple[int, ...] | None,
     out: Path | None,
     resume: Path | None,
-    threads: int | None,
 ) -> tuple[dict[str, Any], list[Any]]:
     """Trains or resumes; returns the JSON object and what to print.
 
@@ -33,10 +30,7 @@ def train_command(
         bits: the parsed bit-widths.
         out: a new run directory, or None for the default one.
         resume: a run to continue.
-        threads: torch's threads.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     if resume is not None:
         refused = sorted(explicit) + (["out"] if out is not None else [])
         if refused:
@@ -48,7 +42,7 @@ def train_command(
         path = out or next_run_path(RUNS_ROOT, config.data, config.model)
     result = train(config, path, resume=resume is not None)
     checkpoint = str(result.checkpoints[0])
-    values = {
+    values: dict[str, Any] = {
         "checkpoint": checkpoint,
         "checkpoints": [str(file) for file in result.checkpoints],
         "run": str(result.run),

@@ -10,6 +10,7 @@ from emqdeploy.errors import UsageError
 from emqdeploy.quant.activations import FLOAT_BITS
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.weights import WeightConfig
+from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.coreset import SELECTIONS
 from emqdeploy.training.norms import NORM_ADAPTATIONS
 from emqdeploy.training.scores import SCORES
@@ -46,6 +47,8 @@ class TrainConfig:
         keep_8bit: layers that stay at 8 bits.
         small_groups: depthwise layers: ``pin`` at 8 bits or ``layer`` statistics.
         compile: whether `torch.compile` compiles each bit-width's step.
+        threads: of torch on the CPU; None takes one for images of at most 16 pixels, where a second one only gets in
+            the way, else every core.
         seed: fixes initial weights, batches, augmentation and coresets.
     """
 
@@ -75,6 +78,7 @@ class TrainConfig:
     keep_8bit: tuple[str, ...] = ("first", "last")
     small_groups: str = "pin"
     compile: bool = False
+    threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,7 +86,9 @@ class TrainConfig:
         if self.bits != (FLOAT_BITS,):
             check_bits(self.bits)
         if self.activation_bits != "same" and self.activation_bits not in range(2, 9):
-            raise UsageError(f"--act-bits is {self.activation_bits}; allowed: 2..8, or 'same' to follow the weight bits")
+            raise UsageError(
+                f"--act-bits is {self.activation_bits}; allowed: 2..8, or 'same' to follow the weight bits"
+            )
         if not 0 <= self.prune_rate < 1:
             raise UsageError(f"--prune-rate is {self.prune_rate}; allowed: 0 (keep all) up to, not including, 1")
         for flag, value, least in (
@@ -90,6 +96,7 @@ class TrainConfig:
             ("--batch-size", self.batch_size, 2),
             ("--limit", self.limit, 1),
             ("--score-epochs", self.score_epochs, 1),
+            ("--threads", self.threads, 1),
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} is {value}; it must be at least {least}")
@@ -97,12 +104,12 @@ class TrainConfig:
             raise UsageError(f"--lr is {self.learning_rate}; it must be positive")
         if self.small_groups not in ("pin", "layer"):
             raise UsageError(f"unknown small_groups {self.small_groups!r}; allowed: pin, layer")
-        for registry, name in (
-            (SCORES, self.score),
-            (SELECTIONS, self.selection),
-            (NORM_ADAPTATIONS, self.norm_adaptation),
-        ):
-            registry[name]  # raises a sentence that lists the known names
+        # Looking a name up raises the sentence that lists the known ones.
+        SCORES[self.score]
+        SELECTIONS[self.selection]
+        NORM_ADAPTATIONS[self.norm_adaptation]
+        if self.augment is not None:
+            AUGMENTATIONS[self.augment]
         self.insertion()
 
     @property
@@ -127,6 +134,5 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        tuples = {key: tuple(values[key]) for key in ("bits", "keep_8bit") if key in values}
-        return cls(**{**values, **tuples})
-
+        tuples: dict[str, Any] = {key: tuple(values[key]) for key in ("bits", "keep_8bit") if key in values}
+        return cls(**(values | tuples))

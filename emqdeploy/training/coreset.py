@@ -35,8 +35,8 @@ def coreset_size(images: int, prune_rate: float, batch_size: int) -> int:
     keep = round(images * (1 - prune_rate))
     if keep < batch_size:
         raise UsageError(
-            f"--prune-rate {prune_rate} keeps {keep} of {images} images, fewer than a batch of {batch_size}; prune less or"
-            " use a smaller --batch-size"
+            f"--prune-rate {prune_rate} keeps {keep} of {images} images, fewer than a batch of {batch_size}; prune less"
+            " or use a smaller --batch-size"
         )
     return keep
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
@@ -204,7 +204,9 @@ class Trainer:
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine to zero."""
         share = self.progress.step / self.total_steps()
-        factor = share / WARM_UP if share < WARM_UP else 0.5 + 0.5 * math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))
+        factor = (
+            share / WARM_UP if share < WARM_UP else 0.5 + 0.5 * math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))
+        )
         return self.config.learning_rate * max(factor, 1e-3)
 
     def _choose_coresets(self) -> dict[int, NDArray[np.int64]]:

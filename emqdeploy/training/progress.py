@@ -51,4 +51,6 @@ class TrainProgress:
         shown = "  ".join(f"{bits}-bit {percent:.1f}%" for bits, percent in accuracy.items())
         self.progress.update(self.task, description=f"{phase} {epoch + 1}/{epochs}", accuracy=shown)
         if not self.console.is_terminal:
-            self.console.print(f"{phase} epoch {epoch + 1}/{epochs}  loss {loss:.3f}  validation {shown}", highlight=False)
+            self.console.print(
+                f"{phase} epoch {epoch + 1}/{epochs}  loss {loss:.3f}  validation {shown}", highlight=False
+            )

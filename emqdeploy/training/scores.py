@@ -44,7 +44,7 @@ def random_score(
 def el2n_score(
     softmax: NDArray[np.float16], labels: NDArray[np.int64], random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """``||softmax - onehot||_2``, averaged over epochs: the gradient's norm at the logits (Data Diet, arXiv 2107.07075)."""
+    """``||softmax - onehot||_2``, mean over epochs: the gradient's norm at the logits (Data Diet, arXiv 2107.07075)."""
     errors = softmax.astype(np.float64)
     errors[:, np.arange(len(labels)), labels] -= 1
     norms: NDArray[np.float64] = np.linalg.norm(errors, axis=2).mean(axis=0)

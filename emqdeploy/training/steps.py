@@ -19,9 +19,7 @@ class Step(NamedTuple):
     indices: NDArray[np.int64]
 
 
-def interleaved_epoch(
-    subsets: Mapping[int, NDArray[np.int64]], batch_size: int, seed: int, epoch: int
-) -> list[Step]:
+def interleaved_epoch(subsets: Mapping[int, NDArray[np.int64]], batch_size: int, seed: int, epoch: int) -> list[Step]:
     """Returns the steps of one epoch: every bit-width passes over its own subset, one batch of each in turn.
 
     Shared running statistics would be those of the last bit-width if one trained alone for long, so the bit-widths take
@@ -33,7 +31,7 @@ def interleaved_epoch(
         parts = [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
         batches[bits] = [part for part in parts if len(part) >= SMALLEST_BATCH]
     random = np.random.default_rng([seed, epoch])
-    steps = []
+    steps: list[Step] = []
     for turn in range(max(map(len, batches.values()))):
         waiting = [bits for bits in batches if turn < len(batches[bits])]
         steps.extend(Step(int(bits), batches[bits][turn]) for bits in random.permutation(waiting))

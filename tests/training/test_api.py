@@ -81,7 +81,9 @@ def test_resumed_run_ends_with_the_same_weights(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(loop.Trainer, "_step", step)
-    with pytest.raises(EmqError, match=f"stopped after step {stop_after} of .* continue with: emqdeploy train --resume"):
+    with pytest.raises(
+        EmqError, match=f"stopped after step {stop_after} of .* continue with: emqdeploy train --resume"
+    ):
         _train(tmp_path / "part")
     monkeypatch.undo()
     resumed = _train(tmp_path / "part", resume=True)
@@ -117,5 +119,5 @@ def test_float_network_trains_alike(tmp_path: Path) -> None:
 def test_diverging_loss_names_bits_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN must stop training, not spoil the checkpoint."""
     monkeypatch.setattr(loop.F, "cross_entropy", lambda logits, labels: logits.sum() * torch.nan)
-    with pytest.raises(EmqError, match="the loss became nan at . bits in step 0"):
+    with pytest.raises(EmqError, match=r"the loss became nan at \d bits in step 0"):
         _train(tmp_path / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -35,9 +36,8 @@ from emqdeploy.training.config import TrainConfig
 )
 def test_wrong_values_are_named_with_what_is_allowed(values: dict[str, Any], sentence: str) -> None:
     """Each message says what was given and what is allowed."""
-    with pytest.raises(UsageError, match=".") as error:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
         TrainConfig(**values)
-    assert sentence in str(error.value)
 
 
 def test_configuration_survives_json() -> None:

@@ -20,7 +20,7 @@ def network() -> MultiBitNetwork:
 
 
 def _first_layer_statistics(network: MultiBitNetwork, images: torch.Tensor, bits: int) -> torch.Tensor:
-    name, norm = next(iter(network.norm_of.items()))
+    norm = next(iter(network.norm_of.values()))
     seen: list[torch.Tensor] = []
     handle = network.norms[norm].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad(), network.bits(bits):
