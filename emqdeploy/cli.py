@@ -93,7 +93,7 @@ def train(
     data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagefolder:PATH.")] = "digits",
     bits: Annotated[str, typer.Option(help="Weight bit-widths to train; those between come for free.")] = "1,2,4,8",
     act_bits: Annotated[str, typer.Option(help="Activation bits 2..8, or 'same' to follow the weights.")] = "8",
-    epochs: Annotated[int, typer.Option(help="Passes of every bit-width over its images.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Passes of every bit-width over its images.")] = 20,
     prune_rate: Annotated[
         float, typer.Option(help="Share of the images that each bit-width leaves out, 0 to below 1.")
     ] = 0.0,

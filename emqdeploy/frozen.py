@@ -91,7 +91,7 @@ class FrozenNetwork:
 
         Per layer ``L``: ``L.weight`` int8 in the layer's shape; ``L.weight_scale`` float32, ``L.bias`` int32 and
         ``L.bias_scale`` float32, each ``(C,)``. Per site ``S``, all scalars: ``S.scale`` float32 and, where it is
-        clamped, ``S.high`` and (signed) ``S.low`` uint8.
+        clamped, ``S.low`` and ``S.high`` uint8.
         """
         self.check_bits(bits)
         arrays: dict[str, NDArray[Any]] = {}
@@ -99,9 +99,8 @@ class FrozenNetwork:
             codes = site.code_range(bits)
             arrays[f"{name}.scale"] = np.array(site.scales[bits], np.float32)
             if site.clamped:
-                arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
-            if site.clamped and site.signed:
                 arrays[f"{name}.low"] = np.array(codes.low, np.uint8)
+                arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
         # numpy leaves the interpreter lock during the byte arithmetic, so two threads halve the wait for a session.
         with ThreadPoolExecutor(2) as pool:
             integers = pool.map(lambda layer: layer.integers(bits), self.layers.values())

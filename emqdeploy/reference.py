@@ -153,9 +153,8 @@ class IntegerReference:
             case "DequantizeLinear":
                 scale, zero = (self._arrays[name] for name in node.input[1:])
                 return _Quantized(inputs[0], float(scale), int(zero))
-            case "Min" | "Max" if isinstance(inputs[0], np.ndarray):
-                clamp = np.minimum if node.op_type == "Min" else np.maximum
-                return clamp(inputs[0], self._arrays[node.input[1]])
+            case "Clip" if isinstance(inputs[0], np.ndarray):
+                return np.clip(inputs[0], *(self._arrays[name] for name in node.input[1:]))
             case "Conv" | "Gemm" if isinstance(inputs[0], _Quantized):
                 weight, bias = (weights[name] for name in node.input[1:])
                 return self._layer(node, inputs[0], weight, bias, attributes)

@@ -217,11 +217,9 @@ class _Expander:
         nodes = [ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{label}/quantize")]
         # Repeating a site does not change its codes, so only the site itself clamps.
         if self.sites[name].clamped and not alias:
-            high = self._open(f"{name}.high", ir.DataType.UINT8, ())
-            nodes.append(ir.node("Min", [nodes[-1].outputs[0], high], name=f"{label}/high"))
-            if self.sites[name].signed:
-                low = self._open(f"{name}.low", ir.DataType.UINT8, ())
-                nodes.append(ir.node("Max", [nodes[-1].outputs[0], low], name=f"{label}/low"))
+            # An integer Clip stays outside the fusions, where a float one would break them, and costs half of a Min.
+            bounds = [self._open(f"{name}.{end}", ir.DataType.UINT8, ()) for end in ("low", "high")]
+            nodes.append(ir.node("Clip", [nodes[-1].outputs[0], *bounds], name=f"{label}/clamp"))
         nodes[-1].outputs[0].name = f"{label}/moved" if alias else f"{name}/codes"
         nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero], name=f"{label}/dequantize"))
         self._replace(node, nodes)

@@ -6,6 +6,8 @@ inside the graph runs 2.5 to 4 times slower. Switching between resident sessions
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
 import tempfile
@@ -32,8 +34,10 @@ def session_options(threads: int | None = None, optimise: bool = True) -> Any:
         optimise: False runs the graph as written, in float between the quantizers.
     """
     ort = require("onnxruntime", "runtime")
+    _share_allocator()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
     # A waiting thread must not spin: another session, or the caller's camera loop, needs the core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
@@ -41,6 +45,20 @@ def session_options(threads: int | None = None, optimise: bool = True) -> Any:
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
+
+
+@functools.cache
+def _share_allocator() -> None:
+    """Gives all sessions of this process one arena.
+
+    With an arena each, the activations of the session that is switched to are never in the cache: among eight resident
+    ResNet-18 the first output took 1.22 times a steady one, with one arena 1.11, and 20 MB less.
+    """
+    ort = require("onnxruntime", "runtime")
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # Another library of this process may have registered one already; then that one is shared.
+    with contextlib.suppress(Exception):
+        ort.create_and_register_allocator(memory, None)
 
 
 def create_session(model: bytes, options: Any, arrays: dict[str, Any] | None = None) -> Any:

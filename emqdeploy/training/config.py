@@ -59,7 +59,7 @@ class TrainConfig:
     limit: int | None = None
     bits: tuple[int, ...] = (1, 2, 4, 8)
     activation_bits: int | str = 8
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 0.1
     momentum: float = 0.9

@@ -229,7 +229,7 @@ SHORT = {
     "QuantizeLinear": "Q",
     "BatchNormalization": "Norm",
 }
-MOVES = ("Transpose", "Min", "Max", "Reshape", "Flatten")
+MOVES = ("Transpose", "Clip", "Reshape", "Flatten")
 pattern = pytest.mark.parametrize("name", list(PATTERNS))
 
 

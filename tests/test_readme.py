@@ -1,0 +1,79 @@
+"""The README's commands run as they stand, in their order, and so does the Python in README and docs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which every console command of the README has run."""
+    home = tmp_path_factory.mktemp("readme")
+    commands = [
+        line[2:] for block in _blocks(README, "console") for line in block.splitlines() if line.startswith("$ ")
+    ]
+    assert len(commands) >= 5
+    for command in commands:
+        program, *arguments = command.split()
+        assert program == "emqdeploy"
+        run = [sys.executable, "-m", "emqdeploy", *arguments]
+        result = subprocess.run(run, cwd=home, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+        assert result.stdout
+    return home
+
+
+def test_commands_leave_what_the_readme_shows(home: Path) -> None:
+    """A trained checkpoint and a proven 4-bit file."""
+    assert (home / "runs/digits-resnet8-001/model.emq").exists()
+    assert (home / "runs/digits-resnet8-001/onnx/model-w4.onnx").exists()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/runtimes.md", "docs/export.md"])
+def test_python_examples_run(home: Path, document: str) -> None:
+    """Examples are executed beside the run that the commands made."""
+    from PIL import Image
+
+    from emqdeploy.data import load_dataset
+
+    Image.fromarray(load_dataset("digits").test.images[0, 0]).save(home / "digit.png")
+    blocks = _blocks((ROOT / document).read_text(), "python")
+    assert blocks
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], cwd=home, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+def test_documents_have_no_gaps() -> None:
+    """No placeholder was left where a figure belongs, and every relative link leads somewhere."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        assert "@@" not in text, path
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (path.parent / link).exists(), f"{path}: {link}"
+
+
+@pytest.mark.slow
+def test_demo_runs(tmp_path: Path) -> None:
+    """What `make demo` runs, with the accuracy that it has to reach."""
+    import json
+
+    run = [sys.executable, "-m", "emqdeploy", "demo", "--json"]
+    result = json.loads(subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    rows = {row["bits"]: row for row in result["rows"]}
+    assert set(rows) == {8, 4, 2}
+    assert rows[8]["accuracy"] >= 97
+    assert rows[2]["accuracy"] >= rows[8]["accuracy"] - 2
+    assert all(row["parity"]["differing_codes"] == 0 for row in rows.values())
