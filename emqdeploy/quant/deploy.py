@@ -112,4 +112,4 @@ def deployed_reference(network: MultiBitNetwork, frozen: FrozenNetwork, bits: in
     def site(name: str, module: ActivationQuantizer) -> nn.Module:
         return DeployedSite(float(arrays[f"{name}.scale"]), frozen.sites[name].code_range(bits))
 
-    return network.rebuild(layer, site, lambda name: nn.Identity()).eval()
+    return network.rebuild(layer, site, lambda name, site: nn.Identity()).eval()

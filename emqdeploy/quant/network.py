@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from emqdeploy.quant.activations import FLOAT_BITS, ActivationQuantizer
@@ -109,7 +110,7 @@ class MultiBitNetwork(nn.Module):
         self,
         layer: Callable[[str, QuantLayer], nn.Module],
         site: Callable[[str, ActivationQuantizer], nn.Module],
-        alias: Callable[[str], nn.Module],
+        alias: Callable[[str, str], nn.Module],
     ) -> fx.GraphModule:
         """Returns a copy of the graph with layers, sites and aliases replaced and the fused norms taken out.
 
@@ -132,10 +133,36 @@ class MultiBitNetwork(nn.Module):
             elif name.startswith("aliases."):
                 same_grid = module.get_submodule(name)
                 assert isinstance(same_grid, SameGrid)
-                _set_submodule(module, name, alias(same_grid.site))
+                _set_submodule(module, name, alias(name, same_grid.site))
         module.delete_all_unused_submodules()
         module.recompile()
         return module
+
+    def taps(self) -> dict[str, str]:
+        """Per site, the module behind which the deployed graph clamps its codes.
+
+        That is the site itself, or what repeats it behind a max pooling that alone reads it: the maximum and the clamp
+        commute, and the pooled tensor is a quarter of the size.
+        """
+        taps = {}
+        for node in self.graph.graph.nodes:
+            name = str(node.target)
+            if node.op == "call_module" and name.startswith("sites."):
+                after = _only_user(node)
+                behind = _only_user(after) if after is not None and self._is_max_pool(after) else None
+                repeats = behind is not None and str(behind.target).startswith("aliases.")
+                taps[name.removeprefix("sites.")] = str(behind.target) if behind is not None and repeats else name
+        return taps
+
+    def _is_max_pool(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.graph.get_submodule(str(node.target)), nn.MaxPool2d)
+        return node.target in (F.max_pool2d, torch.max_pool2d)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
 
 
 def _set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:

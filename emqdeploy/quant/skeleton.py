@@ -68,9 +68,9 @@ class _LayerMarker(nn.Module):
 class _SiteMarker(nn.Module):
     """Stands for a quantizer in the exported graph."""
 
-    def __init__(self, name: str, alias: bool) -> None:
+    def __init__(self, name: str, alias: bool, clamps: bool) -> None:
         super().__init__()
-        self.attributes: _Attributes = {"site": name, "alias": int(alias)}
+        self.attributes: _Attributes = {"site": name, "alias": int(alias), "clamps": int(clamps)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Emits the marker."""
@@ -110,8 +110,11 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
     Raises:
         EmqError: the exporter fails, or a quantizer was lost on the way.
     """
+    taps = network.taps()
     module = network.rebuild(
-        _LayerMarker, lambda name, site: _SiteMarker(name, alias=False), lambda name: _SiteMarker(name, alias=True)
+        _LayerMarker,
+        lambda name, site: _SiteMarker(name, alias=False, clamps=taps[name] == f"sites.{name}"),
+        lambda name, site: _SiteMarker(site, alias=True, clamps=taps[site] == name),
     ).eval()
     example = torch.zeros(2, *input_shape)
     with _quiet():
@@ -215,12 +218,13 @@ class _Expander:
         scale = self._open(f"{name}.scale", ir.DataType.FLOAT, ())
         zero = self._constant(f"{name}.zero_point", np.array(128 if self.sites[name].signed else 0, np.uint8))
         nodes = [ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{label}/quantize")]
-        # Repeating a site does not change its codes, so only the site itself clamps.
-        if self.sites[name].clamped and not alias:
+        # Repeating a site does not change its codes, so they are clamped only once.
+        clamps = self._flag(node, "clamps")
+        if self.sites[name].clamped and clamps:
             # An integer Clip stays outside the fusions, where a float one would break them, and costs half of a Min.
             bounds = [self._open(f"{name}.{end}", ir.DataType.UINT8, ()) for end in ("low", "high")]
             nodes.append(ir.node("Clip", [nodes[-1].outputs[0], *bounds], name=f"{label}/clamp"))
-        nodes[-1].outputs[0].name = f"{label}/moved" if alias else f"{name}/codes"
+        nodes[-1].outputs[0].name = f"{name}/codes" if clamps else f"{label}/steps"
         nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero], name=f"{label}/dequantize"))
         self._replace(node, nodes)
 

@@ -58,6 +58,7 @@ class TorchRuntime(RuntimeBase):
         """Returns logits and the codes of every site."""
         traced: dict[str, Codes] = {}
         handles = []
+        taps = self._structure.taps()
         for name, site in self._frozen.sites.items():
             zero = site.code_range(self.bits).zero_point
             scale = site.scales[self.bits]
@@ -68,7 +69,7 @@ class TorchRuntime(RuntimeBase):
                 codes = (output / scale).round() + zero
                 traced[name + CODES_SUFFIX] = codes.to(self._torch.uint8).numpy()
 
-            handles.append(self._module.get_submodule(f"sites.{name}").register_forward_hook(keep))
+            handles.append(self._module.get_submodule(taps[name]).register_forward_hook(keep))
         try:
             return self(images), traced
         finally:

@@ -42,6 +42,23 @@ def test_the_same_network_gives_the_same_bytes(small: Deployed) -> None:
     assert export_skeleton(small.network, frozen, small.spec.input_shape) == small.checkpoint.skeleton
 
 
+def test_the_clamp_stands_behind_a_max_pooling() -> None:
+    """Maximum and clamp commute, and the pooled tensor is smaller; the site's codes are named where they are final."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1)
+    )
+    network = insert_quantizers(model, InsertionConfig(), (4,), 1.0)
+    network.initialise_clips(torch.rand(2, 1, 8, 8))
+    graph = onnx.load_from_string(export_skeleton(network, freeze(network.eval(), (4,)), (1, 8, 8))).graph
+    producer = {name: node for node in graph.node for name in node.output}
+    (pool,) = [node for node in graph.node if node.op_type == "MaxPool"]
+    clamp = producer["_1/codes"]
+    assert clamp.op_type == "Clip"
+    assert producer[clamp.input[0]].input[0] == pool.output[0]
+    assert sum(node.op_type == "Clip" for node in graph.node) == 2
+    assert set(network.taps()) == {"input", "_1", "_4"}
+
+
 class Unused(nn.Module):
     """A layer whose result goes nowhere."""
 
