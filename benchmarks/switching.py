@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows[-1]["holds"] = calls["p99_ms"] <= SWITCH_BOUND_MS
         notes["set_bits, resident"] = f"{verdict(calls['p99_ms'], SWITCH_BOUND_MS)} at p99"
         image = network.images(1)
-        for widths in ((2, 8), runtime.resident_bits):
+        for widths in ((2, 8), (1, 2, 4, 8), runtime.resident_bits):
             # The same number of switches for two widths as for all of them.
             first, steady = first_outputs(runtime, widths, image, rounds * 8 // len(widths))
             ratio = ratio_interval(first, steady)
