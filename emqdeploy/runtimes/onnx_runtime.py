@@ -148,7 +148,7 @@ class OnnxRuntime(RuntimeBase):
             LayerPrecision(
                 name,
                 layer.grid_bits(bits),
-                "int8" if layer.pinned else f"{bits} bit-planes",
+                "int8" if layer.pinned else f"{bits} bit-plane{'s' if bits > 1 else ''}",
                 computed_as(kernels.get(name)),
             )
             for name, layer in self._network.layers.items()
