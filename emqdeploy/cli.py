@@ -171,10 +171,10 @@ def evaluate(
 
       emqdeploy eval runs/digits-resnet8-001 --bits 2,3 --runtime torch
     """
-    from emqdeploy import workflows
     from emqdeploy.report.terminal import accuracy_table
+    from emqdeploy.runtimes import bench as measurements
 
-    result = workflows.evaluate(path, parse_bits(bits), runtime, data_dir, threads)
+    result = measurements.evaluate(path, parse_bits(bits), runtime, data_dir, threads)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
     finish(result, json_, accuracy_table(title, result["accuracy"], result["trained_bits"]))
 
@@ -253,10 +253,10 @@ def bench(
 
       emqdeploy bench runs/digits-resnet8-001 --bits 2,8 --threads 1 --json
     """
-    from emqdeploy import workflows
     from emqdeploy.report.terminal import bench_table
+    from emqdeploy.runtimes import bench as measurements
 
-    result = workflows.bench(path, parse_bits(bits), device, samples, switches, threads, data_dir, say)
+    result = measurements.bench(path, parse_bits(bits), device, samples, switches, threads, data_dir, say)
     title = f"{result['checkpoint']} in {result['runtime']} on {result['environment']['cpu']}, batch 1"
     finish(result, json_, bench_table(result["rows"], title))
 
@@ -276,10 +276,10 @@ def predict(
 
       emqdeploy predict shoe.png runs/fashion-mnist-resnet20-001 --bits 2
     """
-    from emqdeploy import workflows
     from emqdeploy.report.terminal import percent, table
+    from emqdeploy.runtimes import bench as measurements
 
-    result = workflows.predict(path, image, bits)
+    result = measurements.predict(path, image, bits)
     rows = table(f"{result['image']} at {result['bits']} bits", "class", "probability")
     for entry in result["predictions"]:
         rows.add_row(entry["class"], percent(100 * entry["probability"]))
@@ -294,10 +294,10 @@ def inspect(path: PathArgument = None, json_: JsonOption = False) -> None:
 
       emqdeploy inspect runs/digits-resnet8-001/model.emq
     """
-    from emqdeploy import workflows
+    from emqdeploy import inspection
     from emqdeploy.report.terminal import inspect_parts
 
-    result = workflows.inspect(path)
+    result = inspection.inspect(path)
     finish(result, json_, *inspect_parts(result))
 
 

@@ -8,75 +8,29 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emqdeploy.checkpoint import Checkpoint, load_checkpoint
-from emqdeploy.data import Dataset, Preprocessing, load_dataset
-from emqdeploy.errors import EmqError, UsageError, writable_dir
+from emqdeploy.data import Preprocessing
+from emqdeploy.errors import EmqError, writable_dir
 from emqdeploy.files import atomic_write_text
 from emqdeploy.grid import Floats
 from emqdeploy.parity import Parity
 from emqdeploy.reference import IntegerReference, quantized_tensors
 from emqdeploy.runs import find_checkpoint
-from emqdeploy.runtimes.base import LayerPrecision, open_runtime
-from emqdeploy.runtimes.machine import environment
-from emqdeploy.runtimes.measure import (
-    interleaved_latency,
-    measured_accuracy,
-    memory_of_one_width,
-    percentiles,
-    switch_latency,
-)
+from emqdeploy.runtimes.base import open_runtime, precision_summary
+from emqdeploy.runtimes.bench import Report, bench, silent
 from emqdeploy.runtimes.onnx_file import OnnxFileRuntime
-from emqdeploy.runtimes.source import Source, open_source
+from emqdeploy.runtimes.source import dataset_of
 
 PARITY_IMAGES = 256
 """Test images that an export is proven on; `verify` takes more when asked."""
 
 PARITY_BATCH = 64
-
-Report = Callable[[str], None]
-"""Receives one line about what is being done."""
-
-
-def silent(_: str) -> None:
-    """Reports nothing."""
-
-
-# --- evaluation ---------------------------------------------------------------------------------------------------
-
-
-def dataset_of(metadata: dict[str, Any], data_dir: Path | None) -> Dataset:
-    """Loads the data set that a network was trained on."""
-    data = metadata["data"]
-    return load_dataset(data["name"], data_dir, data["image_size"])
-
-
-def evaluate(
-    path: Path | None, bits: Sequence[int] | None, runtime: str, data_dir: Path | None, threads: int | None = None
-) -> dict[str, Any]:
-    """Accuracy on the test set in a runtime, per bit-width."""
-    source = open_source(path, bits, runtime, threads)
-    dataset = dataset_of(source.metadata, data_dir)
-    widths = list(bits or source.runtime.available_bits)
-    accuracy = {
-        str(width): measured_accuracy(source.runtime, width, dataset.test, source.preprocessing) for width in widths
-    }
-    return {
-        "checkpoint": str(source.path),
-        "runtime": source.runtime.name,
-        "data": dataset.name,
-        "images": len(dataset.test),
-        "trained_bits": source.metadata.get("trained_bits", widths),
-        "accuracy": accuracy,
-    }
-
 
 # --- parity -------------------------------------------------------------------------------------------------------
 
@@ -133,21 +87,6 @@ def verify_width(checkpoint: Checkpoint, bits: int, images: Floats, artefact: Pa
         "rungs": {name: rung.to_dict() for name, rung in rungs.items()},
         "skipped": skipped,
         **precision_summary(precision),
-    }
-
-
-def precision_summary(layers: list[LayerPrecision]) -> dict[str, Any]:
-    """What a network is stored and computed as, and how many of its layers run as integer kernels."""
-    integer = [layer for layer in layers if layer.computed_as == "int8"]
-    others = [layer for layer in layers if layer.computed_as != "int8"]
-    computed = "int8" if not others else f"int8 ({len(integer)} of {len(layers)} layers), else {others[0].computed_as}"
-    return {
-        "stored_as": Counter(layer.stored_as for layer in layers).most_common(1)[0][0],
-        "computed_as": computed,
-        "integer_layers": len(integer),
-        "layers": len(layers),
-        "float_layers": [layer.name for layer in others],
-        "per_layer": [asdict(layer) for layer in layers],
     }
 
 
@@ -246,148 +185,6 @@ def _require_proof(name: str, result: dict[str, Any], allow_float: bool) -> None
 
 def _other_rungs(result: dict[str, Any]) -> dict[str, Any]:
     return {name: rung for name, rung in result["rungs"].items() if name != "onnxruntime"}
-
-
-# --- bench --------------------------------------------------------------------------------------------------------
-
-DEVICES = ("auto", "cpu")
-
-
-def bench(
-    path: Path | None,
-    bits: Sequence[int] | None = None,
-    device: str = "auto",
-    samples: int = 300,
-    switches: int = 1000,
-    threads: int | None = None,
-    data_dir: Path | None = None,
-    report: Report = silent,
-) -> dict[str, Any]:
-    """Latency, accuracy, size, memory and switching of every bit-width on this machine, one image at a time."""
-    if device not in DEVICES:
-        raise UsageError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
-    source = open_source(path, bits, threads=threads)
-    runtime = source.runtime
-    widths = list(bits or runtime.available_bits)
-    images, dataset = _bench_images(source, data_dir)
-    report(f"timing {len(widths)} bit-widths, {samples} samples each, interleaved")
-    timings = interleaved_latency(runtime, widths, images[:1], samples)
-    switching = switch_latency(runtime, widths, images[:1], switches) if len(widths) > 1 else {}
-    rows = []
-    for width in widths:
-        report(f"accuracy and memory at {width} bits")
-        switch = switching.get(width)
-        summary = precision_summary(runtime.precision(width))
-        rows.append(
-            {
-                "bits": width,
-                "trained": width in source.metadata.get("trained_bits", [width]),
-                "latency_ms": percentiles(timings[width]),
-                "accuracy": None
-                if dataset is None
-                else measured_accuracy(runtime, width, dataset.test, source.preprocessing),
-                "trained_accuracy": source.accuracy.get(width),
-                "size_bytes": source.size_bytes[width],
-                "rss_bytes": memory_of_one_width(source.path, width),
-                "switch_ms": None if switch is None else switch["set_bits"]["p50"],
-                "switch": switch,
-                **{key: summary[key] for key in ("stored_as", "computed_as", "integer_layers", "layers")},
-                "samples_ms": [round(sample, 5) for sample in timings[width]],
-            }
-        )
-    return {
-        "checkpoint": str(source.path),
-        "runtime": runtime.name,
-        "device": "cpu",
-        "threads": threads,
-        "batch": 1,
-        "images": None if dataset is None else len(dataset.test),
-        "rows": rows,
-        "environment": environment(),
-    }
-
-
-def _bench_images(source: Source, data_dir: Path | None) -> tuple[Floats, Dataset | None]:
-    """Images to time with, and the data set for accuracy where it is at hand."""
-    try:
-        dataset = dataset_of(source.metadata, data_dir)
-    except EmqError:
-        return np.zeros((1, *source.input_shape), np.float32), None
-    return source.preprocessing.normalize(dataset.test.images[:1]), dataset
-
-
-# --- single images and descriptions -------------------------------------------------------------------------------
-
-
-def predict(path: Path | None, image: Path, bits: int | None, top: int = 5) -> dict[str, Any]:
-    """Classifies one image file."""
-    source = open_source(path, None if bits is None else (bits,))
-    if bits is not None:
-        source.runtime.set_bits(bits)
-    logits = source.runtime(source.preprocessing.load_image(image))[0].astype(np.float64)
-    odds = np.exp(logits - logits.max())
-    odds /= odds.sum()
-    best = np.argsort(-odds)[:top]
-    classes = source.metadata["classes"]
-    return {
-        "image": str(image),
-        "checkpoint": str(source.path),
-        "bits": source.runtime.bits,
-        "class": classes[int(best[0])],
-        "predictions": [{"class": classes[int(index)], "probability": float(odds[index])} for index in best],
-    }
-
-
-def inspect(path: Path | None) -> dict[str, Any]:
-    """Describes a checkpoint: bit-widths, layers with their effective bits, sizes, metadata."""
-    found = find_checkpoint(path)
-    checkpoint = load_checkpoint(found)
-    network = checkpoint.network
-    layers = []
-    for name, layer in network.layers.items():
-        reduced = {bits: int((layer.grids[bits].bits < bits).sum()) for bits in network.widths if not layer.pinned}
-        layers.append(
-            {
-                "name": name,
-                "shape": list(layer.codes.shape),
-                "stored_as": "int8, whole" if layer.pinned else f"{max(network.widths)} bit-planes",
-                "pinned": layer.pinned,
-                "input": layer.site,
-                "effective_bits": {str(bits): round(_effective_bits(layer, bits), 3) for bits in network.widths},
-                "channels_below_nominal": {str(bits): count for bits, count in reduced.items() if count},
-            }
-        )
-    sites = [
-        {
-            "name": name,
-            "signed": site.signed,
-            "bits": {str(bits): width for bits, width in site.bits.items()},
-            "levels": {str(bits): site.code_range(bits).levels for bits in network.widths},
-        }
-        for name, site in network.sites.items()
-    ]
-    return {
-        "path": str(found),
-        "bits": list(network.widths),
-        "trained_bits": list(checkpoint.trained_bits),
-        "weights": network.weight_count(),
-        "size_bytes": checkpoint.size_bytes,
-        "size_bytes_per_bits": {str(bits): load_checkpoint(found, bits).bytes_read for bits in network.widths},
-        "layers": layers,
-        "activations": sites,
-        "metadata": checkpoint.metadata,
-    }
-
-
-TABLE_BITS_PER_CHANNEL = 32 + 32 + 8 + 8
-"""Scale, bias, slope and offset: what a channel carries besides its codes, and what makes small groups expensive."""
-
-
-def _effective_bits(layer: Any, bits: int) -> float:
-    """Bits per weight that a layer really needs at a bit-width, its per-channel numbers included."""
-    channels = len(layer.codes)
-    width = 8.0 if layer.pinned else float(layer.grids[bits].bits.mean())
-    return width + TABLE_BITS_PER_CHANNEL * channels / layer.codes.size
 
 
 # --- demo ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -114,3 +115,18 @@ def read_model_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise EmqError(f"cannot read {path}: {error.strerror}; name an existing file") from error
+
+
+def precision_summary(layers: list[LayerPrecision]) -> dict[str, Any]:
+    """What a network is stored and computed as, and how many of its layers run as integer kernels."""
+    integer = [layer for layer in layers if layer.computed_as == "int8"]
+    others = [layer for layer in layers if layer.computed_as != "int8"]
+    computed = "int8" if not others else f"int8 ({len(integer)} of {len(layers)} layers), else {others[0].computed_as}"
+    return {
+        "stored_as": Counter(layer.stored_as for layer in layers).most_common(1)[0][0],
+        "computed_as": computed,
+        "integer_layers": len(integer),
+        "layers": len(layers),
+        "float_layers": [layer.name for layer in others],
+        "per_layer": [asdict(layer) for layer in layers],
+    }

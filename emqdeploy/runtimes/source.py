@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.checkpoint import load_checkpoint
-from emqdeploy.data import Preprocessing
+from emqdeploy.data import Dataset, Preprocessing, load_dataset
 from emqdeploy.runs import find_checkpoint
 from emqdeploy.runtimes.base import Runtime, open_runtime
 from emqdeploy.runtimes.onnx_file import OnnxFileRuntime
@@ -72,3 +72,9 @@ def open_source(
     sizes = {width: load_checkpoint(found, bits=width).bytes_read for width in checkpoint.network.widths}
     adapter = open_runtime(checkpoint, runtime, bits=bits, threads=threads)
     return Source(found, adapter, checkpoint.metadata, sizes)
+
+
+def dataset_of(metadata: dict[str, Any], data_dir: Path | None) -> Dataset:
+    """Loads the data set that a network was trained on."""
+    data = metadata["data"]
+    return load_dataset(data["name"], data_dir, data["image_size"])
