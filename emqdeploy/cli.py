@@ -353,6 +353,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("emqdeploy"):
+        return f'this command needs {error.name}, which is not installed; run: pip install "emqdeploy[all]"', 1
     # The argument parser's own errors, whichever click typer ships with.
     format_message = getattr(error, "format_message", None)
     if format_message is not None:

@@ -272,6 +272,19 @@ def test_debug_shows_the_traceback(run: Run) -> None:
     assert "Traceback" in outcome.err
 
 
+def test_a_device_without_torch_says_what_to_install(tmp_path: Path) -> None:
+    """Only training needs torch; a device that tries gets one sentence, and `doctor` names the extra."""
+    blocked = "import sys; sys.modules['torch'] = None; from emqdeploy.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", blocked]
+    train = subprocess.run([*command, "train"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert train.returncode == 1
+    assert train.stderr.strip() == (
+        'error: this command needs torch, which is not installed; run: pip install "emqdeploy[all]"'
+    )
+    doctor = subprocess.run([*command, "doctor"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "emqdeploy[train]" in doctor.stdout
+
+
 def test_interrupted_training_says_how_to_go_on(trained: Path, tmp_path: Path) -> None:
     """A real Ctrl-C in a real process: saved, one sentence, and the command that it names finishes the run."""
     base = [sys.executable, "-m", "emqdeploy", "train"]

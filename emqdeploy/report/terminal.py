@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -222,7 +223,7 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
     checks = Table("part", "for", "state", "do", title=f"emqdeploy {result['version']}")
     for check in result["checks"]:
         state = f"[green]{check['state']}" if check["state"] == "ok" else f"[red]{check['state']}"
-        checks.add_row(check["part"], check["for"], state, check["advice"])
+        checks.add_row(check["part"], check["for"], state, escape(check["advice"]))
     found = result["environment"]
     kernels = {
         "VNNI": "VNNI: 8-bit products are exact at full range; fewer bits run no faster",
