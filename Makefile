@@ -18,7 +18,7 @@ KEEP_TORCH := $(VENV)/.emqdeploy-keep-torch
 define install
 @echo "installing $(1) into $(VENV) (torch takes a while the first time)"
 @$(RUN) -c "import sys, importlib.util as u; sys.exit(u.find_spec('torch') is None)" \
-	|| $(PIP) install "$(TORCH)"
+	|| $(PIP) install $(TORCH)
 @$(RUN) -c "from importlib.metadata import version; print('torch==' + version('torch'))" \
 	> $(KEEP_TORCH)
 @$(PIP) install --constraint $(KEEP_TORCH) --editable ".[$(1)]"
