@@ -213,7 +213,7 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
         "next: emqdeploy inspect        what the checkpoint holds, layer by layer",
         "      emqdeploy verify         all bit-widths against the integer reference, on the whole test set",
         f"      emqdeploy bench {checkpoint} --bits 1,2,3,4,5,6,7,8",
-        "      emqdeploy train --data fashion-mnist --model resnet20 --prune-rate 0.8",
+        "      emqdeploy train --data fashion-mnist --model resnet20 --bits 2,4,8",
     ]
     return [rows, *notes]
 
