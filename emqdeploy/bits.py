@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from emqdeploy.errors import UsageError
-
-ALL_BITS = tuple(range(1, 9))
+from emqdeploy.grid import ALL_BITS
 
 
 def check_bits(bits: tuple[int, ...]) -> None:

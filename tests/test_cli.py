@@ -265,6 +265,21 @@ def test_damaged_files_are_refused(run: Run, tmp_path: Path, damage: str) -> Non
         assert str(broken) in outcome.err
 
 
+def test_bench_says_why_accuracy_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the data set the rest is measured, and nobody has to guess what happened to the accuracy."""
+    from emqdeploy.errors import EmqError
+    from emqdeploy.runtimes import bench
+
+    def missing(*arguments: Any) -> None:
+        raise EmqError("the data set is not at hand")
+
+    monkeypatch.setattr(bench, "dataset_of", missing)
+    outcome = run("bench", "--bits", "8", "--samples", "10", "--json")
+    assert outcome.code == 0
+    assert outcome.json["rows"][0]["accuracy"] is None
+    assert "accuracy is not measured: the data set is not at hand" in outcome.err
+
+
 def test_debug_shows_the_traceback(run: Run) -> None:
     """Behind any command, for whoever wants to know more."""
     outcome = run("inspect", "train.json", "--debug")

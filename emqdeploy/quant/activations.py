@@ -24,7 +24,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     With ``s = clip / high`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``, where inside means that
     the rounded value is in range: two dot products. Built from plain element-wise operators, because torch's own fused
-    operator takes ten times as long on the CPU.
+    operator is far slower on the CPU.
     """
 
     @staticmethod

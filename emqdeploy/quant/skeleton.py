@@ -221,7 +221,7 @@ class _Expander:
         # Repeating a site does not change its codes, so they are clamped only once.
         clamps = self._flag(node, "clamps")
         if self.sites[name].clamped and clamps:
-            # An integer Clip stays outside the fusions, where a float one would break them, and costs half of a Min.
+            # An integer Clip stays outside the fusions, where a float one would break them, and costs less than a Min.
             bounds = [self._open(f"{name}.{end}", ir.DataType.UINT8, ()) for end in ("low", "high")]
             nodes.append(ir.node("Clip", [nodes[-1].outputs[0], *bounds], name=f"{label}/clamp"))
         nodes[-1].outputs[0].name = f"{name}/codes" if clamps else f"{label}/steps"

@@ -49,7 +49,7 @@ def bench(
     source = open_source(path, bits, threads=threads)
     runtime = source.runtime
     widths = list(bits or runtime.available_bits)
-    images, dataset = _bench_images(source, data_dir)
+    images, dataset = _bench_images(source, data_dir, report)
     report(f"timing {len(widths)} bit-widths, {samples} samples each, interleaved")
     timings = interleaved_latency(runtime, widths, images[:1], samples)
     switching = switch_latency(runtime, widths, images[:1], switches) if len(widths) > 1 else {}
@@ -87,11 +87,12 @@ def bench(
     }
 
 
-def _bench_images(source: Source, data_dir: Path | None) -> tuple[Floats, Dataset | None]:
+def _bench_images(source: Source, data_dir: Path | None, report: Report) -> tuple[Floats, Dataset | None]:
     """Images to time with, and the data set for accuracy where it is at hand."""
     try:
         dataset = dataset_of(source.metadata, data_dir)
-    except EmqError:
+    except EmqError as error:
+        report(f"accuracy is not measured: {error}")
         return np.zeros((1, *source.input_shape), np.float32), None
     return source.preprocessing.normalize(dataset.test.images[:1]), dataset
 

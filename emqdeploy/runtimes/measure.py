@@ -92,6 +92,6 @@ def memory_of_one_width(path: Path, bits: int) -> int | None:
     command = [sys.executable, "-m", "emqdeploy.runtimes.memory", str(path), str(bits)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise EmqError(f"cannot measure the memory of {bits} bits: {result.stderr.strip().splitlines()[-1:]}")
+        raise EmqError(f"cannot measure the memory of {bits} bits: {result.stderr.strip().rpartition(chr(10))[2]}")
     added: int | None = json.loads(result.stdout)["added_bytes"]
     return added

@@ -51,8 +51,8 @@ def session_options(threads: int | None = None, optimise: bool = True) -> Any:
 def _share_allocator() -> None:
     """Gives all sessions of this process one arena.
 
-    With an arena each, the activations of the session that is switched to are never in the cache: among eight resident
-    ResNet-18 the first output took 1.22 times a steady one, with one arena 1.11, and 20 MB less.
+    With an arena each, the activations of the session that is switched to are never in the cache, and every session
+    holds on to memory that only the running one needs; `benchmarks/switching.py` times the first output.
     """
     ort = require("onnxruntime", "runtime")
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -129,6 +129,8 @@ class OnnxRuntime(RuntimeBase):
     def __call__(self, images: Floats) -> Floats:
         """Returns logits ``(N, classes)``."""
         session = self._session
+        if session is None:
+            raise EmqError("this runtime is closed; open the checkpoint again")
         self.check_images(images)
         logits: Floats = session.run(("logits",), {"images": images})[0]
         return logits

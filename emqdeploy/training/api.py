@@ -84,7 +84,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False, console: Console
         run = RunDirectory.create(out, config)
     network.initialise_clips(train_split.images[: 4 * config.batch_size])
     augmentation = config.augment or dataset.augmentation
-    trainer = Trainer(config, network, train_split, validation, augmentation, run, console)
+    trainer = Trainer(config, network, train_split, validation, len(dataset.classes), augmentation, run, console)
     state = run.load_state() if resume else None
     if state is not None:
         trainer.restore(state)

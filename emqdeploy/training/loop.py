@@ -67,6 +67,7 @@ class Trainer:
         network: with initialised clips.
         train: training images.
         validation: chooses the best epoch.
+        classes: number of the network's outputs.
         augmentation: a name in `AUGMENTATIONS`.
         run: where metrics and state go.
         console: where progress goes.
@@ -78,6 +79,7 @@ class Trainer:
         network: MultiBitNetwork,
         train: Tensors,
         validation: Tensors,
+        classes: int,
         augmentation: str,
         run: RunDirectory,
         console: Console,
@@ -102,7 +104,6 @@ class Trainer:
         self.coresets: dict[int, NDArray[np.int64]] = {}
         self.dynamics: Dynamics | None = None
         if config.prune_rate > 0:
-            classes = int(train.labels.max()) + 1
             self.dynamics = Dynamics(config.bits, config.full_epochs, len(train.labels), classes)
         self.best_state = self._copy_state()
 
@@ -146,8 +147,8 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise EmqError(
-                f"the loss became {value} at {step.bits} bits in step {progress.step}; the best checkpoint so far is"
-                f" kept in {self.run.path}; lower --lr ({self.config.learning_rate})"
+                f"the loss became {value} at {step.bits} bits in step {progress.step}; {self.run.path} holds the"
+                f" run up to its last finished epoch; start again with --lr below {self.config.learning_rate}"
             )
         if scoring and self.dynamics is not None:
             softmax = logits.detach().softmax(1).float().cpu().numpy()

@@ -106,10 +106,12 @@ def test_a_model_that_does_not_load_is_one_sentence(small: Deployed) -> None:
 
 
 def test_closing_drops_the_sessions(small: Deployed) -> None:
-    """Memory is given back at the end of the block."""
+    """Memory is given back at the end of the block, and a late call is refused in one sentence."""
     with open_runtime(small.checkpoint, "onnxruntime", bits=[2], threads=1) as opened:  # type: ignore[attr-defined]
         opened(small.images)
     assert opened.resident_bits == ()
+    with pytest.raises(EmqError, match="this runtime is closed"):
+        opened(small.images)
 
 
 def test_unknown_runtimes_list_the_known_ones(small: Deployed) -> None:

@@ -121,3 +121,19 @@ def test_diverging_loss_names_bits_and_step(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(loop.F, "cross_entropy", lambda logits, labels: logits.sum() * torch.nan)
     with pytest.raises(EmqError, match=r"the loss became nan at \d bits in step 0"):
         _train(tmp_path / "run")
+
+
+def test_a_class_without_a_training_image_still_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score phase records as many outputs as the network has, not as many as the labels happen to name."""
+    from dataclasses import replace
+
+    from emqdeploy.data import load_dataset
+    from emqdeploy.training import api
+
+    def without_nines(*arguments: Any) -> Any:
+        dataset = load_dataset(*arguments)
+        return replace(dataset, train=dataset.train.subset(dataset.train.labels != 9))
+
+    monkeypatch.setattr(api, "load_dataset", without_nines)
+    result = _train(tmp_path / "run")
+    assert set(result.accuracy) == {1, 2, 3, 4}
