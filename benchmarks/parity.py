@@ -16,9 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.common import arguments, show, write
-from emqdeploy import workflows
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
+from emqdeploy.workflows.verify import verify
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(activation_bits=activation_bits, epochs=2 if options.quick else 20)
             result = train(config, Path(folder) / "run", console=Console(file=io.StringIO()))
-            verified = workflows.verify(result.checkpoints[0])
+            verified = verify(result.checkpoints[0])
         for entry in verified["results"]:
             accuracy = result.accuracy[entry["bits"]]
             entry = {key: entry[key] for key in ("bits", "ok", "rungs", "integer_layers", "layers")}

@@ -1,0 +1,50 @@
+"""Commands that show: what a file holds, what this machine can do, what it all looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emqdeploy.cli.app import app
+from emqdeploy.cli.common import JsonOption, PathArgument, finish, say
+
+
+@app.command()
+def inspect(path: PathArgument = None, json_: JsonOption = False) -> None:
+    """Show what a checkpoint holds: bit-widths, layers, effective bits per weight, sizes, provenance.
+
+    [bold]Example[/bold]
+
+      emqdeploy inspect runs/digits-resnet8-001/model.emq
+    """
+    from emqdeploy import inspection
+    from emqdeploy.report.terminal import inspect_parts
+
+    result = inspection.inspect(path)
+    finish(result, json_, *inspect_parts(result))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/demo-NNN by default.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """See it all in three minutes: train, export, verify and bench on the embedded digits."""
+    from emqdeploy.report.terminal import demo_parts
+    from emqdeploy.runs import RUNS_ROOT, next_run_path
+    from emqdeploy.workflows.demo import demo as run
+
+    result = run(out or next_run_path(RUNS_ROOT, "demo", "resnet8"), say)
+    finish(result, json_, *demo_parts(result))
+
+
+@app.command()
+def doctor(json_: JsonOption = False) -> None:
+    """Check this machine: packages, processor, what each runtime can do here."""
+    from emqdeploy.doctor import examine
+    from emqdeploy.report.terminal import doctor_parts
+
+    result = examine()
+    finish(result, json_, *doctor_parts(result))
