@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from emqdeploy import datafiles
 from emqdeploy.checkpoint import Checkpoint
+from emqdeploy.data import locations
 from emqdeploy.grid import ALL_BITS
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import freeze
@@ -26,12 +26,12 @@ torch.set_num_threads(1)
 def no_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the data sets of this machine or reaches for the network."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(datafiles, "_DEBIAN_DATASETS", tmp_path / "debian")
+    monkeypatch.setattr(locations, "_DEBIAN_DATASETS", tmp_path / "debian")
 
     def offline(name: str, folder: Path) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(datafiles, "_download", offline)
+    monkeypatch.setattr(locations, "_download", offline)
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,7 @@ def _write(
 def _tensors(split: Split, dataset: Dataset) -> Tensors:
     if len(split) == 0:
         raise UsageError(f"data set {dataset.name!r} has too few images for training, validation and test; add images")
-    images: Tensor = torch.from_numpy(dataset.preprocessing.normalize(split.images))
+    images: Tensor = torch.from_numpy(dataset.preprocessing.normalize(split.images[:]))
     return Tensors(images, torch.from_numpy(split.labels))
 
 

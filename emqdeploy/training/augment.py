@@ -1,45 +1,117 @@
-"""Augmentation of whole batches on the device where they lie."""
+"""Augmentation: of whole batches on the device where they lie, and of pictures while they are decoded."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emqdeploy.data.images import Box
 from emqdeploy.registry import Registry
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""``(images (N, C, H, W), random) -> images`` of the same shape."""
+BatchFunction = Callable[[Tensor, torch.Generator], Tensor]
+"""``(images (N, C, H, W), random) -> images`` of the same shape, on their device; ``random`` is on the CPU."""
 
-AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")
+PADDING_SHARE = 8
+"""Images are padded by an eighth of their width: 4 pixels of 32, 8 of 64."""
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+"""Share of the area and aspect ratio of a random crop, as in the usual ImageNet training (arXiv 1409.4842)."""
 
 
-@AUGMENTATIONS.register("none")
 def keep_images(images: Tensor, random: torch.Generator) -> Tensor:
     """Leaves the images as they are."""
     return images
 
 
-@AUGMENTATIONS.register("shift1")
+@dataclass(frozen=True)
+class Augmentation:
+    """One way to vary training images.
+
+    Attributes:
+        of_images: varies a batch of decoded images, uint8 or float in 0..255.
+        box: ``(width, height, random) -> `` the part of a picture to decode, where the pixels come from files; None
+            decodes what a test would see.
+        of_boxes: varies a batch of such parts.
+    """
+
+    of_images: BatchFunction
+    box: Callable[[int, int, np.random.Generator], Box] | None = None
+    of_boxes: BatchFunction | None = None
+
+    def __call__(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """Varies a batch of decoded images ``(N, C, H, W)``."""
+        return self.of_images(images, random)
+
+    def finish(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """Varies a batch that was decoded from files, after ``box`` chose the parts."""
+        return self.of_images(images, random) if self.of_boxes is None else self.of_boxes(images, random)
+
+
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")
+
+
 def shift_one(images: Tensor, random: torch.Generator) -> Tensor:
-    """Shifts by up to one pixel, for tiny images."""
-    return _random_crop(images, 1, random)
+    """Shifts by up to one pixel and repeats the border, for tiny images."""
+    return _random_crop(images, 1, random, "replicate")
 
 
-@AUGMENTATIONS.register("crop-flip")
+def flip(images: Tensor, random: torch.Generator) -> Tensor:
+    """Mirrors every other image, by chance, left to right."""
+    mirrored = (torch.rand(len(images), 1, 1, 1, generator=random) < 0.5).to(images.device)
+    return torch.where(mirrored, images.flip(3), images)
+
+
 def crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
-    """Random crop after padding by an eighth, and a random horizontal flip: the standard of CIFAR."""
-    flip = torch.rand(len(images), 1, 1, 1, generator=random, device=images.device) < 0.5
-    return _random_crop(torch.where(flip, images.flip(3), images), images.shape[3] // 8, random)
+    """Mirrors by chance, pads by an eighth with black and crops anywhere: the standard of CIFAR (arXiv 1512.03385)."""
+    images = flip(images, random)
+    return _random_crop(images, images.shape[3] // PADDING_SHARE, random, "constant")
 
 
-def _random_crop(images: Tensor, padding: int, random: torch.Generator) -> Tensor:
+def resized_crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
+    """Scales a random part of each image to its full size, bilinearly, and mirrors by chance; returns float."""
     count, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=random, device=images.device)
-    rows = offsets[0, :, None] + torch.arange(height, device=images.device)
-    columns = offsets[1, :, None] + torch.arange(width, device=images.device)
-    picked = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    draws = np.random.default_rng(int(torch.randint(2**62, (), generator=random)))
+    boxes = np.array([random_box(width, height, draws) for _ in range(count)], np.float32).reshape(count, 4)
+    left, top, right, bottom = torch.from_numpy(boxes).to(images.device).unbind(1)
+    zero = torch.zeros_like(left)
+    across = torch.stack([(right - left) / width, zero, (left + right) / width - 1], 1)
+    down = torch.stack([zero, (bottom - top) / height, (top + bottom) / height - 1], 1)
+    grid = F.affine_grid(torch.stack([across, down], 1), list(images.shape), align_corners=False)
+    parts = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return flip(parts, random)
+
+
+def random_box(width: int, height: int, random: np.random.Generator) -> Box:
+    """Draws a part of a picture: 8 to 100 % of its area, 3:4 to 4:3; its middle where none of ten draws fits."""
+    for _ in range(10):
+        area = width * height * random.uniform(*SCALE)
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            x, y = int(random.integers(width - across + 1)), int(random.integers(height - down + 1))
+            return (x, y, x + across, y + down)
+    across = min(width, max(1, round(height * RATIO[1])))
+    down = min(height, max(1, round(width / RATIO[0])))
+    x, y = (width - across) // 2, (height - down) // 2
+    return (x, y, x + across, y + down)
+
+
+def _random_crop(images: Tensor, padding: int, random: torch.Generator, border: str) -> Tensor:
+    count, _, height, width = images.shape
+    # Of the padded images, every window that a crop can take, as a view: one gather makes the batch.
+    windows = F.pad(images, (padding,) * 4, mode=border).unfold(2, height, 1).unfold(3, width, 1)
+    rows, columns = torch.randint(0, 2 * padding + 1, (2, count), generator=random).to(images.device)
+    return windows[torch.arange(count, device=images.device), :, rows, columns]
+
+
+AUGMENTATIONS.register("none")(Augmentation(keep_images))
+AUGMENTATIONS.register("flip")(Augmentation(flip))
+AUGMENTATIONS.register("shift1")(Augmentation(shift_one))
+AUGMENTATIONS.register("crop-flip")(Augmentation(crop_and_flip))
+AUGMENTATIONS.register("resized-crop-flip")(Augmentation(resized_crop_and_flip, random_box, flip))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from emqdeploy.training.augment import AUGMENTATIONS
+from emqdeploy.training.augment import AUGMENTATIONS, random_box
 
 
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
@@ -35,4 +37,60 @@ def test_crop_and_flip_keeps_pixels_of_their_own_image() -> None:
     """A mixed-up gather would train on the neighbours' pixels."""
     images = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 1, 16, 16).contiguous()
     augmented = AUGMENTATIONS["crop-flip"](images, torch.Generator().manual_seed(0))
-    assert torch.equal(augmented, images)
+    for index in range(1, 4):
+        assert set(augmented[index].unique().tolist()) <= {0, index}
+        assert (augmented[index] == index).any()
+
+
+def test_zero_padding_shows_black() -> None:
+    """CIFAR's crops are padded with black pixels, not with the border repeated."""
+    images = torch.full((200, 3, 32, 32), 9, dtype=torch.uint8)
+    cropped = AUGMENTATIONS["crop-flip"](images, torch.Generator().manual_seed(0))
+    assert cropped.dtype == torch.uint8
+    assert set(cropped.unique().tolist()) == {0, 9}
+    kept = (cropped[:, 0] == 9).sum((1, 2))
+    assert kept.min() == 28 * 28
+    assert kept.max() == 32 * 32
+
+
+def test_random_boxes_have_the_stated_area_and_shape() -> None:
+    """8 to 100 % of the picture at 3:4 to 4:3, anywhere in it, as ImageNet networks are trained."""
+    random = np.random.default_rng(0)
+    boxes = np.array([random_box(500, 400, random) for _ in range(2000)])
+    left, top, right, bottom = boxes.T
+    assert boxes.min() >= 0
+    assert right.max() <= 500
+    assert bottom.max() <= 400
+    area = (right - left) * (bottom - top) / 200_000
+    ratio = (right - left) / (bottom - top)
+    assert 0.075 < area.min() < 0.1
+    assert area.max() > 0.9
+    assert 0.72 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.38
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (2000, 1), (1, 2000), (3, 2)])
+def test_random_boxes_fit_odd_pictures(width: int, height: int) -> None:
+    """A panorama has no part of the right shape and size; its middle serves."""
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        left, top, right, bottom = random_box(width, height, random)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+
+
+def test_resized_crops_of_a_batch_match_pillow() -> None:
+    """Crops of images in memory are bilinear enlargements of the drawn boxes, at the right place and scale."""
+    ramp = np.add.outer(2 * np.arange(64), np.arange(64)).astype(np.uint8)
+    images = torch.from_numpy(ramp)[None, None].repeat(20, 1, 1, 1)
+    result = AUGMENTATIONS["resized-crop-flip"](images, torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    draws = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    mirrored = torch.rand(20, 1, 1, 1, generator=generator) < 0.5
+    for index in range(20):
+        box = random_box(64, 64, draws)
+        expected = np.asarray(
+            Image.fromarray(ramp.astype(np.float32)).resize((64, 64), Image.Resampling.BILINEAR, box=box)
+        )
+        found = result[index, 0].flip(1) if mirrored[index, 0, 0, 0] else result[index, 0]
+        np.testing.assert_allclose(found.numpy(), expected, atol=1.0)

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emqdeploy import datafiles
-from emqdeploy.data import Preprocessing, load_dataset
+from emqdeploy.data import Preprocessing, load_dataset, locations
 from emqdeploy.errors import EmqError, UsageError
 
 pytestmark = pytest.mark.usefixtures("no_data_sets")
@@ -122,7 +121,7 @@ def test_download_goes_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (name, folder) == ("FashionMNIST", tmp_path / "home/.cache/emqdeploy")
         write_fashion(folder / "FashionMNIST" / "raw")
 
-    monkeypatch.setattr(datafiles, "_download", download)
+    monkeypatch.setattr(locations, "_download", download)
     assert len(load_dataset("fashion-mnist").train) == 40
 
 
@@ -156,7 +155,7 @@ def test_broken_fashion_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="needs dataset-fashion-mnist")
 def test_the_real_fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     """The distribution's files are read, and the stored mean and std are theirs."""
-    monkeypatch.setattr(datafiles, "_DEBIAN_DATASETS", Path("/usr/share/datasets"))
+    monkeypatch.setattr(locations, "_DEBIAN_DATASETS", Path("/usr/share/datasets"))
     fashion = load_dataset("fashion-mnist", limit=2000)
     assert len(fashion.test) == 10_000
     assert np.bincount(fashion.train.labels).tolist() == [200] * 10

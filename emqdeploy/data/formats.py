@@ -1,4 +1,4 @@
-"""The files of data sets: finding or downloading them, and reading each format without trusting it."""
+"""The file formats of small data sets, each read without trusting it."""
 
 from __future__ import annotations
 
@@ -6,64 +6,14 @@ import gzip
 import math
 import pickle
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from emqdeploy.errors import EmqError, UsageError, require, writable_dir
-
-_PLAIN_RESIZE_UP_TO = 64  # pixels; small pictures are all subject, there is no border to crop
-_CROP_SHARE = 224 / 256  # of the shorter side, as in the usual ImageNet evaluation
-_DEBIAN_DATASETS = Path("/usr/share/datasets")
-
-
-def find_or_download(
-    name: str,
-    data_dir: Path | None,
-    files: Sequence[str],
-    subfolders: Sequence[str],
-    torchvision_name: str,
-    debian_package: str | None = None,
-) -> Path:
-    """Return the first folder that holds all ``files``; torchvision fetches them as a last resort.
-
-    Raises:
-        EmqError: They are nowhere; the message lists the places and the ways out.
-    """
-    cache = Path.home() / ".cache" / "emqdeploy"
-    folders = [data_dir / sub for sub in subfolders] if data_dir else []
-    if debian_package:
-        folders.append(_DEBIAN_DATASETS / name)
-    folders += [cache / sub for sub in subfolders]
-
-    def find() -> Path | None:
-        return next((at for at in folders if all((at / file).is_file() for file in files)), None)
-
-    found = find()
-    if found is None:
-        try:
-            _download(torchvision_name, writable_dir(data_dir or cache))
-            reason = "it lacked files"
-        except Exception as error:  # torch missing, no network, wrong checksum, full disk, ...
-            reason = str(error).partition("\n")[0] or type(error).__name__
-        found = find()
-    if found is None:
-        package = f"install the Debian package {debian_package}, or " if debian_package else ""
-        raise EmqError(
-            f"{name} is neither in {' nor in '.join(str(at) for at in folders)}, and the download "
-            f"failed ({reason}); {package}give the folder of its files with --data-dir"
-        )
-    return found
-
-
-def _download(torchvision_name: str, folder: Path) -> None:
-    """Let torchvision download a data set (it checks the checksums) into ``folder``."""
-    from emqdeploy.models import import_torchvision  # torch: only a download needs it here
-
-    getattr(import_torchvision().datasets, torchvision_name)(root=str(folder), download=True)
+from emqdeploy.errors import EmqError
 
 
 def damaged(path: Path, reason: object) -> EmqError:
@@ -152,37 +102,3 @@ def read_cifar(path: Path, *keys: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(key in content for key in keys):
         raise damaged(path, f"no {' and '.join(keys)} in it")
     return content
-
-
-def read_images(paths: Sequence[Path], size: int) -> npt.NDArray[np.uint8]:
-    """Read colour images into one array (N, 3, size, size)."""
-    images = np.empty((len(paths), 3, size, size), np.uint8)
-    for index, path in enumerate(paths):
-        images[index] = read_image(path, 3, size, size)
-    return images
-
-
-def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Read an image file as pixels (C, H, W), resized if its size differs.
-
-    Small targets take the whole picture. Larger ones take its centre, 224/256 of the shorter side,
-    in one step: cropping before scaling keeps a very long picture from filling the memory.
-    """
-    pil = require("PIL.Image", "runtime")
-    orient = require("PIL.ImageOps", "runtime").exif_transpose
-    try:
-        with pil.open(path) as opened:
-            image = orient(opened).convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no image {path}; check the path") from error
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        raise EmqError(f"{path} is not a readable image; replace or remove it") from error
-    if image.size != (width, height):
-        box = None
-        if max(width, height) > _PLAIN_RESIZE_UP_TO:
-            scale = _CROP_SHARE * min(image.width / width, image.height / height)
-            left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-            box = (left, top, left + scale * width, top + scale * height)
-        image = image.resize((width, height), pil.Resampling.BILINEAR, box=box)
-    pixels = np.asarray(image, np.uint8)
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,150 @@
+"""Image files as pixels: what a network sees of a picture, and folders of files that are decoded when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from emqdeploy.errors import EmqError, UsageError, require
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the picture."""
+
+_PLAIN_RESIZE_UP_TO = 64  # pixels; small pictures are all subject, there is no border to crop
+_CROP, _RESIZED = 224, 256  # the usual ImageNet evaluation: resize the shorter side to 256, take the middle 224
+_READERS = 8
+
+
+def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Read an image file as pixels (C, H, W), as a network is tested on it.
+
+    A picture of the right size keeps its pixels. Small targets (up to 64 pixels) take the whole picture. Larger ones
+    take its centre: the pixels are exactly those of resizing the shorter side to 8/7 of the target (256 for 224) and
+    cropping the middle.
+    """
+    image = open_image(path, channels)
+    return cut(image, test_box(image.width, image.height, height, width), height, width)
+
+
+def open_image(path: Path, channels: int) -> Any:
+    """Decode a file as an upright Pillow image of 1 (grey) or 3 (colour) channels.
+
+    Raises:
+        EmqError: The file is missing, truncated or no image; the message names it.
+    """
+    pil = require("PIL.Image", "runtime")
+    orient = require("PIL.ImageOps", "runtime").exif_transpose
+    try:
+        with pil.open(path) as opened:
+            return orient(opened).convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no image {path}; check the path") from error
+    except PermissionError as error:
+        raise EmqError(f"cannot read {path}: {error.strerror}; change its permissions") from error
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+        raise EmqError(f"{path} is not a readable image; replace or remove it") from error
+
+
+def test_box(picture_width: int, picture_height: int, height: int, width: int) -> Box | None:
+    """Return the part of a picture that a network of input (H, W) is tested on; None for all of it."""
+    if (picture_width, picture_height) == (width, height) or max(width, height) <= _PLAIN_RESIZE_UP_TO:
+        return None
+    # The box is cut and scaled in one step: resizing first lets a very long picture fill the memory. Rounding as the
+    # two steps do makes the pixels the same.
+    zoom = max(
+        round(width * _RESIZED / _CROP) / picture_width,
+        round(height * _RESIZED / _CROP) / picture_height,
+    )
+    resized_width, resized_height = int(picture_width * zoom + 1e-6), int(picture_height * zoom + 1e-6)
+    left, top = round((resized_width - width) / 2), round((resized_height - height) / 2)
+    across, down = picture_width / resized_width, picture_height / resized_height
+    return (left * across, top * down, (left + width) * across, (top + height) * down)
+
+
+def cut(image: Any, box: Box | None, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return a part of a Pillow image as pixels (C, H, W), scaled bilinearly where its size differs."""
+    if image.size != (width, height) or box is not None:
+        bilinear = require("PIL.Image", "runtime").Resampling.BILINEAR
+        image = image.resize((width, height), bilinear, box=box)
+    pixels = np.asarray(image, np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class ImageFiles:
+    """Image files, decoded when they are asked for; to a reader, an array (N, C, H, W) of uint8.
+
+    A slice or an index array decodes those images, several at a time; what was decoded is not kept.
+
+    Args:
+        root: The folder that all files lie in.
+        names: Paths below it.
+        channels: 1 or 3.
+        height: Of the decoded images.
+        width: Of the decoded images.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(
+        self, root: Path, names: Sequence[str] | npt.NDArray[np.bytes_], channels: int, height: int, width: int
+    ) -> None:
+        self.root = root
+        # One block of bytes: a million path objects would take half a gigabyte, in every worker.
+        self.names = names if isinstance(names, np.ndarray) else np.array([os.fsencode(name) for name in names])
+        self.channels = channels
+        self.height = height
+        self.width = width
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        return (len(self), self.channels, self.height, self.width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images once decoded."""
+        return len(self) * self.channels * self.height * self.width
+
+    def path(self, index: int) -> Path:
+        """Return the file of one image."""
+        return self.root / os.fsdecode(bytes(self.names[index]))
+
+    def subset(self, indices: npt.NDArray[Any]) -> ImageFiles:
+        """Return some of the files, without decoding them."""
+        return ImageFiles(self.root, self.names[indices], self.channels, self.height, self.width)
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        """Decode one image (C, H, W) as a network is tested on it."""
+        return read_image(self.path(index), self.channels, self.height, self.width)
+
+    @overload
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> npt.NDArray[np.uint8]: ...
+    def __getitem__(self, index: int | slice | npt.NDArray[Any] | Sequence[int]) -> npt.NDArray[np.uint8]:
+        chosen = np.arange(len(self))[index]
+        if isinstance(chosen, np.integer):
+            return self.read(int(chosen))
+        images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+
+        def read(place: int) -> None:
+            images[place] = self.read(int(chosen[place]))
+
+        # Pillow leaves the interpreter lock while it decodes and scales.
+        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+            list(pool.map(read, range(len(chosen))))
+        return images
+
+
+Images = npt.NDArray[np.uint8] | ImageFiles
+"""Pixels (N, C, H, W) in memory, or in files."""
