@@ -19,8 +19,9 @@ from torch import fx, nn
 from emqdeploy.errors import EmqError
 from emqdeploy.grid import LIMIT_SIGNED_INPUT, LIMIT_UNSIGNED_INPUT, MASTER_BITS
 from emqdeploy.quant.activations import ActivationQuantizer
-from emqdeploy.quant.layers import SameGrid, quantize_layer, quantize_norm
+from emqdeploy.quant.layers import SameGrid, quantize_layer
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.norms import quantize_norm
 from emqdeploy.quant.weights import PinnedQuantizer, WeightConfig, WeightQuantizer
 
 SMALL_GROUP = 32
@@ -53,12 +54,14 @@ class InsertionConfig:
         keep_8bit: layers that stay at 8 bits: ``first``, ``last`` and module names.
         small_groups: layers with fewer than 32 weights per channel (depthwise): ``pin`` at 8 bits, or share ``layer``
             statistics.
+        norm: what the normalizations share over the bit-widths, a name in `emqdeploy.quant.norms.NORMS`.
     """
 
     weights: WeightConfig = field(default_factory=WeightConfig)
     activation_bits: int | str = 8
     keep_8bit: tuple[str, ...] = ("first", "last")
     small_groups: str = "pin"
+    norm: str = "shared-affine"
 
 
 def insert_quantizers(
@@ -205,7 +208,7 @@ class _Inserter:
         for name, site in reads.items():
             self._swap_layer(name, site, pinned)
         for name in self.norm_of.values():
-            self._replace(name, quantize_norm(self.modules[name]))
+            self._replace(name, quantize_norm(self.modules[name], self.config.norm, self.trained_bits))
         self.graph.lint()
         self.module.recompile()
         return MultiBitNetwork(self.module, self.trained_bits, reads, dict(self.norm_of))

@@ -82,51 +82,6 @@ class QuantLinear(QuantLayer, nn.Linear):
         return F.linear(x, weight, bias)
 
 
-class MultiBitBatchNorm2d(nn.BatchNorm2d):
-    """One batch normalization for every bit-width.
-
-    Gain and shift are shared by all bit-widths. Running statistics are kept twice: shared, and per bit-width, which
-    costs two numbers per channel and no gradient. Evaluation uses those of the current bit-width where they were
-    estimated.
-    """
-
-    bits: int
-    bit_mean: Tensor
-    bit_var: Tensor
-    estimated: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalizes ``(N, C, H, W)`` with batch statistics in training, else with the stored ones."""
-        if not self.training:
-            mean, var = self.statistics(self.bits)
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        if self.bits > MASTER_BITS or self.momentum is None:
-            return super().forward(x)
-        mean, var = self.bit_mean[self.bits - 1], self.bit_var[self.bits - 1]
-        normalized = F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-        self.estimated[self.bits - 1] = True
-        # The shared statistics follow whichever bit-width was just trained: an average over the bit-widths in turn.
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
-        return normalized
-
-    def statistics(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance ``(C,)`` that evaluation uses at ``bits``."""
-        if bits <= MASTER_BITS and bool(self.estimated[bits - 1]):
-            return self.bit_mean[bits - 1], self.bit_var[bits - 1]
-        return self.running_mean, self.running_var
-
-    def gain_and_shift(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Returns ``g`` and ``h`` of the evaluated map ``g x + h``, each ``(C,)`` in float64."""
-        mean, var = (statistic.double() for statistic in self.statistics(bits))
-        weight = torch.ones_like(mean) if self.weight is None else self.weight.double()
-        shift = torch.zeros_like(mean) if self.bias is None else self.bias.double()
-        gain = weight / torch.sqrt(var + self.eps)
-        return gain, shift - gain * mean
-
-
 class SameGrid(nn.Module):
     """Marks that values, moved but unchanged, are still on a site's grid; integer runtimes want to be told."""
 
@@ -151,17 +106,3 @@ def quantize_layer(module: nn.Conv2d | nn.Linear, quantizer: WeightQuantizer | P
     layer.quantizer = quantizer
     layer.register_buffer("input_mean", torch.zeros(()))
     return layer
-
-
-def quantize_norm(module: nn.BatchNorm2d) -> MultiBitBatchNorm2d:
-    """Turns a batch normalization into its multi-bit form; parameters keep their names and identity."""
-    norm = copy.copy(module)
-    norm.__class__ = MultiBitBatchNorm2d
-    assert isinstance(norm, MultiBitBatchNorm2d)
-    norm._buffers = dict(module._buffers)
-    norm.bits = FLOAT_BITS
-    channels = module.num_features
-    norm.register_buffer("bit_mean", torch.zeros(MASTER_BITS, channels))
-    norm.register_buffer("bit_var", torch.ones(MASTER_BITS, channels))
-    norm.register_buffer("estimated", torch.zeros(MASTER_BITS, dtype=torch.bool))
-    return norm

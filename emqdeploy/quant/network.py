@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from emqdeploy.quant.activations import FLOAT_BITS, ActivationQuantizer
-from emqdeploy.quant.layers import MultiBitBatchNorm2d, QuantLayer, SameGrid
+from emqdeploy.quant.layers import QuantLayer, SameGrid
+from emqdeploy.quant.norms import MultiBitBatchNorm2d
 
 BitWidths = int | dict[str, int]
 """One bit-width for every layer, or one by layer name."""
@@ -67,12 +68,15 @@ class MultiBitNetwork(nn.Module):
         layers, sites, norms = self.layers, self.sites, self.norms
         for site in sites.values():
             site.bits = bits if isinstance(bits, int) else max(bits.values())
+        source = None
         for name, layer in layers.items():
             width = bits if isinstance(bits, int) else bits[name]
             layer.bits = width
             sites[self.layer_input[name]].bits = width
             if name in self.norm_of:
-                norms[self.norm_of[name]].bits = width
+                norm = norms[self.norm_of[name]]
+                norm.bits, norm.source_bits = width, width if source is None else source
+            source = width
 
     @contextmanager
     def bits(self, bits: BitWidths) -> Iterator[MultiBitNetwork]:
@@ -102,7 +106,7 @@ class MultiBitNetwork(nn.Module):
 
     def float_state(self) -> dict[str, Tensor]:
         """Float parameters and shared statistics under the names of the original model."""
-        own = ("sites.", "aliases.", "quantizer.", "input_mean", "bit_mean", "bit_var", "estimated")
+        own = ("sites.", "aliases.", "quantizer.", "input_mean", "estimated", "learned", ".bit_", ".pair_")
         state = self.graph.state_dict()
         return {name: tensor for name, tensor in state.items() if not any(part in name for part in own)}
 

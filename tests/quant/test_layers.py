@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from emqdeploy.quant.layers import MultiBitBatchNorm2d, QuantLayer, quantize_layer, quantize_norm
+from emqdeploy.quant.layers import QuantLayer, quantize_layer
 from emqdeploy.quant.weights import PinnedQuantizer, WeightConfig, WeightQuantizer
 
 from ..conftest import Deployed
@@ -70,44 +70,6 @@ def test_a_pinned_layer_ignores_the_width() -> None:
         layer.bits = bits
         outputs.append(layer(x))
     assert torch.equal(*outputs)
-
-
-def norm() -> MultiBitBatchNorm2d:
-    """A normalization with gains of both signs."""
-    plain = nn.BatchNorm2d(3)
-    with torch.no_grad():
-        plain.weight.copy_(torch.tensor([1.0, -2.0, 0.0]))
-        plain.bias.copy_(torch.tensor([0.5, 0.0, -1.0]))
-    return quantize_norm(plain)
-
-
-def test_statistics_of_a_width_are_used_where_they_exist() -> None:
-    """A trained width normalizes with its own statistics, an unseen one with the shared ones."""
-    module = norm()
-    module.bits = 4
-    x = torch.randn(64, 3, 4, 4) * 3 + 1
-    for _ in range(80):
-        module(x)
-    torch.testing.assert_close(module.statistics(4)[0], x.mean((0, 2, 3)), rtol=1e-2, atol=1e-2)
-    assert not torch.equal(module.statistics(4)[0], torch.zeros(3))
-    torch.testing.assert_close(module.statistics(5)[0], module.running_mean)
-    module.bits = 2
-    module(x - 5)
-    assert not torch.allclose(module.statistics(2)[0], module.statistics(4)[0])
-
-
-@pytest.mark.parametrize("bits", [4, 32])
-def test_gain_and_shift_are_the_evaluated_map(bits: int) -> None:
-    """What is folded into a layer is what evaluation computes."""
-    module = norm()
-    module.bits = bits
-    for _ in range(5):
-        module(torch.randn(16, 3, 4, 4) * 2 - 1)
-    module.eval()
-    x = torch.randn(2, 3, 4, 4)
-    gain, shift = module.gain_and_shift(bits)
-    expected = x.double() * gain.view(-1, 1, 1) + shift.view(-1, 1, 1)
-    torch.testing.assert_close(module(x).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_block_at_one_width_leaves_the_others_as_they_were(small: Deployed) -> None:
