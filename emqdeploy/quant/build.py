@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from torch import nn
 
 from emqdeploy.models import create_model
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
@@ -31,10 +34,16 @@ class NetworkSpec:
     trained_bits: tuple[int, ...]
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
 
-    def build(self) -> MultiBitNetwork:
-        """Creates the network with fresh float weights."""
+    def build(self, initial: Callable[[nn.Module], object] | None = None) -> MultiBitNetwork:
+        """Creates the network with fresh float weights.
+
+        Args:
+            initial: changes the float model, weights from a file for example, before quantizers are inserted.
+        """
         channels, height, _ = self.input_shape
         model = create_model(self.model, num_classes=self.classes, in_channels=channels, image_size=height)
+        if initial is not None:
+            initial(model)
         return insert_quantizers(model, self.insertion, self.trained_bits, self.input_range)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""Float weights from files: every usual way to save them, nothing run, and one sentence for each mismatch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.models import create_model
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.training.pretrained import load_pretrained
+
+State = dict[str, Tensor]
+
+
+def network(classes: int = 10, channels: int = 1, seed: int = 0) -> nn.Module:
+    """A ResNet-8 with random weights and statistics."""
+    torch.manual_seed(seed)
+    model = create_model("resnet8", classes, channels, 8)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2)
+    return model
+
+
+SAVED = network(seed=1)
+STATE: State = SAVED.state_dict()
+
+
+def safetensors_file(state: State, path: Path) -> Path:
+    """Write a .safetensors file."""
+    safetensors.torch.save_file(
+        {name: tensor.clone() for name, tensor in state.items()}, path.with_suffix(".safetensors")
+    )
+    return path.with_suffix(".safetensors")
+
+
+def pickled(wrap: Callable[[State], Any]) -> Callable[[State, Path], Path]:
+    """Write what ``wrap`` makes of the state with torch.save."""
+
+    def write(state: State, path: Path) -> Path:
+        torch.save(wrap(state), path.with_suffix(".pth"))
+        return path.with_suffix(".pth")
+
+    return write
+
+
+def renamed(prefix: str) -> Callable[[State], State]:
+    """Put a prefix before every name."""
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+WAYS: dict[str, Callable[[State, Path], Path]] = {
+    "safetensors": safetensors_file,
+    "plain": pickled(dict),
+    "half": pickled(lambda state: {name: tensor.half() for name, tensor in state.items()}),
+    "state_dict": pickled(lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}),
+    "model": pickled(lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("x"))}),
+    "numpy beside it": pickled(lambda state: {"model": state, "accuracy": np.float64(9.5), "curve": np.arange(3.0)}),
+    "DataParallel": pickled(renamed("module.")),
+    "compiled and parallel": pickled(lambda state: {"state_dict": renamed("module._orig_mod.")(state)}),
+    "Lightning": pickled(lambda state: {"state_dict": renamed("model.")(state)}),
+    "without counters": pickled(lambda state: {n: t for n, t in state.items() if "num_batches" not in n}),
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_every_usual_way_to_save_weights(tmp_path: Path, way: str) -> None:
+    """People arrive with files of many training scripts; each gives the same network."""
+    model = network()
+    notes = load_pretrained(model, WAYS[way](STATE, tmp_path / "w"))
+    for name, tensor in model.state_dict().items():
+        if way == "half":
+            torch.testing.assert_close(tensor, STATE[name], atol=1e-2, rtol=1e-2)
+        elif "num_batches" not in name:
+            assert torch.equal(tensor, STATE[name])
+    assert len(notes) == 1
+    assert notes[0].startswith("loaded ")
+
+
+def test_a_model_whose_names_start_like_a_prefix_keeps_them(tmp_path: Path) -> None:
+    """``model.`` is only taken off where it is not part of the names."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(2, 2)
+
+    saved, loaded = Wrapped(), Wrapped()
+    load_pretrained(loaded, pickled(dict)(saved.state_dict(), tmp_path / "w"))
+    assert torch.equal(loaded.model.weight, saved.model.weight)
+
+
+def test_a_head_of_other_classes_starts_anew(tmp_path: Path) -> None:
+    """Fine-tuning replaces the last layer, and says so."""
+    model = network(classes=7)
+    before = model.get_submodule("fc").weight.clone()  # type: ignore[operator, union-attr]
+    file = safetensors_file(STATE, tmp_path / "w")
+    notes = load_pretrained(model, file)
+    assert torch.equal(model.state_dict()["fc.weight"], before)
+    assert torch.equal(model.state_dict()["conv1.weight"], STATE["conv1.weight"])
+    assert notes[1] == f"the last layer 'fc' has 7 classes here and 10 in {file}: it starts from fresh weights"
+    headless = {name: tensor for name, tensor in STATE.items() if not name.startswith("fc.")}
+    assert "and none in" in load_pretrained(model, safetensors_file(headless, tmp_path / "h"))[1]
+    with pytest.raises(EmqError, match=r"7 classes here and 10 in .*; train it with: emqdeploy train --pretrained"):
+        load_pretrained(model, file, fresh_head=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage1.0.conv1.weight": None}, "lacks 'stage1.0.conv1.weight', which SmallResNet needs; choose the --model"),
+        ({"layer1.weight": torch.ones(1)}, "holds 'layer1.weight', which SmallResNet does not have"),
+        ({"conv1.weight": torch.ones(16, 3, 3, 3)}, r"has shape \(16, 3, 3, 3\) in .* and \(16, 1, 3, 3\) in SmallRes"),
+        ({"bn1.weight": torch.full((16,), torch.nan)}, "'bn1.weight' in .* holds values that are not finite"),
+    ],
+)
+def test_mismatches_are_named_and_change_nothing(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """The first tensor that does not fit is named, and the model keeps its weights."""
+    state = {name: tensor for name, tensor in (STATE | change).items() if tensor is not None}
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(EmqError, match=message):
+        load_pretrained(model, safetensors_file(state, tmp_path / "w"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Malicious:
+    """Runs a command when an ordinary unpickler reads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_broken_and_malicious_files(tmp_path: Path) -> None:
+    """Nothing in a file is run; each kind of broken file is one sentence."""
+    proof = tmp_path / "proof"
+    torch.save({"model": Malicious(proof)}, tmp_path / "bad.pth")
+    torch.save(SAVED, tmp_path / "module.pt")
+    for name, what in (("bad.pth", "asks for posix.system"), ("module.pt", "asks for emqdeploy.models.SmallResNet")):
+        with pytest.raises(EmqError, match=f"{name} {what}, which could run code and is refused; save only") as caught:
+            load_pretrained(network(), tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert not proof.exists()
+    whole = pickled(dict)(STATE, tmp_path / "w").read_bytes()
+    contents = {
+        "cut.pth": whole[:9000],
+        "page.pth": b"<html>",
+        "empty.pt": b"",
+        "cut.safetensors": b"\x10\0\0\0\0\0\0\0{",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EmqError, match=name) as caught:
+            load_pretrained(network(), tmp_path / name)
+        assert "\n" not in str(caught.value)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(EmqError, match="holds no tensors by name"):
+        load_pretrained(network(), tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.pth", "there is no file .*none.pth; give float weights as"),
+        ("model.emq", "is no file of float weights; the float weights of a run are in latent.safetensors beside it"),
+        ("model.onnx", "is no file of float weights; known: .safetensors, .pth"),
+        ("", "holds no latent.safetensors; name a weights file or a run directory"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, name: str, message: str) -> None:
+    """What people try first is answered with what serves."""
+    if name and "none" not in name:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=message):
+        load_pretrained(network(), tmp_path / name)
+
+
+def test_weights_go_in_before_the_quantizers(tmp_path: Path) -> None:
+    """Insertion keeps names and values, so a run's latent weights and a stranger's file load alike."""
+    path = safetensors_file(STATE, tmp_path / "latent")
+    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (4, 8))
+    built = spec.build(lambda model: load_pretrained(model, tmp_path))
+    assert path.name == "latent.safetensors"
+    images = torch.randn(4, 1, 8, 8)
+    built.set_bits(32)
+    torch.testing.assert_close(built.eval()(images), SAVED.eval()(images))
+    assert set(built.float_state()) == set(STATE)
