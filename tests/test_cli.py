@@ -85,22 +85,30 @@ def test_export_without_a_path_takes_the_latest_run(run: Run) -> None:
     assert not list(Path("runs").glob("**/.unproven*"))
 
 
-def test_bench_measures_every_bit_width(run: Run) -> None:
-    """One row per bit-width with everything that was measured."""
-    outcome = run("bench", "--device", "cpu", "--bits", "2,8", "--samples", "20", "--switches", "20", "--json")
+def test_bench_measures_every_bit_width(run: Run, tmp_path: Path) -> None:
+    """One row per bit-width with everything that was measured, and the files that were asked for."""
+    out, csv = tmp_path / "bench.json", tmp_path / "bench.csv"
+    outcome = run(
+        *("bench", "--device", "cpu", "--bits", "2,8", "--samples", "20", "--switches", "20", "--energy", "none"),
+        *("--out", str(out), "--csv", str(csv), "--json"),
+    )
     assert outcome.code == 0
     assert outcome.json["environment"]["cores"] == os.cpu_count()
+    assert json.loads(out.read_text()) == outcome.json
+    assert [line.split(",")[0] for line in csv.read_text().splitlines()] == ["label", "2 bits", "8 bits"]
     for row, bits in zip(outcome.json["rows"], (2, 8), strict=True):
         assert row["bits"] == bits
         assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p90"] <= row["latency_ms"]["p99"]
         assert len(row["samples_ms"]) == 20
-        assert row["accuracy"] == pytest.approx(row["trained_accuracy"], abs=0.6)
+        assert row["accuracy"] == pytest.approx(row["reference_accuracy"], abs=0.6)
         assert row["size_bytes"] > 0
         assert row["rss_bytes"] > 0
-        assert row["switch_ms"] > 0
+        assert row["load_ms"] > 0
         assert row["computed_as"] == "int8"
+        assert row["energy"] == {"not_measured": "it was not asked for"}
     small, large = (row["size_bytes"] for row in outcome.json["rows"])
     assert small < large
+    assert len(outcome.json["switches"]) == 20
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
@@ -210,8 +218,12 @@ CHECKPOINT = "runs/digits-resnet8-001/model.emq"
         ("export --bits 9", 2, "allowed: 1..8"),
         ("export --out train.json", 1, "cannot write"),
         ("bench --device toaster", 2, "known: auto, cpu"),
+        ("bench --scenario triple", 2, "known: offline, single, switch"),
+        ("bench --trace nowhere", 2, "known: random, round-robin"),
+        ("bench --batch 1,x", 2, "whole numbers"),
+        ("bench --data fashion", 2, "unknown data set"),
         ("bench nowhere.emq", 2, "does not exist"),
-        ("bench --samples 3", 2, "samples"),
+        ("bench --samples 0", 2, "samples"),
         ("eval --runtime tvm", 2, "known: onnxruntime, torch"),
         ("inspect train.json", 1, "is not an .emq file"),
         ("predict nowhere.png", 2, "nowhere.png"),
@@ -268,13 +280,13 @@ def test_damaged_files_are_refused(run: Run, tmp_path: Path, damage: str) -> Non
 def test_bench_says_why_accuracy_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the data set the rest is measured, and nobody has to guess what happened to the accuracy."""
     from emqdeploy.errors import EmqError
-    from emqdeploy.runtimes import bench
+    from emqdeploy.measuring import bench
 
     def missing(*arguments: Any) -> None:
         raise EmqError("the data set is not at hand")
 
     monkeypatch.setattr(bench, "dataset_of", missing)
-    outcome = run("bench", "--bits", "8", "--samples", "10", "--json")
+    outcome = run("bench", "--bits", "8", "--samples", "10", "--energy", "none", "--json")
     assert outcome.code == 0
     assert outcome.json["rows"][0]["accuracy"] is None
     assert "accuracy is not measured: the data set is not at hand" in outcome.err

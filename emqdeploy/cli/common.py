@@ -36,6 +36,19 @@ def parse_bits(text: str | None) -> tuple[int, ...] | None:
     return bits
 
 
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Reads ``single,switch``; nothing gives none."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Reads ``1,8,32``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}; give whole numbers, for example {option} 1,8,32") from error
+
+
 def say(line: str) -> None:
     """Tells what is being done, on standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -16,6 +16,8 @@ from emqdeploy.cli.common import (
     ThreadsOption,
     finish,
     parse_bits,
+    parse_names,
+    parse_numbers,
     say,
 )
 
@@ -38,9 +40,9 @@ def evaluate(
       emqdeploy eval runs/digits-resnet8-001 --bits 2,3 --runtime torch
     """
     from emqdeploy.report.terminal import accuracy_table
-    from emqdeploy.runtimes import bench as measurements
+    from emqdeploy.runtimes import use
 
-    result = measurements.evaluate(path, parse_bits(bits), runtime, data_dir, threads)
+    result = use.evaluate(path, parse_bits(bits), runtime, data_dir, threads)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
     finish(result, json_, accuracy_table(title, result["accuracy"], result["trained_bits"]))
 
@@ -49,29 +51,66 @@ def evaluate(
 def bench(
     path: PathArgument = None,
     bits: BitsOption = None,
-    device: Annotated[str, typer.Option(help="cpu or auto.")] = "auto",
-    samples: Annotated[int, typer.Option(min=10, help="Timed inferences per bit-width.")] = 300,
-    switches: Annotated[int, typer.Option(min=10, help="Timed switches.")] = 1000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or jetson.")] = "auto",
+    runtime: Annotated[str | None, typer.Option(help="Runtimes to compare, for example onnxruntime,openvino.")] = None,
+    scenario: Annotated[str, typer.Option(help="Scenarios in order: single, offline, switch, ...")] = "single,switch",
+    samples: Annotated[int | None, typer.Option(min=1, help="Timed inferences per row.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Timed seconds per row, instead of a count.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes of the offline scenario.")] = "1,4,16,64",
+    switches: Annotated[int, typer.Option(min=1, help="Timed switches.")] = 200,
+    trace: Annotated[str, typer.Option(help="random, round-robin, or a file with one bit-width a line.")] = "random",
+    data: Annotated[str | None, typer.Option(help="Data set for accuracy; the network's own by default.")] = None,
     data_dir: DataDirOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many test images.")] = None,
     threads: ThreadsOption = None,
+    energy: Annotated[str, typer.Option(help="auto, none, or the source to read.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write the result as JSON, every sample in it.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Measure latency, accuracy, size, memory and switching of every bit-width on this machine.
+    """Measure latency, accuracy, size, memory, load time and switching of every bit-width on this machine.
 
-    Bit-widths take turns, so that a drifting clock hits all alike. Batch 1; times are of the whole call.
+    Bit-widths take turns, so that a drifting clock hits all alike; whatever disturbed the run is named.
 
     [bold]Examples[/bold]
 
       emqdeploy bench --device cpu
 
-      emqdeploy bench runs/digits-resnet8-001 --bits 2,8 --threads 1 --json
-    """
-    from emqdeploy.report.terminal import bench_table
-    from emqdeploy.runtimes import bench as measurements
+      emqdeploy bench runs/digits-resnet8-001 --bits 2,8 --threads 1 --out bench.json
 
-    result = measurements.bench(path, parse_bits(bits), device, samples, switches, threads, data_dir, say)
-    title = f"{result['checkpoint']} in {result['runtime']} on {result['environment']['cpu']}, batch 1"
-    finish(result, json_, bench_table(result["rows"], title))
+      emqdeploy bench --scenario single,offline,switch --batch 1,8 --trace round-robin
+    """
+    from emqdeploy.measuring.bench import bench as measure
+    from emqdeploy.measuring.result import save_result
+    from emqdeploy.measuring.settings import BenchSettings
+    from emqdeploy.report.bench_csv import save_csv
+    from emqdeploy.report.bench_table import bench_parts
+
+    settings = BenchSettings(
+        path=None if path is None else str(path),
+        bits=parse_bits(bits),
+        runtimes=parse_names(runtime),
+        device=device,
+        scenarios=parse_names(scenario),
+        samples=samples,
+        seconds=seconds,
+        batches=parse_numbers("--batch", batch),
+        switches=switches,
+        trace=trace,
+        data=data,
+        data_dir=None if data_dir is None else str(data_dir),
+        limit=limit,
+        threads=threads,
+        energy=energy,
+    )
+    result = measure(settings, say)
+    if out is not None:
+        save_result(out, result)
+    if csv is not None:
+        save_csv(csv, result)
+    finish(result, json_, *bench_parts(result))
+    if not result["complete"]:
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -90,9 +129,9 @@ def predict(
       emqdeploy predict shoe.png runs/fashion-mnist-resnet20-001 --bits 2
     """
     from emqdeploy.report.terminal import percent, table
-    from emqdeploy.runtimes import bench as measurements
+    from emqdeploy.runtimes import use
 
-    result = measurements.predict(path, image, bits)
+    result = use.predict(path, image, bits)
     rows = table(f"{result['image']} at {result['bits']} bits", "class", "probability")
     for entry in result["predictions"]:
         rows.add_row(entry["class"], percent(100 * entry["probability"]))

@@ -104,42 +104,6 @@ def verify_table(results: list[dict[str, Any]], images: str) -> Table:
     return result
 
 
-def bench_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """Everything measured, a row per bit-width."""
-    result = table(
-        title,
-        *(
-            "bits",
-            "accuracy",
-            "p50",
-            "p90",
-            "p99",
-            "size",
-            "memory",
-            "stored as",
-            "computed as",
-            "switch",
-            "first output",
-        ),
-        caption="size: bytes of the file that this bit-width needs; memory: what running it adds to a fresh process;"
-        "\nswitch: set_bits between resident bit-widths; first output: the first inference after a switch",
-    )
-    for row in rows:
-        latency, switch = row["latency_ms"], row["switch"]
-        result.add_row(
-            str(row["bits"]),
-            percent(row["accuracy"]),
-            *(milliseconds(latency[key]) for key in ("p50", "p90", "p99")),
-            size(row["size_bytes"]),
-            size(row["rss_bytes"]),
-            row["stored_as"],
-            row["computed_as"],
-            milliseconds(row["switch_ms"]),
-            milliseconds(None if switch is None else switch["first_output"]["p50"]),
-        )
-    return result
-
-
 def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
     """A checkpoint at a glance."""
     metadata = description["metadata"]
@@ -191,8 +155,9 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
         ),
         *("switch", "first output"),
     )
+    switching = {row["bits"]: row for row in result["bench"]["switch"]["rows"]}
     for row in result["rows"]:
-        latency, parity = row["latency_ms"], row["parity"]
+        latency, parity, switched = row["latency_ms"], row["parity"], switching[row["bits"]]
         rows.add_row(
             str(row["bits"]),
             percent(row["accuracy"]),
@@ -202,8 +167,8 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
             row["stored_as"],
             row["computed_as"],
             f"{parity['differing_codes']} of {parity['codes']}",
-            milliseconds(row["switch_ms"]),
-            milliseconds(row["switch"]["first_output"]["p50"]),
+            milliseconds(switched["set_bits_ms"]["p50"]),
+            milliseconds(switched["first_output_ms"]["p50"]),
         )
     unseen = "  ".join(f"{bits}-bit {percent(value)}" for bits, value in result["accuracy"].items())
     checkpoint = result["checkpoint"]

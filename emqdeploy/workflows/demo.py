@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.runtimes.bench import Report, bench, silent
+from emqdeploy.measuring.bench import bench
+from emqdeploy.measuring.settings import BenchSettings
+from emqdeploy.progress import Report, silent
 from emqdeploy.workflows.export import export
 
 DEMO_BITS = (8, 4, 2)
@@ -20,7 +22,7 @@ def demo(out: Path, report: Report = silent) -> dict[str, Any]:
     result = train(TrainConfig(), out)
     checkpoint = result.checkpoints[0]
     exported = export(checkpoint, DEMO_BITS, report=report)
-    measured = bench(checkpoint, DEMO_BITS, report=report)
+    measured = bench(BenchSettings(path=str(checkpoint), bits=DEMO_BITS, energy="none"), report)
     rows = []
     for artefact, row in zip(exported["artefacts"], measured["rows"], strict=True):
         proven = {key: artefact[key] for key in ("parity", "stored_as", "computed_as")}
@@ -31,5 +33,6 @@ def demo(out: Path, report: Report = silent) -> dict[str, Any]:
         "sample_passes": result.sample_passes,
         "accuracy": {str(bits): percent for bits, percent in result.accuracy.items()},
         "rows": rows,
+        "bench": measured["scenarios"],
         "environment": measured["environment"],
     }

@@ -12,8 +12,8 @@ from typing import Any
 from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.errors import EmqError, writable_dir
 from emqdeploy.files import atomic_write_text
+from emqdeploy.progress import Report, silent
 from emqdeploy.runs import find_checkpoint
-from emqdeploy.runtimes.bench import Report, silent
 from emqdeploy.workflows.verify import PARITY_IMAGES, parity_images, verify_width
 
 

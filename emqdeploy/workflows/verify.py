@@ -13,10 +13,10 @@ from emqdeploy.data import Preprocessing
 from emqdeploy.errors import EmqError
 from emqdeploy.grid import Floats
 from emqdeploy.parity import Parity
+from emqdeploy.progress import Report, silent
 from emqdeploy.reference import IntegerReference, quantized_tensors
 from emqdeploy.runs import find_checkpoint
 from emqdeploy.runtimes.base import open_runtime, precision_summary
-from emqdeploy.runtimes.bench import Report, silent
 from emqdeploy.runtimes.onnx_file import OnnxFileRuntime
 from emqdeploy.runtimes.source import dataset_of
 

@@ -1,0 +1,170 @@
+"""The bench: opens what is to be measured, runs the scenarios, adds what each row costs; returns one result."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.data import Dataset, load_dataset
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.measuring.devices import Device, find_device
+from emqdeploy.measuring.disturbance import Monitor
+from emqdeploy.measuring.fresh import cost_of_loading
+from emqdeploy.measuring.result import SCHEMA
+from emqdeploy.measuring.settings import BenchSettings
+from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects
+from emqdeploy.measuring.workbench import Stop, Subject, Workbench, stop_on_signals
+from emqdeploy.progress import Report, silent
+from emqdeploy.runtimes.machine import environment
+from emqdeploy.runtimes.source import Source, dataset_of
+from emqdeploy.runtimes.use import measured_accuracy
+
+TIMED_IMAGES = 64
+"""Different test images that latency is measured with, one after the other."""
+
+
+def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
+    """Measures everything that the settings ask for.
+
+    Args:
+        settings: what to measure.
+        report: receives progress.
+
+    Returns:
+        the result, as `emqdeploy.measuring.result` describes it; of an interrupted run, what there is.
+
+    Raises:
+        EmqError: nothing can be measured: a wrong setting, no such device, a damaged file.
+    """
+    from emqdeploy.measuring import scenarios
+
+    settings.check()
+    chosen = [(name, scenarios.SCENARIOS[name]) for name in settings.scenarios]
+    started = time.perf_counter()
+    device = find_device(settings.device)
+    subjects = open_subjects(settings, device)
+    images, dataset, notes = _images(settings, subjects[0].source, report)
+    result = _new_result(settings, device, subjects, dataset, notes)
+    stop = Stop()
+    monitor = Monitor(device.tree, device.readings)
+    test = None if dataset is None else dataset.test
+    workbench = Workbench(settings, subjects, images, test, monitor, report, stop, result)
+    with stop_on_signals(stop):
+        for name, scenario in chosen:
+            if not stop():
+                result["scenarios"][name] = scenario(workbench)
+        _energy(workbench)
+        _accuracy(workbench)
+        _loading(workbench)
+    result["environment"]["after"] = device.state()
+    result["seconds"] = round(time.perf_counter() - started, 3)
+    result["complete"] = not stop()
+    if stop():
+        result["notes"].append("interrupted: what was measured until then is here, the rest is missing")
+    return result
+
+
+def _new_result(
+    settings: BenchSettings, device: Device, subjects: list[Subject], dataset: Dataset | None, notes: list[str]
+) -> dict[str, Any]:
+    source = describe_source(subjects[0].source)
+    source["images"] = None if dataset is None else len(dataset.test)
+    return {
+        "schema": SCHEMA,
+        "command": settings.command(),
+        "settings": settings.to_dict(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": None,
+        "environment": environment() | {"device": device.describe(), "before": device.state(), "after": None},
+        "source": source,
+        "rows": [new_row(subject) for subject in subjects],
+        "resident": [],
+        "scenarios": {},
+        "switches": [],
+        "notes": notes,
+        "complete": False,
+    }
+
+
+def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[Any, Dataset | None, list[str]]:
+    """Images to time with, and the data set for accuracy where it is at hand."""
+    data_dir = None if settings.data_dir is None else Path(settings.data_dir)
+    try:
+        if settings.data is None:
+            dataset = dataset_of(source.metadata, data_dir)
+        else:
+            size = source.preprocessing.height if settings.data.startswith("imagefolder") else None
+            dataset = load_dataset(settings.data, data_dir, size)
+    except EmqError as error:
+        if settings.data is not None:
+            raise
+        note = f"accuracy is not measured: {error}"
+        report(note)
+        noise = np.random.default_rng(settings.seed).integers(0, 256, (TIMED_IMAGES, *source.input_shape))
+        return source.preprocessing.normalize(noise.astype(np.uint8)), None, [note, "latency is timed on noise images"]
+    _check_labels(dataset, source)
+    if settings.limit is not None:
+        kept = dataset.test.subset(np.arange(min(settings.limit, len(dataset.test))))
+        dataset = Dataset(**vars(dataset) | {"test": kept})
+    return source.preprocessing.normalize(dataset.test.images[:TIMED_IMAGES]), dataset, []
+
+
+def _check_labels(dataset: Dataset, source: Source) -> None:
+    """Raises unless the data set has the classes and the image shape that the network was trained on."""
+    classes = source.metadata["classes"]
+    if list(dataset.classes) != list(classes):
+        raise UsageError(
+            f"the labels of {dataset.name} ({len(dataset.classes)} classes, {dataset.classes[0]} first) are not those"
+            f" that the network was trained on ({len(classes)} classes, {classes[0]} first); name its own with --data"
+        )
+    if dataset.test.images.shape[1:] != source.input_shape:
+        raise UsageError(
+            f"the images of {dataset.name} have shape {dataset.test.images.shape[1:]}, the network takes"
+            f" {source.input_shape}; name its data set with --data"
+        )
+
+
+def _accuracy(bench: Workbench) -> None:
+    """Accuracy of every row, and what was lost against torch's as recorded at training."""
+    if bench.test is None:
+        return
+    whole = bench.settings.data is None and bench.settings.limit is None
+    for subject in bench.subjects:
+        if bench.stop():
+            return
+        bench.report(f"accuracy of {subject.label} on {len(bench.test)} test images")
+        subject.select()
+        row = bench.row(subject)
+        row["accuracy"] = measured_accuracy(subject, bench.test, subject.source.preprocessing, bench.stop)
+        reference = row["reference_accuracy"]
+        if whole and reference is not None and row["accuracy"] is not None:
+            row["accuracy_drop"] = round(reference - row["accuracy"], 4) + 0.0
+
+
+def _energy(bench: Workbench) -> None:
+    """Energy per inference of every row."""
+    for subject in bench.subjects:
+        bench.row(subject)["energy"] = {"not_measured": "it was not asked for"}
+
+
+def _loading(bench: Workbench) -> None:
+    """Memory and load time of every row alone, and of all widths of a runtime together."""
+    groups: dict[str, list[Subject]] = {}
+    for subject in bench.subjects:
+        if bench.stop():
+            return
+        bench.report(f"memory and load time of {subject.label}, in a process of its own")
+        bits = None if subject.bits is None else (subject.bits,)
+        bench.row(subject).update(cost_of_loading(subject.path, bits, subject.runtime.name, bench.settings.threads))
+        if subject.kind == "width":
+            groups.setdefault(subject.runtime.name, []).append(subject)
+    for runtime, group in groups.items():
+        if len(group) > 1 and not bench.stop():
+            widths = [subject.bits for subject in group if subject.bits is not None]
+            cost = cost_of_loading(group[0].path, widths, runtime, bench.settings.threads)
+            size = group[0].path.stat().st_size
+            bench.result["resident"].append({"runtime": runtime, "bits": widths, "size_bytes": size, **cost})

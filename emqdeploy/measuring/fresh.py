@@ -1,0 +1,75 @@
+"""What loading costs, measured in a process of its own: ``python -m emqdeploy.measuring.fresh '{"path": ...}'``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def cost_of_loading(path: Path, bits: Sequence[int] | None, runtime: str, threads: int | None) -> dict[str, Any]:
+    """Loads and runs once in a fresh process.
+
+    Args:
+        path: what to load.
+        bits: the bit-widths to hold; None for a file that has one.
+        runtime: the adapter.
+        threads: threads inside an operator.
+
+    Returns:
+        ``rss_bytes`` (what it added to the process, the runtime's own library excluded; None where the system does
+        not tell), ``load_ms`` (file to network), ``first_output_ms``; or ``not_measured`` with the reason.
+    """
+    request = {"path": str(path), "bits": None if bits is None else list(bits), "runtime": runtime, "threads": threads}
+    command = [sys.executable, "-m", "emqdeploy.measuring.fresh", json.dumps(request)]
+    # A session of its own: a Ctrl-C meant for the bench must not kill the measurement half-way.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    if done.returncode != 0:
+        last = done.stderr.strip().rpartition("\n")[2]
+        return {"not_measured": f"a fresh process could not load it ({last or f'exit code {done.returncode}'})"}
+    cost: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+    return cost
+
+
+def main() -> None:
+    """Prints what loading and one inference cost here."""
+    from emqdeploy.runtimes.machine import resident_bytes
+    from emqdeploy.runtimes.source import open_source
+
+    request = json.loads(sys.argv[1])
+    path, bits = Path(request["path"]), request["bits"]
+    _load_library(request["runtime"])
+    before = resident_bytes()
+    started = time.perf_counter()
+    source = open_source(path, bits=bits, runtime=request["runtime"], threads=request["threads"])
+    loaded = time.perf_counter()
+    for width in bits or (None,):
+        if width is not None:
+            source.runtime.set_bits(width)
+        source.runtime(np.zeros((1, *source.input_shape), np.float32))
+    done = time.perf_counter()
+    after = resident_bytes()
+    cost = {
+        "rss_bytes": None if before is None or after is None else after - before,
+        "load_ms": 1e3 * (loaded - started),
+        "first_output_ms": 1e3 * (done - loaded),
+    }
+    print(json.dumps(cost))
+
+
+def _load_library(runtime: str) -> None:
+    """Imports the runtime's library, which is named like the adapter: its own memory is not the network's."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module(runtime)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The `offline` scenario: images per second at several batch sizes (MLPerf's Offline)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.measuring.statistics import percentiles
+from emqdeploy.measuring.workbench import SCENARIOS, Workbench
+
+MIN_BATCHES = 5
+SECONDS = 0.5
+"""Every subject runs each batch size so often and so long, whichever is more."""
+
+
+@SCENARIOS.register("offline")
+def offline(bench: Workbench) -> dict[str, Any]:
+    """Throughput of every subject at every batch size, subjects in turns, one batch each."""
+    started = time.perf_counter()
+    rows = []
+    seconds = bench.settings.seconds or SECONDS
+    for size in bench.settings.batches:
+        if bench.stop():
+            break
+        bench.report(f"throughput at batch {size}")
+        repeats = -(-size // len(bench.images))
+        images = np.ascontiguousarray(np.concatenate([bench.images] * repeats)[:size])
+        taken: list[list[float]] = [[] for _ in bench.subjects]
+        for subject in bench.subjects:
+            subject.select()
+            subject(images)
+        while not bench.stop() and (len(taken[-1]) < MIN_BATCHES or sum(taken[-1]) < 1e3 * seconds):
+            for subject, samples in zip(bench.subjects, taken, strict=True):
+                subject.select()
+                start = time.perf_counter_ns()
+                subject(images)
+                samples.append((time.perf_counter_ns() - start) / 1e6)
+            bench.monitor.tick()
+        for subject, samples in zip(bench.subjects, taken, strict=True):
+            if samples:
+                rows.append(
+                    {
+                        "label": subject.label,
+                        "batch": size,
+                        "images_per_second": 1e3 * size * len(samples) / sum(samples),
+                        "batch_ms": percentiles(samples),
+                        "samples_ms": [round(sample, 5) for sample in samples],
+                    }
+                )
+    return {"rows": rows, "seconds": time.perf_counter() - started}

@@ -1,0 +1,108 @@
+"""The `single` scenario: one image at a time, the next when the last one is answered (MLPerf's SingleStream)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.measuring.settings import MAX_SAMPLES, MIN_SAMPLES, MIN_SECONDS, BenchSettings
+from emqdeploy.measuring.statistics import median_interval, median_ratio, percentiles
+from emqdeploy.measuring.workbench import SCENARIOS, Subject, Workbench
+
+BLOCK = 10
+"""Inferences of one subject before the next one has its turn."""
+
+SETTLED = 0.02
+"""Warm-up ends when the medians of three blocks in a row differ by less than this share."""
+
+
+@SCENARIOS.register("single")
+def single(bench: Workbench) -> dict[str, Any]:
+    """Latency of every subject, in alternating blocks, so that a drifting clock hits all alike."""
+    settings = bench.settings
+    started = time.perf_counter()
+    bench.report(f"warming up {len(bench.subjects)} networks")
+    warm_up = [_warm_up(bench, subject) for subject in bench.subjects]
+    bench.report(f"timing {len(bench.subjects)} networks one image at a time, in turns")
+    windows = len(bench.monitor.windows)
+    samples = _take_turns(bench)
+    bench.monitor.look()
+    first = samples[0]
+    for subject, taken, warmed in zip(bench.subjects, samples, warm_up, strict=True):
+        if not taken:
+            continue
+        row = bench.row(subject)
+        row["latency_ms"] = percentiles(taken) | {"interval": median_interval(taken, BLOCK, settings.seed)}
+        row["ratio_to_first"] = median_ratio(taken, first, BLOCK, settings.seed)
+        row["samples_ms"] = [round(sample, 5) for sample in taken]
+        row["disturbed"] += bench.monitor.reasons()
+        if not warmed["settled"]:
+            row["disturbed"].append(f"its median had not settled after {warmed['seconds']:.1f} s of warm-up")
+    return {
+        "clock": "host: from the call with a normalised image to the logits, the headline of every row",
+        "headline": "p50, with its 95 % interval; MLPerf's single stream quotes p90",
+        "block": BLOCK,
+        "warm_up": warm_up,
+        "monitor": bench.monitor.windows[windows:],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _take_turns(bench: Workbench) -> list[list[float]]:
+    """Milliseconds per subject; every other round runs in reverse, and the first call of a block is not counted."""
+    images = bench.singles
+    samples: list[list[float]] = [[] for _ in bench.subjects]
+    clock = time.perf_counter_ns
+    order = list(range(len(bench.subjects)))
+    spent = 0.0
+    while not bench.stop() and not _enough(bench.settings, len(samples[-1]), spent):
+        for index in order:
+            call, taken = bench.subjects[index].runtime, samples[index]
+            bench.subjects[index].select()
+            call(images[0])
+            for number in range(len(taken), len(taken) + BLOCK):
+                image = images[number % len(images)]
+                start = clock()
+                call(image)
+                taken.append((clock() - start) / 1e6)
+        spent += max(sum(taken[-BLOCK:]) for taken in samples) / 1e3
+        order.reverse()
+        bench.monitor.tick()
+    wanted = bench.settings.samples
+    return [taken[:wanted] for taken in samples]
+
+
+def _enough(settings: BenchSettings, count: int, seconds: float) -> bool:
+    """Says whether every row has what was asked for: a fixed count, a fixed time, or both of the defaults."""
+    if settings.samples is not None:
+        return count >= settings.samples
+    if settings.seconds is not None:
+        return count > 0 and seconds >= settings.seconds
+    return count >= MAX_SAMPLES or (count >= MIN_SAMPLES and seconds >= MIN_SECONDS)
+
+
+def _warm_up(bench: Workbench, subject: Subject) -> dict[str, Any]:
+    """Runs until the median is stable, at most as long as the settings allow."""
+    image = bench.singles[0]
+    medians: list[float] = []
+    subject.select()
+    started = time.perf_counter()
+    while True:
+        block = []
+        for _ in range(BLOCK):
+            start = time.perf_counter_ns()
+            subject(image)
+            block.append((time.perf_counter_ns() - start) / 1e6)
+        medians.append(float(np.median(block)))
+        last = medians[-3:]
+        settled = len(last) == 3 and max(last) - min(last) <= SETTLED * min(last)
+        seconds = time.perf_counter() - started
+        if settled or seconds >= bench.settings.warm_up_seconds or bench.stop():
+            return {
+                "label": subject.label,
+                "settled": settled,
+                "inferences": len(medians) * BLOCK,
+                "seconds": round(seconds, 4),
+            }
