@@ -10,14 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from emqdeploy.data.images import ImageFiles
-from emqdeploy.data.loading import DATASETS, SPLIT_SEED, TEST_FRACTION, DataRequest, Dataset, limited
+from emqdeploy.data.loading import DATASETS, SPLIT_SEED, TEST_FRACTION, DataRequest, Dataset
 from emqdeploy.data.preprocessing import Preprocessing
 from emqdeploy.data.splits import Split, stratified
 from emqdeploy.errors import UsageError
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-MEMORY_BUDGET = 512 * 2**20
-"""Bytes of decoded images up to which a split is decoded once and kept."""
 
 _SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _SMALL_IMAGE = 64  # pixels up to which the field augments by a shifted crop, beyond by a crop of random size
@@ -31,6 +29,8 @@ def augmentation_for(size: int) -> str:
 @DATASETS.register("imagefolder")
 def _imagefolder(request: DataRequest) -> Dataset:
     """A folder per class: PATH/train and PATH/test (or val), or the classes in PATH itself."""
+    if not request.argument:
+        raise UsageError("imagefolder needs a folder; write imagefolder:PATH")
     root = Path(request.argument).expanduser()
     size = request.image_size or 224
     if not root.is_dir():
@@ -48,7 +48,6 @@ def _imagefolder(request: DataRequest) -> Dataset:
         raise UsageError(f"{root} holds the single class {classes[0]!r}; at least two are needed")
     train = labelled_files(root, files, classes, size)
     if held_out is None:
-        # Files are divided before they are decoded: a limit then saves the time of the others.
         count = max(round(TEST_FRACTION * len(train)), 1)
         aside, kept = stratified(train.labels, count, SPLIT_SEED)
         train, test = train.subset(kept), train.subset(aside)
@@ -56,8 +55,8 @@ def _imagefolder(request: DataRequest) -> Dataset:
         test = labelled_files(root, class_files(root, held_out), classes, size)
     return Dataset(
         name=f"imagefolder:{root.name}",
-        train=in_memory(limited(train, request.limit)),
-        test=in_memory(test),
+        train=train,
+        test=test,
         classes=classes,
         preprocessing=Preprocessing(3, size, size, *IMAGENET_STATISTICS),
         augmentation=augmentation_for(size),
@@ -112,10 +111,3 @@ def labelled_files(root: Path, files: Mapping[str, Sequence[str]], classes: Sequ
     labels: list[npt.NDArray[np.int64]] = [np.full(len(found), number[name], np.int64) for name, found in files.items()]
     names = [path for found in files.values() for path in found]
     return Split(ImageFiles(root, names, 3, size, size), np.concatenate(labels))
-
-
-def in_memory(split: Split) -> Split:
-    """Decode a split that is small enough to be kept; a larger one stays files."""
-    if isinstance(split.images, ImageFiles) and split.images.nbytes <= MEMORY_BUDGET:
-        return Split(split.images[:], split.labels)
-    return split

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,19 @@ _PLAIN_RESIZE_UP_TO = 64  # pixels; small pictures are all subject, there is no 
 _CROP, _RESIZED = 224, 256  # the usual ImageNet evaluation: resize the shorter side to 256, take the middle 224
 _READERS = 8
 
+MEMORY_BUDGET = 2 * 2**30
+"""Bytes of decoded images up to which files are decoded once and kept; Tiny ImageNet takes 1.2 GB."""
+
 
 def read_image(path: Path, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Read an image file as pixels (C, H, W), as a network is tested on it.
 
     A picture of the right size keeps its pixels. Small targets (up to 64 pixels) take the whole picture. Larger ones
-    take its centre: the pixels are exactly those of resizing the shorter side to 8/7 of the target (256 for 224) and
-    cropping the middle.
+    take its centre: what resizing the shorter side to 8/7 of the target (256 for 224) and cropping the middle gives, up
+    to a step in 256 where Pillow rounds in another order.
     """
     image = open_image(path, channels)
-    return cut(image, test_box(image.width, image.height, height, width), height, width)
+    return cut(image, evaluation_box(image.width, image.height, height, width), height, width)
 
 
 def open_image(path: Path, channels: int) -> Any:
@@ -51,12 +54,12 @@ def open_image(path: Path, channels: int) -> Any:
         raise EmqError(f"{path} is not a readable image; replace or remove it") from error
 
 
-def test_box(picture_width: int, picture_height: int, height: int, width: int) -> Box | None:
+def evaluation_box(picture_width: int, picture_height: int, height: int, width: int) -> Box | None:
     """Return the part of a picture that a network of input (H, W) is tested on; None for all of it."""
     if (picture_width, picture_height) == (width, height) or max(width, height) <= _PLAIN_RESIZE_UP_TO:
         return None
     # The box is cut and scaled in one step: resizing first lets a very long picture fill the memory. Rounding as the
-    # two steps do makes the pixels the same.
+    # two steps do puts them in the same place.
     zoom = max(
         round(width * _RESIZED / _CROP) / picture_width,
         round(height * _RESIZED / _CROP) / picture_height,
@@ -79,7 +82,8 @@ def cut(image: Any, box: Box | None, height: int, width: int) -> npt.NDArray[np.
 class ImageFiles:
     """Image files, decoded when they are asked for; to a reader, an array (N, C, H, W) of uint8.
 
-    A slice or an index array decodes those images, several at a time; what was decoded is not kept.
+    A slice or an index array decodes those images, several at a time. What was decoded is kept where all of it would
+    fit into `MEMORY_BUDGET`.
 
     Args:
         root: The folder that all files lie in.
@@ -101,6 +105,8 @@ class ImageFiles:
         self.channels = channels
         self.height = height
         self.width = width
+        self._kept: npt.NDArray[np.uint8] | None = None
+        self._is_kept = np.zeros(len(self.names), bool)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -127,23 +133,28 @@ class ImageFiles:
         """Decode one image (C, H, W) as a network is tested on it."""
         return read_image(self.path(index), self.channels, self.height, self.width)
 
-    @overload
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]: ...
-    @overload
-    def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> npt.NDArray[np.uint8]: ...
     def __getitem__(self, index: int | slice | npt.NDArray[Any] | Sequence[int]) -> npt.NDArray[np.uint8]:
         chosen = np.arange(len(self))[index]
         if isinstance(chosen, np.integer):
-            return self.read(int(chosen))
-        images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+            return self[[int(chosen)]][0]
+        if self.nbytes > MEMORY_BUDGET:
+            images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+            self._decode(chosen, images, np.arange(len(chosen)))
+            return images
+        if self._kept is None:
+            self._kept = np.empty(self.shape, np.uint8)
+        missing = np.unique(chosen[~self._is_kept[chosen]])
+        self._decode(missing, self._kept, missing)
+        self._is_kept[missing] = True
+        return self._kept[index]
 
-        def read(place: int) -> None:
-            images[place] = self.read(int(chosen[place]))
+    def _decode(self, indices: npt.NDArray[Any], into: npt.NDArray[np.uint8], places: npt.NDArray[Any]) -> None:
+        def read(index: int, place: int) -> None:
+            into[place] = self.read(index)
 
         # Pillow leaves the interpreter lock while it decodes and scales.
         with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-            list(pool.map(read, range(len(chosen))))
-        return images
+            list(pool.map(read, indices.tolist(), places.tolist()))
 
 
 Images = npt.NDArray[np.uint8] | ImageFiles

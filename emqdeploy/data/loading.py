@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from emqdeploy.data.preprocessing import Preprocessing
 from emqdeploy.data.splits import Split, stratified, validation_split
 from emqdeploy.errors import EmqError, UsageError
@@ -34,10 +36,19 @@ class Dataset:
 class DataRequest:
     """What a loader is asked for; ``argument`` is what follows the colon of the name."""
 
+    kind: str
     argument: str
     data_dir: Path | None
     image_size: int | None
     limit: int | None
+
+    def refuse_options(self) -> None:
+        """Raises where a data set of one size, in a known place, is asked for another."""
+        if self.argument or self.image_size is not None:
+            raise UsageError(
+                f"{self.kind} has images of one size and takes no path; "
+                "leave these out, or use imagefolder:PATH with an image size"
+            )
 
 
 DATASETS: Registry[Callable[[DataRequest], Dataset]] = Registry("data set")
@@ -52,36 +63,43 @@ def load_dataset(
     """Load a data set by name.
 
     Args:
-        name: A name in ``DATASETS``, or ``"imagefolder:PATH"``.
+        name: A name in ``DATASETS``; ``"imagefolder:PATH"``, also ``"imagenet:PATH"`` and ``"tinyimagenet:PATH"``.
         data_dir: Where the files of a standard data set are, or go after a download.
-        image_size: H = W in pixels, for image folders only.
+        image_size: H = W in pixels, for sets of image files only.
         limit: At most this many training images (the same ones every time, classes in proportion).
 
     Returns:
-        The data set, as uint8 in memory or, where it is large, in files that are decoded when asked for.
+        The data set, as uint8 in memory or in files that are decoded when asked for.
 
     Raises:
-        EmqError: The name is unknown, or the files are missing or damaged.
+        EmqError: The name is unknown, the files are missing or damaged, or a class has no training image.
     """
     kind, _, argument = name.partition(":")
     load = DATASETS[kind]
-    if kind == "imagefolder":
-        if not argument:
-            raise UsageError("imagefolder needs a folder; write imagefolder:PATH")
-    elif argument or image_size is not None:
-        raise UsageError(
-            f"{kind} has images of one size and takes no path; "
-            "leave these out, or use imagefolder:PATH with an image size"
-        )
     for option, value in (("image size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise UsageError(f"the {option} must be at least 1, not {value}")
     try:
-        dataset = load(DataRequest(argument, data_dir, image_size, limit))
+        dataset = load(DataRequest(kind, argument, data_dir, image_size, limit))
     except OSError as error:  # no permission, a broken disk, a name that is too long
         place = error.filename or name
         raise EmqError(f"cannot read {place}: {error.strerror}; check the path and its permissions") from error
-    return replace(dataset, train=limited(dataset.train, limit))
+    dataset = replace(dataset, train=limited(dataset.train, limit))
+    _check_labels(dataset, limit)
+    return dataset
+
+
+def _check_labels(dataset: Dataset, limit: int | None) -> None:
+    """Raises where a label names no class, or a class has no image to be learned from."""
+    count = len(dataset.classes)
+    for part, labels in (("training", dataset.train.labels), ("test", dataset.test.labels)):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < count:
+            wrong = next(int(label) for label in labels if not 0 <= label < count)
+            raise EmqError(f"{dataset.name} has the {part} label {wrong}; its {count} classes are 0 to {count - 1}")
+    empty = np.flatnonzero(np.bincount(dataset.train.labels, minlength=count) == 0)
+    if len(empty):
+        remedy = "add some, or remove the class" if limit is None else f"raise the limit, which is {limit}"
+        raise EmqError(f"class {dataset.classes[empty[0]]!r} of {dataset.name} has no training image; {remedy}")
 
 
 def with_test_split(split: Split) -> tuple[Split, Split]:

@@ -10,6 +10,11 @@ from emqdeploy.errors import EmqError, writable_dir
 _DEBIAN_DATASETS = Path("/usr/share/datasets")
 
 
+def cache_folder() -> Path:
+    """Return where data sets lie when no folder is named."""
+    return Path.home() / ".cache" / "emqdeploy"
+
+
 def find_or_download(
     name: str,
     data_dir: Path | None,
@@ -23,7 +28,7 @@ def find_or_download(
     Raises:
         EmqError: They are nowhere; the message lists the places and the ways out.
     """
-    cache = Path.home() / ".cache" / "emqdeploy"
+    cache = cache_folder()
     folders = [data_dir / sub for sub in subfolders] if data_dir else []
     if debian_package:
         folders.append(_DEBIAN_DATASETS / name)

@@ -17,6 +17,7 @@ from emqdeploy.errors import require
 @DATASETS.register("digits")
 def _digits(request: DataRequest) -> Dataset:
     """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
+    request.refuse_options()
     bunch = require("sklearn.datasets", "train").load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
     train, test = with_test_split(Split(pixels, bunch.target.astype(np.int64)))
@@ -47,6 +48,7 @@ _FASHION_CLASSES = (
 @DATASETS.register("fashion-mnist")
 def _fashion_mnist(request: DataRequest) -> Dataset:
     """Fashion-MNIST: 70,000 grey garments of 28 x 28 pixels in four IDX files."""
+    request.refuse_options()
     parts = {"train": "train", "test": "t10k"}
     folder = find_or_download(
         "fashion-mnist",
@@ -101,6 +103,7 @@ def _cifar(
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Dataset:
     """Read either CIFAR; they differ in file names and in the keys of their dictionaries."""
+    request.refuse_options()
     train_files, test_files, meta_file = files
     folder = find_or_download(
         name,

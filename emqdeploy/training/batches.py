@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from emqdeploy.data import ImageFiles, Preprocessing, Split
-from emqdeploy.data.images import cut, open_image
+from emqdeploy.data.images import MEMORY_BUDGET, cut, open_image
 from emqdeploy.errors import EmqError
 from emqdeploy.training.augment import AUGMENTATIONS, Augmentation
 
@@ -60,14 +60,16 @@ def image_source(
     """Opens a split for training.
 
     Args:
-        split: images in memory, or files.
+        split: images in memory, or files; files are decoded once and kept where they fit `MEMORY_BUDGET`.
         preprocessing: how pixels become inputs.
         augmentation: a name in `AUGMENTATIONS`.
         device: where batches go; a set in memory moves there as a whole, as bytes.
         workers: processes that decode files; 0 decodes in this one, None takes one per core up to 8.
     """
     augment = AUGMENTATIONS[augmentation]
-    if isinstance(split.images, ImageFiles):
+    files = split.images
+    # Crops of random size are cut from the pictures as they are on the disk, whose pixels they need.
+    if isinstance(files, ImageFiles) and (augment.box is not None or files.nbytes > MEMORY_BUDGET):
         return FileSource(split, preprocessing, augment, device, default_workers() if workers is None else workers)
     return MemorySource(split, preprocessing, augment, device)
 
@@ -100,7 +102,7 @@ class MemorySource:
     """
 
     def __init__(self, split: Split, preprocessing: Preprocessing, augment: Augmentation, device: torch.device) -> None:
-        self.images = torch.from_numpy(np.require(split.images, requirements=["C", "W"])).to(device)
+        self.images = torch.from_numpy(np.require(split.images[:], requirements=["C", "W"])).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.normalize = _Normalizer(preprocessing, device)
         self.augment = augment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -141,7 +142,9 @@ def test_unreadable_place_is_one_sentence() -> None:
 
 def test_known_names() -> None:
     """The names are part of the command line and must not change by accident."""
-    assert list(DATASETS) == ["cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder"]
+    assert list(DATASETS) == [
+        *("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", "imagenet", "tinyimagenet"),
+    ]
 
 
 def test_digits() -> None:
@@ -190,7 +193,7 @@ def test_image_folder_with_its_own_test_split(tmp_path: Path, held_out: str) -> 
     assert folder.train.images.shape == (5, 3, 8, 8)
     assert folder.train.labels.tolist() == [0, 0, 1, 1, 1]
     assert folder.test.labels.tolist() == [1]
-    assert folder.test.images[0, 0].min() == 2
+    assert folder.test.images[0][0].min() == 2
 
 
 def test_plain_image_folder_is_divided(tmp_path: Path) -> None:
@@ -201,7 +204,7 @@ def test_plain_image_folder_is_divided(tmp_path: Path) -> None:
     assert np.bincount(first.train.labels).tolist() == [8, 16]
     assert np.bincount(first.test.labels).tolist() == [2, 4]
     assert np.bincount(again.train.labels).tolist() == [2, 4]
-    np.testing.assert_array_equal(first.test.images, again.test.images)
+    np.testing.assert_array_equal(first.test.images[:], again.test.images[:])
 
 
 def test_image_folder_has_imagenet_size_and_statistics(tmp_path: Path) -> None:
@@ -233,5 +236,43 @@ def test_corrupt_image_in_a_folder_is_named(tmp_path: Path) -> None:
     """One bad file among thousands must be found without a search."""
     write_images(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "b" / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    folder = load_dataset(f"imagefolder:{tmp_path}", image_size=8)
     with pytest.raises(EmqError, match=r"b/bad.jpg is not a readable image"):
+        [split.images[:] for split in (folder.train, folder.test)]
+
+
+def test_only_what_is_asked_for_is_decoded(tmp_path: Path) -> None:
+    """A device that measures accuracy does not decode the training images."""
+    write_images(tmp_path / "train", {"a": 2, "b": 2})
+    write_images(tmp_path / "test", {"a": 2, "b": 2}, value=9)
+    for file in (tmp_path / "train").glob("*/*"):
+        file.write_bytes(b"broken")
+    test = load_dataset(f"imagefolder:{tmp_path}", image_size=8).test
+    assert test.images[2:][:, 0].min() == 9
+
+
+def test_grey_and_colour_may_be_mixed(tmp_path: Path) -> None:
+    """Grey files among colour ones (there are some in every large set) become colour."""
+    for name, mode in (("a", "L"), ("b", "RGB"), ("c", "CMYK")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for part in ("train", "test"):
+            Image.new(mode, (9, 9), 77 if mode == "L" else (77,) * len(mode)).save(tmp_path / part / name / "0.jpg")
+    images = load_dataset(f"imagefolder:{tmp_path}", image_size=8).test.images[:]
+    assert images.shape == (3, 3, 8, 8)
+    assert (images[:2] == 77).all()
+
+
+def test_a_class_without_a_training_image_is_named(tmp_path: Path) -> None:
+    """What no image shows cannot be learned; a limit that is too small is the usual reason."""
+    with pytest.raises(EmqError, match=r"class '\d' of digits has no training image; raise the limit, which is 9"):
+        load_dataset("digits", limit=9)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
+def test_unreadable_folder_is_named(tmp_path: Path) -> None:
+    """A folder of another user is one sentence."""
+    write_images(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "b").chmod(0)
+    with pytest.raises(EmqError, match=r"cannot read .*/b: Permission denied; check the path and its permissions"):
         load_dataset(f"imagefolder:{tmp_path}", image_size=8)
