@@ -64,6 +64,11 @@ def bench(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many test images.")] = None,
     threads: ThreadsOption = None,
     energy: Annotated[str, typer.Option(help="auto, none, or the source to read.")] = "auto",
+    energy_seconds: Annotated[float, typer.Option(help="How long each row runs for its energy.")] = 3.0,
+    lock_clocks: Annotated[
+        bool,
+        typer.Option("--lock-clocks", help="Fix a Jetson's clocks for the run, then release them."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the result as JSON, every sample in it.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
     json_: JsonOption = False,
@@ -102,6 +107,8 @@ def bench(
         limit=limit,
         threads=threads,
         energy=energy,
+        energy_seconds=energy_seconds,
+        lock_clocks=lock_clocks,
     )
     result = measure(settings, say)
     if out is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.measuring.devices import Device, find_device
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.fresh import cost_of_loading
+from emqdeploy.measuring.power import check_source, measure_energy
 from emqdeploy.measuring.result import SCHEMA
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects
@@ -46,18 +49,23 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
     chosen = [(name, scenarios.SCENARIOS[name]) for name in settings.scenarios]
     started = time.perf_counter()
     device = find_device(settings.device)
+    check_source(settings.energy)
     subjects = open_subjects(settings, device)
     images, dataset, notes = _images(settings, subjects[0].source, report)
+    if subjects[0].runtime.name != device.runtimes[0] and not settings.runtimes:
+        notes.append(
+            f"{device.runtimes[0]} is not installed, so this is {subjects[0].runtime.name}, on the processor alone"
+        )
     result = _new_result(settings, device, subjects, dataset, notes)
     stop = Stop()
     monitor = Monitor(device.tree, device.readings)
     test = None if dataset is None else dataset.test
     workbench = Workbench(settings, subjects, images, test, monitor, report, stop, result)
-    with stop_on_signals(stop):
+    with stop_on_signals(stop), _locked_clocks(device, settings.lock_clocks):
         for name, scenario in chosen:
             if not stop():
                 result["scenarios"][name] = scenario(workbench)
-        _energy(workbench)
+        measure_energy(workbench, device.energy_sources)
         _accuracy(workbench)
         _loading(workbench)
     result["environment"]["after"] = device.state()
@@ -66,6 +74,17 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
     if stop():
         result["notes"].append("interrupted: what was measured until then is here, the rest is missing")
     return result
+
+
+@contextlib.contextmanager
+def _locked_clocks(device: Device, wanted: bool) -> Iterator[None]:
+    """Fixes the clocks while the block runs, if that was asked for."""
+    release = device.lock_clocks() if wanted else None
+    try:
+        yield
+    finally:
+        if release is not None:
+            release()
 
 
 def _new_result(
@@ -143,12 +162,6 @@ def _accuracy(bench: Workbench) -> None:
         reference = row["reference_accuracy"]
         if whole and reference is not None and row["accuracy"] is not None:
             row["accuracy_drop"] = round(reference - row["accuracy"], 4) + 0.0
-
-
-def _energy(bench: Workbench) -> None:
-    """Energy per inference of every row."""
-    for subject in bench.subjects:
-        bench.row(subject)["energy"] = {"not_measured": "it was not asked for"}
 
 
 def _loading(bench: Workbench) -> None:

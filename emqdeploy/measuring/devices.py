@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +22,19 @@ class Device:
 
     name = "cpu"
     runtimes: tuple[str, ...] = ("onnxruntime",)
-    """Adapters that suit it, best first; the first one that is installed is taken."""
+    """Adapters that suit it, best first."""
     energy_sources: tuple[str, ...] = ("rapl", "battery")
     """Energy sources to try, best first."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
+        self._coolers = [
+            path
+            for path in tree.glob("sys/class/thermal/cooling_device*")
+            if _THROTTLES.search(tree.text(path / "type") or "")
+        ]
+        self._heat_counters = tree.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count")
+        self._heat_events = self._count_heat()
 
     def why_not(self) -> str | None:
         """Returns why this machine is not such a device, in a sentence that says what to do; None if it is one."""
@@ -37,7 +46,11 @@ class Device:
 
     def readings(self) -> dict[str, Any]:
         """Returns clocks, temperatures and throttling of this moment; cheap enough to call four times a second."""
-        return {"frequency_mhz": self._frequency(), "temperature_c": self._temperatures(), "throttling": []}
+        return {
+            "frequency_mhz": self._frequency(),
+            "temperature_c": self._temperatures(),
+            "throttling": self._throttling(),
+        }
 
     def state(self) -> dict[str, Any]:
         """Returns everything worth knowing before and after a run."""
@@ -67,14 +80,30 @@ class Device:
                 found[kind] = round(value / 1000, 1)
         return found
 
+    def _throttling(self) -> list[str]:
+        """Sentences about what slows the machine down since the last call."""
+        found = []
+        for path in self._coolers:
+            if (self.tree.number(path / "cur_state") or 0) > 0:
+                found.append(f"clocks are held down against heat ({self.tree.text(path / 'type')})")
+        events, self._heat_events = self._heat_events, self._count_heat()
+        if self._heat_events > events:
+            found.append("the processor throttled: heat (its throttle counters rose)")
+        return found
+
+    def _count_heat(self) -> float:
+        return sum(self.tree.number(path) or 0 for path in self._heat_counters)
+
+
+_THROTTLES = re.compile(r"^Processor$|cpufreq|devfreq|throttle|-alert$")
+"""Types of cooling devices that cool by slowing down; a fan does not."""
 
 _CORE_CLOCKS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
 
 DEVICES: Registry[Callable[[Tree], Device]] = Registry("device")
 """Kinds of machine by name; ``auto`` takes the first of `AUTO_ORDER` that this machine is."""
 
-AUTO_ORDER = ("cpu",)
-
+AUTO_ORDER = ("jetson", "cuda", "cpu")
 
 DEVICES.register("cpu")(Device)
 
@@ -90,6 +119,8 @@ def find_device(name: str, tree: Tree | None = None) -> Device:
         UsageError: no device has this name.
         EmqError: this machine is no such device.
     """
+    for module in ("jetson", "cuda"):
+        importlib.import_module(f"emqdeploy.measuring.{module}")
     files = tree or system_tree()
     if name == "auto":
         return next(device for device in (DEVICES[one](files) for one in AUTO_ORDER) if device.why_not() is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from emqdeploy.runtimes.source import Source, open_source
 def open_subjects(settings: BenchSettings, device: Device) -> list[Subject]:
     """Opens everything that is to be measured, in the order of the table."""
     path = None if settings.path is None else Path(settings.path)
-    runtimes = settings.runtimes or device.runtimes[:1]
+    runtimes = settings.runtimes or (default_runtime(device),)
     subjects = []
     for name in runtimes:
         source = open_source(path, settings.bits, name, settings.threads)
@@ -24,6 +25,12 @@ def open_subjects(settings: BenchSettings, device: Device) -> list[Subject]:
             label = f"{bits} bit{'s' if bits > 1 else ''}" + (f" ({name})" if len(runtimes) > 1 else "")
             subjects.append(Subject(label, "width", bits, source.runtime, source, source.path))
     return subjects
+
+
+def default_runtime(device: Device) -> str:
+    """The best runtime of a device whose library is installed; the last one where none is, which then says so."""
+    installed = [name for name in device.runtimes if importlib.util.find_spec(name) is not None]
+    return (*installed, device.runtimes[-1])[0]
 
 
 def new_row(subject: Subject) -> dict[str, Any]:

@@ -15,6 +15,12 @@ SECONDS = 0.5
 """Every subject runs each batch size so often and so long, whichever is more."""
 
 
+def _enough(wanted: int | None, samples: list[float], seconds: float) -> bool:
+    if wanted is not None:
+        return len(samples) >= wanted
+    return len(samples) >= MIN_BATCHES and sum(samples) >= 1e3 * seconds
+
+
 @SCENARIOS.register("offline")
 def offline(bench: Workbench) -> dict[str, Any]:
     """Throughput of every subject at every batch size, subjects in turns, one batch each."""
@@ -31,7 +37,7 @@ def offline(bench: Workbench) -> dict[str, Any]:
         for subject in bench.subjects:
             subject.select()
             subject(images)
-        while not bench.stop() and (len(taken[-1]) < MIN_BATCHES or sum(taken[-1]) < 1e3 * seconds):
+        while not bench.stop() and not _enough(bench.settings.samples, taken[-1], seconds):
             for subject, samples in zip(bench.subjects, taken, strict=True):
                 subject.select()
                 start = time.perf_counter_ns()
