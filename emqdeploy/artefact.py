@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,23 @@ def check_seal(path: Path, data: bytes) -> None:
     start, end = found[-1].span(1)
     if _digest(data[:start] + _BLANK.encode() + data[end:]) != found[-1].group(1).decode():
         raise EmqError(f"{path} was altered or truncated: it does not match its hash; export it again")
+
+
+def read_metadata(data: bytes) -> dict[str, Any]:
+    """Returns our metadata of a file whose seal was checked; no package that reads ONNX is needed."""
+    key = METADATA_KEY.encode()
+    marker = bytes((0x0A, len(key))) + key + b"\x12"  # field 1, its length, the key; field 2 follows
+    position = data.rindex(marker) + len(marker)
+    length = shift = 0
+    while True:  # protobuf's variable-length integer: seven bits a byte, the least significant first
+        byte = data[position]
+        position += 1
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    values: dict[str, Any] = json.loads(data[position : position + length])
+    return values
 
 
 def _digest(data: bytes) -> str:

@@ -1,1 +1,5 @@
-"""Artefacts in, outputs out: adapters that switch precision on the device, and what measures them."""
+"""Running on this machine: adapters that switch precision, measuring; works without torch."""
+
+from emqdeploy.runtimes.base import LayerPrecision, Runtime, open_runtime
+
+__all__ = ["LayerPrecision", "Runtime", "open_runtime"]

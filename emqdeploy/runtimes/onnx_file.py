@@ -1,58 +1,190 @@
-"""An exported ONNX file in onnxruntime: one bit-width, no checkpoint at hand."""
+"""Exported ONNX files in onnxruntime, no checkpoint at hand: a file per bit-width, or one with a selector input."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.artefact import METADATA_KEY, check_seal
-from emqdeploy.errors import EmqError
-from emqdeploy.grid import Floats
-from emqdeploy.runtimes.base import LayerPrecision, RuntimeBase, read_model_file
-from emqdeploy.runtimes.onnx_runtime import computed_as, create_session, profile_kernels, session_options
+import numpy as np
+from numpy.typing import NDArray
+
+from emqdeploy.artefact import check_seal, read_metadata
+from emqdeploy.bundle import Artefact, Bundle
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.runtimes.base import LayerPrecision, Runtime, read_model_file
+from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
+from emqdeploy.runtimes.onnx_runtime import SessionEngine
+from emqdeploy.runtimes.onnx_session import create_session, session_options
+
+SELECTOR_INPUT = "bits"
+"""The further input of a selector graph, int64 ``(1,)``."""
 
 
-class OnnxFileRuntime(RuntimeBase):
-    """Runs one exported file.
+class OnnxFileRuntime(Runtime):
+    """Runs exported files of one bit-width each.
 
     Args:
-        path: a ``.onnx`` file that `emqdeploy export` wrote.
+        files: the file of each bit-width, or one file.
+        bits: bit-widths to keep ready; None keeps all.
+        residency: what stays in memory, see `Runtime`.
         threads: threads inside an operator; None uses every core.
+        provider: what computes, see `OnnxRuntime`.
 
     Raises:
-        EmqError: the file is missing, truncated, altered or of another program.
+        EmqError: a file is missing, truncated, altered or of another program.
+
+    Attributes:
+        metadata: what the file of the highest bit-width says about itself.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        self._model = read_model_file(path)
-        check_seal(path, self._model)
+    def __init__(
+        self,
+        files: Path | Mapping[int, Path],
+        bits: Sequence[int] | None = None,
+        residency: str = "all",
+        threads: int | None = None,
+        provider: str = "cpu",
+    ) -> None:
         self.threads = threads
-        self._session: Any = create_session(self._model, session_options(threads))
-        self.metadata: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-        super().__init__((self.metadata["bits"],), tuple(self.metadata["input_shape"]))
-
-    def set_bits(self, bits: int) -> None:
-        """Accepts the file's own bit-width only."""
-        self.check_bits(bits)
-
-    def __call__(self, images: Floats) -> Floats:
-        """Returns logits ``(N, classes)``."""
-        if self._session is None:
-            raise EmqError("this runtime is closed; open the file again")
-        self.check_images(images)
-        logits: Floats = self._session.run(("logits",), {"images": images})[0]
-        return logits
+        self.device = provider
+        if isinstance(files, Path):
+            files = {read_sealed(files)["bits"]: files}
+        self._files = dict(files)
+        self.metadata = read_sealed(self._files[max(self._files)])
+        super().__init__(tuple(self._files), tuple(self.metadata["input_shape"]), bits, residency)
 
     def precision(self, bits: int) -> list[LayerPrecision]:
         """Reports every layer; kernels are read from a profile of one real inference."""
         self.check_bits(bits)
-        kernels = profile_kernels(self._model, session_options(self.threads), None, self.input_shape)
-        grid_bits: dict[str, int] = self.metadata["grid_bits"]
-        return [LayerPrecision(name, bits, "int8", computed_as(kernels.get(name))) for name, bits in grid_bits.items()]
+        path = self._files[bits]
+        metadata = read_sealed(path)
+        kernels = profile_kernels(path, session_options(self.threads), None, self.input_shape, self.device)
+        return _precision(metadata, bits, kernels)
+
+    def _build(self, bits: int) -> SessionEngine:
+        path = self._files[bits]
+        held = read_sealed(path)["bits"]
+        if held != bits:
+            raise EmqError(f"{path} holds the {held}-bit network, not the {bits}-bit one; export the bundle again")
+        return SessionEngine(
+            create_session(path, session_options(self.threads), None, self.device), path.stat().st_size
+        )
+
+
+class OnnxSelectorRuntime(Runtime):
+    """Runs one exported file that holds several bit-widths behind the input ``bits``.
+
+    The bare graph answers a bit-width that it does not hold with the next higher one; here that is refused.
+
+    Args:
+        path: the file.
+        bits: accepted for symmetry: all of them are in the one session, which is resident as a whole.
+        residency: only ``all``, for the same reason.
+        threads: threads inside an operator; None uses every core.
+        provider: what computes, see `OnnxRuntime`.
+
+    Attributes:
+        metadata: what the file says about itself.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        path: Path,
+        bits: Sequence[int] | None = None,
+        residency: str = "all",
+        threads: int | None = None,
+        provider: str = "cpu",
+    ) -> None:
+        if residency != "all":
+            raise UsageError(
+                f"residency is {residency!r}, but {path.name} holds all bit-widths in one session; leave it at all, or"
+                " use the separate artefacts"
+            )
+        self.threads = threads
+        self.device = provider
+        self._path = path
+        self.metadata = read_sealed(path)
+        self._session = create_session(path, session_options(threads), None, provider)
+        super().__init__(tuple(self.metadata["bits"]), tuple(self.metadata["input_shape"]))
+        self.set_bits(max(bits) if bits else self.bits)
+
+    def precision(self, bits: int) -> list[LayerPrecision]:
+        """Reports every layer; kernels are read from a profile of one real inference."""
+        self.check_bits(bits)
+        options, feeds = session_options(self.threads), {SELECTOR_INPUT: _selection(bits)}
+        kernels = profile_kernels(self._path, options, None, self.input_shape, self.device, feeds)
+        return _precision(self.metadata, bits, kernels)
 
     def close(self) -> None:
         """Drops the session."""
+        super().close()
         self._session = None
+
+    def _build(self, bits: int) -> SessionEngine:
+        # The one session is counted once, at the highest bit-width.
+        size = self._path.stat().st_size if bits == max(self.available_bits) else 0
+        return SessionEngine(self._session, size, {SELECTOR_INPUT: _selection(bits)})
+
+
+def open_file(path: Path, **options: Any) -> OnnxFileRuntime | OnnxSelectorRuntime:
+    """Opens one exported ``.onnx`` file, with or without a selector."""
+    single = isinstance(read_sealed(path)["bits"], int)
+    return OnnxFileRuntime(path, **options) if single else OnnxSelectorRuntime(path, **options)
+
+
+def open_files(bundle: Bundle, bits: Sequence[int] | None, flavour: str | None, **options: Any) -> Runtime:
+    """Opens the ONNX files of a bundle.
+
+    Args:
+        bundle: what `emqdeploy export` wrote.
+        bits: bit-widths to keep ready; None keeps all.
+        flavour: of the artefacts, for example ``packed`` or ``if``; None takes the first one with files per bit-width.
+        **options: of the adapter.
+    """
+    artefacts = [artefact for artefact in bundle.artefacts if artefact.target == "onnx" and artefact.role != "baseline"]
+    flavours = list(dict.fromkeys(artefact.flavour for artefact in artefacts))
+    if not artefacts:
+        raise UsageError(
+            f"{bundle.path} holds no ONNX artefacts and no checkpoint to build sessions from; add them with: emqdeploy"
+            " export --target onnx"
+        )
+    if flavour is None:
+        flavour = next((artefact.flavour for artefact in artefacts if artefact.role == "width"), flavours[0])
+    chosen = [artefact for artefact in artefacts if artefact.flavour == flavour]
+    if not chosen:
+        raise UsageError(
+            f"{bundle.path} holds no ONNX artefacts of flavour {flavour!r}; it holds {', '.join(flavours)}"
+        )
+    return open_artefacts(bundle, chosen, bits=bits, **options)
+
+
+def open_artefacts(bundle: Bundle, chosen: Sequence[Artefact], **options: Any) -> Runtime:
+    """Opens artefacts of one flavour: the newest selector, or the files of all bit-widths."""
+    if chosen[-1].role == "selector":
+        return OnnxSelectorRuntime(bundle.file_of(chosen[-1]), **options)
+    return OnnxFileRuntime({artefact.bits[0]: bundle.file_of(artefact) for artefact in chosen}, **options)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Checks a file's seal and returns its metadata."""
+    data = read_model_file(path)
+    check_seal(path, data)
+    return read_metadata(data)
+
+
+def _selection(bits: int) -> NDArray[np.int64]:
+    return np.array([bits], np.int64)
+
+
+def _precision(metadata: dict[str, Any], bits: int, kernels: dict[str, str]) -> list[LayerPrecision]:
+    """Joins what a file says about its weights with the kernels that ran; pinned layers name their own bits."""
+    stored = metadata.get("stored_as", "int8")
+    return [
+        LayerPrecision(name, min(held, 8) if isinstance(held, int) else bits, stored, computed_as(kernels.get(name)))
+        for name, held in metadata["grid_bits"].items()
+    ]

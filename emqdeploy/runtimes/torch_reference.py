@@ -2,66 +2,79 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
+from emqdeploy.bundle import Bundle
 from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import require
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.reference import CODES_SUFFIX
-from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, RuntimeBase
+from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, exported_bits
+
+
+class _TorchEngine:
+    """One bit-width as a torch module."""
+
+    def __init__(self, torch: Any, module: Any, size_bytes: int) -> None:
+        self._torch = torch
+        self.module = module
+        self.size_bytes = size_bytes
+
+    def run(self, images: Floats) -> Floats:
+        with self._torch.inference_mode():
+            logits: Floats = self.module(self._torch.from_numpy(images)).numpy()
+        return logits
 
 
 @RUNTIMES.register("torch")
-class TorchRuntime(RuntimeBase):
+class TorchRuntime(Runtime):
     """Runs a checkpoint in torch: fake-quantized activations, weights ``scale * z``, the rounded integer bias.
 
     Args:
         checkpoint: what to run.
-        bits: accepted for symmetry; every stored bit-width is built when it is first used.
-        threads: torch's threads; None leaves them as they are.
+        bits: bit-widths to build at once; None builds the highest one, others when they are first used.
+        residency: what stays in memory, see `Runtime`; weights are float32 here, four bytes each.
+        threads: torch's threads, of the whole process; None leaves them as they are.
     """
 
     name = "torch"
 
-    def __init__(self, checkpoint: Checkpoint, bits: Sequence[int] | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        bits: Sequence[int] | None = None,
+        residency: str = "all",
+        threads: int | None = None,
+    ) -> None:
         self._torch = require("torch", "train")
         from emqdeploy.quant.build import NetworkSpec
 
         spec = NetworkSpec.from_dict(checkpoint.metadata["network"])
-        super().__init__(checkpoint.network.widths, spec.input_shape)
         if threads is not None:
             self._torch.set_num_threads(threads)
         self._frozen = checkpoint.network
         self._structure = spec.build()
-        self._modules: dict[int, Any] = {}
-        self.set_bits(max(bits) if bits else self.bits)
+        self._lock = threading.Lock()
+        widths = checkpoint.network.widths
+        super().__init__(widths, spec.input_shape, bits or (max(widths),), residency)
 
-    def set_bits(self, bits: int) -> None:
-        """Switches; a bit-width that was not used yet is built first."""
-        from emqdeploy.quant.deploy import deployed_reference
-
-        self.check_bits(bits)
-        if bits not in self._modules:
-            self._modules[bits] = deployed_reference(self._structure, self._frozen, bits)
-        self._module, self.bits = self._modules[bits], bits
-
-    def __call__(self, images: Floats) -> Floats:
-        """Returns logits ``(N, classes)``."""
-        self.check_images(images)
-        module = self._module
-        with self._torch.inference_mode():
-            logits: Floats = module(self._torch.from_numpy(images)).numpy()
-        return logits
+    @classmethod
+    def open_bundle(cls, bundle: Bundle, bits: Sequence[int] | None, **options: Any) -> TorchRuntime:
+        """Opens the checkpoint of a bundle."""
+        return cls(bundled_checkpoint(bundle, cls.name), bits or exported_bits(bundle), **options)
 
     def run_traced(self, images: Floats) -> tuple[Floats, dict[str, Codes]]:
         """Returns logits and the codes of every site."""
+        self.check_images(images)
+        active = self._in_use()
         traced: dict[str, Codes] = {}
         handles = []
         taps = self._structure.taps()
         for name, site in self._frozen.sites.items():
-            zero = site.code_range(self.bits).zero_point
-            scale = site.scales[self.bits]
+            zero = site.code_range(active.bits).zero_point
+            scale = site.scales[active.bits]
 
             def keep(
                 module: Any, inputs: Any, output: Any, name: str = name, zero: int = zero, scale: float = scale
@@ -69,9 +82,9 @@ class TorchRuntime(RuntimeBase):
                 codes = (output / scale).round() + zero
                 traced[name + CODES_SUFFIX] = codes.to(self._torch.uint8).numpy()
 
-            handles.append(self._module.get_submodule(taps[name]).register_forward_hook(keep))
+            handles.append(active.engine.module.get_submodule(taps[name]).register_forward_hook(keep))
         try:
-            return self(images), traced
+            return active.engine.run(images), traced
         finally:
             for handle in handles:
                 handle.remove()
@@ -81,6 +94,9 @@ class TorchRuntime(RuntimeBase):
         layers = self._frozen.layers
         return [LayerPrecision(name, layer.grid_bits(bits), "float32", "float32") for name, layer in layers.items()]
 
-    def close(self) -> None:
-        """Drops every network."""
-        self._modules.clear()
+    def _build(self, bits: int) -> _TorchEngine:
+        from emqdeploy.quant.deploy import deployed_reference
+
+        with self._lock:  # the structure is shared while it is rewritten
+            module = deployed_reference(self._structure, self._frozen, bits)
+        return _TorchEngine(self._torch, module, 4 * self._frozen.weight_count())

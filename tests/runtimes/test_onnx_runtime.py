@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -41,28 +40,6 @@ def test_other_widths_are_built_when_asked_for(small: Deployed, runtime: OnnxRun
     assert runtime.resident_bits == (5, 8)
     assert runtime(small.images).shape == (16, 10)
     assert OnnxRuntime(small.checkpoint, threads=1).resident_bits == tuple(range(1, 9))
-
-
-def test_switching_while_others_infer(small: Deployed, runtime: OnnxRuntime) -> None:
-    """A request keeps the width that it started with: every answer is one of the two."""
-    expected = []
-    for bits in (2, 8):
-        runtime.set_bits(bits)
-        expected.append(runtime(small.images))
-    wrong = []
-
-    def infer() -> None:
-        for _ in range(40):
-            logits = runtime(small.images)
-            wrong.extend([] if any(np.array_equal(logits, one) for one in expected) else [logits])
-
-    threads = [Thread(target=infer) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        runtime.set_bits(2)
-        runtime.set_bits(8)
-    assert not wrong
 
 
 def test_every_layer_computes_in_integers(small: Deployed, runtime: OnnxRuntime) -> None:

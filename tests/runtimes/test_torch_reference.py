@@ -42,7 +42,7 @@ def test_tracing_leaves_nothing_behind(small: Deployed) -> None:
     """Hooks are removed: later calls run at full speed."""
     runtime = TorchRuntime(small.checkpoint, bits=[4])
     runtime.run_traced(small.images)
-    assert not any(module._forward_hooks for module in runtime._module.modules())
+    assert not any(module._forward_hooks for module in runtime._in_use().engine.module.modules())
 
 
 def test_errors_and_precision(small: Deployed) -> None:

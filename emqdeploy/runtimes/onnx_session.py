@@ -1,0 +1,102 @@
+"""Sessions of onnxruntime: the options that all of ours share, and one sentence where one cannot be created."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any
+
+from emqdeploy.errors import EmqError, UsageError, require
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""What computes, by the name that a user gives."""
+
+
+def session_options(threads: int | None = None, optimise: bool = True) -> Any:
+    """Options that every session of ours shares.
+
+    Args:
+        threads: threads inside an operator; None lets onnxruntime use every core.
+        optimise: False runs the graph as written, in float between the quantizers.
+    """
+    ort = require("onnxruntime", "runtime")
+    _share_allocator()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # A waiting thread must not spin: another session, or the caller's camera loop, needs the core.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}; give at least 1, or None for every core")
+        options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+@functools.cache
+def _share_allocator() -> None:
+    """Gives all sessions of this process one arena.
+
+    With an arena each, the activations of the session that is switched to are never in the cache, and every session
+    holds on to memory that only the running one needs; `benchmarks/switching.py` times the first output.
+    """
+    ort = require("onnxruntime", "runtime")
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # Another library of this process may have registered one already; then that one is shared.
+    with contextlib.suppress(Exception):
+        ort.create_and_register_allocator(memory, None)
+
+
+def check_provider(name: str) -> str:
+    """Returns onnxruntime's own name of a provider that this build of it has.
+
+    Raises:
+        UsageError: the name is unknown.
+        EmqError: the installed onnxruntime was built without it.
+    """
+    ort = require("onnxruntime", "runtime")
+    if name not in PROVIDERS:
+        raise UsageError(f"unknown provider {name!r}; known: {', '.join(PROVIDERS)}")
+    have = ort.get_available_providers()
+    if PROVIDERS[name] not in have:
+        known = ", ".join(short for short, long in PROVIDERS.items() if long in have)
+        raise EmqError(
+            f"this onnxruntime has no {PROVIDERS[name]}, it has {known}; install onnxruntime-gpu or choose one of these"
+        )
+    return PROVIDERS[name]
+
+
+def create_session(
+    model: bytes | Path, options: Any, arrays: dict[str, Any] | None = None, provider: str = "cpu"
+) -> Any:
+    """Creates a session; what is not on the provider itself falls to the CPU, but the provider must be there.
+
+    Args:
+        model: a serialised ONNX model, or the file that holds one.
+        options: from `session_options`.
+        arrays: fill the open initializers of a skeleton.
+        provider: a name in `PROVIDERS`.
+    """
+    ort = require("onnxruntime", "runtime")
+    wanted = check_provider(provider)
+    if arrays is not None:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), values)
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        session = ort.InferenceSession(source, options, providers=list(dict.fromkeys([wanted, PROVIDERS["cpu"]])))
+    except Exception as error:
+        raise EmqError(f"onnxruntime cannot load this model: {str(error).splitlines()[0]}") from error
+    if wanted not in session.get_providers():
+        raise EmqError(
+            f"onnxruntime did not start {wanted} and would compute on the CPU instead; check its driver and libraries,"
+            " or choose provider cpu"
+        )
+    return session

@@ -1,0 +1,137 @@
+"""The OpenVINO adapter: one compiled model per bit-width, from the same graph and the same codes.
+
+OpenVINO moves scales through the graph and rounds in its own way, so its answers are close to those of the integer
+reference, not equal to them: `emqdeploy verify` says how close.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emqdeploy.bundle import Bundle
+from emqdeploy.checkpoint import Checkpoint
+from emqdeploy.errors import EmqError, UsageError, require
+from emqdeploy.grid import Floats
+from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, exported_bits
+from emqdeploy.runtimes.graphs import Graphs
+
+
+class _CompiledEngine:
+    """A compiled model; one request runs one batch at a time, so each thread takes an idle one."""
+
+    def __init__(self, compiled: Any, size_bytes: int) -> None:
+        self.compiled = compiled
+        self.size_bytes = size_bytes
+        self._idle: deque[Any] = deque()
+
+    def run(self, images: Floats) -> Floats:
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        try:
+            request.infer([images], share_inputs=True)
+            logits: Floats = request.get_output_tensor(0).data.copy()
+        except Exception as error:
+            raise EmqError(f"OpenVINO could not run this batch: {_sentence(error)}") from error
+        self._idle.append(request)
+        return logits
+
+
+@RUNTIMES.register("openvino")
+class OpenVinoRuntime(Runtime):
+    """Runs a checkpoint or the files of a bundle in OpenVINO.
+
+    Args:
+        source: the codes, or the graphs.
+        bits: bit-widths to keep resident from the start; None keeps all. Others are built when asked for.
+        residency: what stays in memory, see `Runtime`.
+        threads: threads inside an operator; None leaves that to OpenVINO.
+        device: OpenVINO's name of it: ``CPU``, ``GPU``, ``NPU``.
+        cache_dir: where OpenVINO keeps what it compiled, which makes later starts several times faster; None keeps
+            nothing.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        source: Checkpoint | Graphs,
+        bits: Sequence[int] | None = None,
+        residency: str = "all",
+        threads: int | None = None,
+        device: str = "CPU",
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        self._core = require("openvino", "openvino").Core()
+        known = self._core.available_devices
+        if device not in known:
+            raise UsageError(
+                f"OpenVINO finds no device {device!r} here; it finds {', '.join(known)}; choose one of these"
+            )
+        self._graphs = Graphs.of_checkpoint(source) if isinstance(source, Checkpoint) else source
+        self.device = device
+        # One batch at a time with all threads: requests of other threads wait their turn instead of sharing cores.
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1} if device == "CPU" else {}
+        if threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = threads
+        if cache_dir is not None:
+            self._settings["CACHE_DIR"] = str(cache_dir)
+        super().__init__(tuple(self._graphs.sources), self._graphs.input_shape, bits, residency)
+
+    @classmethod
+    def open_bundle(cls, bundle: Bundle, bits: Sequence[int] | None, **options: Any) -> OpenVinoRuntime:
+        """Opens the OpenVINO artefacts of a bundle; without any, its checkpoint."""
+        artefacts = [
+            artefact for artefact in bundle.artefacts if artefact.target == "openvino" and artefact.role == "width"
+        ]
+        if artefacts:
+            return cls(Graphs.of_artefacts(bundle, artefacts), bits, **options)
+        return cls(bundled_checkpoint(bundle, cls.name), bits or exported_bits(bundle) or None, **options)
+
+    def precision(self, bits: int) -> list[LayerPrecision]:
+        """Reports every layer; what computes it is read from the graph that OpenVINO runs."""
+        self.check_bits(bits)
+        kernels = executed_as(self._engine(bits).compiled)
+        return [
+            LayerPrecision(layer["name"], layer["grid_bits"], layer["stored_as"], kernels.get(layer["name"], "unknown"))
+            for layer in self._graphs.layers[bits]
+        ]
+
+    def _build(self, bits: int) -> _CompiledEngine:
+        graph = self._graphs.sources[bits]()
+        size = len(graph) if isinstance(graph, bytes) else _size_of_ir(graph)
+        try:
+            model = self._core.read_model(graph if isinstance(graph, bytes) else str(graph))
+            compiled = self._core.compile_model(model, self.device, self._settings)
+        except Exception as error:
+            raise EmqError(f"OpenVINO cannot load the {bits}-bit model: {_sentence(error)}") from error
+        return _CompiledEngine(compiled, size)
+
+
+def executed_as(compiled: Any) -> dict[str, str]:
+    """Reads from a compiled model in which type each layer multiplies, by the names of the layers fused into it."""
+    types: dict[str, str] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: getattr(value, "value", value) for key, value in node.get_rt_info().items()}
+        if str(info.get("layerType")) in ("Convolution", "FullyConnected", "MatMul"):
+            # Its own kernels say so in their names; a device that does not is reported by its type.
+            kernel = str(info.get("primitiveType", ""))
+            integer = kernel.lower().endswith(("i8", "u8"))
+            for name in str(info.get("originalLayersNames", "")).split(","):
+                types[name.removesuffix("/WithoutBiases")] = "int8" if integer else str(info.get("runtimePrecision"))
+    return types
+
+
+def _size_of_ir(path: Path) -> int:
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
+
+
+def _sentence(error: Exception) -> str:
+    """The last line of OpenVINO's message says what was wrong; the ones before say where in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
