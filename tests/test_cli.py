@@ -224,7 +224,7 @@ CHECKPOINT = "runs/digits-resnet8-001/model.emq"
         ("bench --data fashion", 2, "unknown data set"),
         ("bench nowhere.emq", 2, "does not exist"),
         ("bench --samples 0", 2, "samples"),
-        ("eval --runtime tvm", 2, "known: onnxruntime, torch"),
+        ("eval --runtime tvm", 2, "known: onnxruntime, openvino, tensorrt, torch"),
         ("inspect train.json", 1, "is not an .emq file"),
         ("predict nowhere.png", 2, "nowhere.png"),
         ("predict train.json", 1, "train.json"),
