@@ -1,0 +1,131 @@
+"""A policy wired to real runtimes, a clock and sensors; the network is called as before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from emqdeploy.grid import Floats
+from emqdeploy.runtimes.base import Runtime
+from emqdeploy.runtimes.machine import resident_bytes
+from emqdeploy.runtimes.measure import interleaved_latency, percentiles
+from emqdeploy.runtimes.policy.budgets import Goals
+from emqdeploy.runtimes.policy.core import Decision, Policy, Tuning
+from emqdeploy.runtimes.policy.options import Option, Setting, table_options
+from emqdeploy.runtimes.policy.window import Measurement
+
+Sensor = Callable[[], Mapping[str, float | None]]
+"""Returns what it can of ``power_w``, ``temperature_c`` and ``memory_bytes``."""
+
+_SENSOR_PERIOD_S = 0.2
+
+
+class Governed:
+    """A network that chooses its own bit-width: call it like the runtime that it was made from.
+
+    Args:
+        runtimes: one runtime, or several by the name of their mode (``{"1 thread": ..., "2 threads": ...}``).
+        goals: budgets, as text or parsed.
+        options: what is known of each setting; without it only ``accuracy`` is, and the rest is found by trying.
+        accuracy: percent per bit-width, for ``options`` left out.
+        sensor: read at most five times a second; by default it knows the memory of this process.
+        tuning: reaction times of the policy.
+        clock: seconds.
+
+    Attributes:
+        policy: with its ``log``, ``setting`` and ``state``.
+        last: the latest measurement.
+        images_s: how long the latest call took, decision and switch included, in seconds.
+
+    Example:
+        >>> network = Governed(source.runtime, "latency_p99=20ms,accuracy>=97", accuracy=source.accuracy)
+        >>> logits = network(images)
+    """
+
+    def __init__(
+        self,
+        runtimes: Runtime | Mapping[str, Runtime],
+        goals: Goals | str,
+        options: Sequence[Option] | None = None,
+        accuracy: Mapping[int, float] | None = None,
+        sensor: Sensor | None = None,
+        tuning: Tuning | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.runtimes = dict(runtimes) if isinstance(runtimes, Mapping) else {"": runtimes}
+        self._sensor = sensor or _own_memory
+        self._clock = clock
+        if options is None:
+            widths = next(iter(self.runtimes.values())).available_bits
+            options = table_options(widths, accuracy or {}, list(self.runtimes))
+        self.policy = Policy(goals, options, tuning, now_s=clock())
+        self._sensed: Mapping[str, float | None] = {}
+        self._sensed_s = -_SENSOR_PERIOD_S
+        self.last: Measurement | None = None
+        self.decision: Decision | None = None
+        self._apply(self.setting)
+
+    @property
+    def setting(self) -> Setting:
+        """What runs now."""
+        return self.policy.setting
+
+    def __call__(self, images: Floats) -> Floats:
+        """Returns logits ``(N, classes)``; the policy sees how long that took and may switch for the next call."""
+        start = self._clock()
+        logits = self._runtime(images)
+        end = self._clock()
+        self.last = Measurement(latency_ms=1000 * (end - start), **self._sense(end))
+        self.decision = self.policy.step(end, self.last)
+        if self.decision is not None:
+            self._apply(self.decision.setting)
+        return logits
+
+    def _apply(self, setting: Setting) -> None:
+        runtime = self.runtimes[setting.mode]
+        runtime.set_bits(setting.bits)
+        self._runtime = runtime
+
+    def _sense(self, now_s: float) -> Mapping[str, float | None]:
+        if now_s - self._sensed_s >= _SENSOR_PERIOD_S:
+            self._sensed_s = now_s
+            try:
+                self._sensed = dict(self._sensor())
+            except Exception:  # a sensor that disappears must not stop the network; the policy notes its silence
+                self._sensed = {}
+        return self._sensed
+
+
+def measured_options(
+    runtimes: Mapping[str, Runtime],
+    widths: Sequence[int],
+    accuracy: Mapping[int, float],
+    images: Floats,
+    samples: int = 100,
+) -> list[Option]:
+    """Times every setting on this machine, interleaved, and puts the figures beside the accuracies.
+
+    Args:
+        runtimes: by the name of their mode.
+        widths: bit-widths to choose from.
+        accuracy: percent per bit-width, where it is known.
+        images: a batch as it will come, normalised ``(N, C, H, W)``.
+        samples: timed inferences per setting.
+    """
+    options = []
+    for mode, runtime in runtimes.items():
+        timings = interleaved_latency(runtime, widths, images, samples)
+        for bits in widths:
+            options.append(Option(Setting(bits, mode), accuracy.get(bits), latency_ms=percentiles(timings[bits])))
+    return options
+
+
+def thread_modes(cores: int) -> dict[str, int]:
+    """Numbers of threads worth choosing from: all cores, half of them, one."""
+    counts = dict.fromkeys(count for count in (cores, cores // 2, 1) if count >= 1)
+    return {f"{count} thread{'s' if count > 1 else ''}": count for count in counts}
+
+
+def _own_memory() -> dict[str, Any]:
+    return {"memory_bytes": resident_bytes()}
