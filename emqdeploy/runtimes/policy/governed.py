@@ -9,7 +9,6 @@ from typing import Any
 from emqdeploy.grid import Floats
 from emqdeploy.runtimes.base import Runtime
 from emqdeploy.runtimes.machine import resident_bytes
-from emqdeploy.runtimes.measure import interleaved_latency, percentiles
 from emqdeploy.runtimes.policy.budgets import Goals
 from emqdeploy.runtimes.policy.core import Decision, Policy, Tuning
 from emqdeploy.runtimes.policy.options import Option, Setting, table_options
@@ -36,7 +35,7 @@ class Governed:
     Attributes:
         policy: with its ``log``, ``setting`` and ``state``.
         last: the latest measurement.
-        images_s: how long the latest call took, decision and switch included, in seconds.
+        decision: the switch that followed the latest call, or None.
 
     Example:
         >>> network = Governed(source.runtime, "latency_p99=20ms,accuracy>=97", accuracy=source.accuracy)
@@ -95,36 +94,6 @@ class Governed:
             except Exception:  # a sensor that disappears must not stop the network; the policy notes its silence
                 self._sensed = {}
         return self._sensed
-
-
-def measured_options(
-    runtimes: Mapping[str, Runtime],
-    widths: Sequence[int],
-    accuracy: Mapping[int, float],
-    images: Floats,
-    samples: int = 100,
-) -> list[Option]:
-    """Times every setting on this machine, interleaved, and puts the figures beside the accuracies.
-
-    Args:
-        runtimes: by the name of their mode.
-        widths: bit-widths to choose from.
-        accuracy: percent per bit-width, where it is known.
-        images: a batch as it will come, normalised ``(N, C, H, W)``.
-        samples: timed inferences per setting.
-    """
-    options = []
-    for mode, runtime in runtimes.items():
-        timings = interleaved_latency(runtime, widths, images, samples)
-        for bits in widths:
-            options.append(Option(Setting(bits, mode), accuracy.get(bits), latency_ms=percentiles(timings[bits])))
-    return options
-
-
-def thread_modes(cores: int) -> dict[str, int]:
-    """Numbers of threads worth choosing from: all cores, half of them, one."""
-    counts = dict.fromkeys(count for count in (cores, cores // 2, 1) if count >= 1)
-    return {f"{count} thread{'s' if count > 1 else ''}": count for count in counts}
 
 
 def _own_memory() -> dict[str, Any]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from emqdeploy.errors import UsageError
+from emqdeploy.measuring.choices import measured_options, thread_modes
 from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.policy import Governed, Setting
-from emqdeploy.runtimes.policy.governed import measured_options, thread_modes
 
 from ...conftest import Deployed
 
