@@ -53,7 +53,7 @@ def payload_bytes(checkpoint: Checkpoint, bits: int) -> int:
     switchable = sum(layer.codes.size for layer in layers if not layer.pinned)
     pinned = sum(layer.codes.size for layer in layers if layer.pinned)
     columns = sum(len(layer.codes) * _PER_CHANNEL[layer.pinned] for layer in layers)
-    floats = sum(array.nbytes for array in checkpoint.floats.values())
+    floats = sum(array.nbytes for array in checkpoint.network.floats.values())
     return -(-switchable // 8) * bits + pinned + columns + floats + len(zlib.compress(checkpoint.skeleton, 9))
 
 
@@ -61,7 +61,7 @@ def weigh(model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Weighs one network; returns the row of its file and the rows of its loads."""
     checkpoint = subject(model).checkpoint
     weights = checkpoint.network.weight_count()
-    floats = sum(array.nbytes for array in checkpoint.floats.values())
+    floats = sum(array.nbytes for array in checkpoint.network.floats.values())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{model}.emq"
         size = save_checkpoint(path, checkpoint)

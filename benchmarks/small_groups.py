@@ -19,13 +19,13 @@ from torch import nn
 
 from benchmarks.common import arguments, show, write
 from emqdeploy.checkpoint import load_checkpoint
-from emqdeploy.models import MODELS
+from emqdeploy.models.registry import model
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
 
 
-@MODELS.register("separable8")
-def separable8(num_classes: int, in_channels: int) -> nn.Module:
+@model("separable8")
+def separable8(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """A stem, three depthwise-separable blocks with ReLU6, and a head."""
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

@@ -57,7 +57,6 @@ class Checkpoint:
         network: codes, grids, biases and scales of the bit-widths that were loaded.
         skeleton: the weightless QDQ graph, serialised ONNX.
         metadata: the network, data, classes, preprocessing, bit-widths, recipe, accuracy, provenance.
-        floats: parameters of operators that stay in float, by name.
         bytes_read: bytes read from the file; of a checkpoint that was not read, 0.
         size_bytes: size of the file, 0 likewise.
     """
@@ -65,7 +64,6 @@ class Checkpoint:
     network: FrozenNetwork
     skeleton: bytes
     metadata: dict[str, Any]
-    floats: dict[str, NDArray[Any]]
     bytes_read: int = 0
     size_bytes: int = 0
 
@@ -94,7 +92,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
             columns = [_column(network.layers[name], field, bits) for name in owners]
             tensors[f"{field}/{bits}"] = _join(columns, dtype)
     tensors["skeleton"] = np.frombuffer(zlib.compress(checkpoint.skeleton, 9), np.uint8)
-    tensors |= {f"float/{name}": array for name, array in checkpoint.floats.items()}
+    tensors |= {f"float/{name}": array for name, array in network.floats.items()}
     header = checkpoint.metadata | {
         "format_version": FORMAT_VERSION,
         "widths": list(network.widths),
@@ -131,15 +129,17 @@ def load_checkpoint(path: str | os.PathLike[str], bits: int | None = None) -> Ch
         if bits is not None:
             FrozenNetwork({}, {}, stored).check_bits(bits)
         widths = stored if bits is None else (bits,)
-        network = _read_network(reader, header, widths)
-        skeleton = zlib.decompress(reader.tensor("skeleton").tobytes())
         names = [name for name in header["hashes"] if name.startswith("float/")]
         floats = {name.removeprefix("float/"): reader.tensor(name) for name in names}
+        network = _read_network(reader, header, widths, floats)
+        skeleton = zlib.decompress(reader.tensor("skeleton").tobytes())
         metadata = {key: value for key, value in header.items() if key not in _OWN_FIELDS}
-        return Checkpoint(network, skeleton, metadata, floats, reader.bytes_read, reader.size_bytes)
+        return Checkpoint(network, skeleton, metadata, reader.bytes_read, reader.size_bytes)
 
 
-def _read_network(reader: _Reader, header: dict[str, Any], widths: tuple[int, ...]) -> FrozenNetwork:
+def _read_network(
+    reader: _Reader, header: dict[str, Any], widths: tuple[int, ...], floats: dict[str, NDArray[Any]]
+) -> FrozenNetwork:
     records = header["layers"]
     sizes = [int(np.prod(record["shape"])) for record in records]
     switchable = sum(size for size, record in zip(sizes, records, strict=True) if not record["pinned"])
@@ -170,14 +170,13 @@ def _read_network(reader: _Reader, header: dict[str, Any], widths: tuple[int, ..
         )
         for record in header["sites"]
     }
-    return FrozenNetwork(layers, sites, widths)
+    return FrozenNetwork(layers, sites, widths, floats)
 
 
 def _grid(columns: dict[str, NDArray[Any]]) -> Grid:
-    """A layer's grid from its columns; a pinned layer's weights are its integers, ``z = u``."""
-    scale = columns["scale"]
+    """A layer's grid from its columns; a pinned layer's integers are its codes, up to the sign of the slope."""
+    scale, slope = columns["scale"], columns["slope"].astype(np.int16)
     ones = np.ones(len(scale), np.int16)
-    slope = columns.get("slope", ones).astype(np.int16)
     offset = columns.get("offset", 0 * ones).astype(np.int16)
     return Grid(scale, slope, offset, columns.get("bits", MASTER_BITS * ones).astype(np.uint8))
 
@@ -187,7 +186,7 @@ def _tables(layers: dict[str, FrozenLayer]) -> list[tuple[str, list[str], type]]
     every = list(layers)
     switchable = [name for name, layer in layers.items() if not layer.pinned]
     numbers: list[tuple[str, list[str], type]] = [("scale", every, np.float32), ("bias", every, np.float32)]
-    return numbers + [(field, switchable, np.int8) for field in ("slope", "offset", "bits")]
+    return [*numbers, ("slope", every, np.int8), ("offset", switchable, np.int8), ("bits", switchable, np.int8)]
 
 
 def _column(layer: FrozenLayer, field: str, bits: int) -> NDArray[Any]:

@@ -6,7 +6,7 @@ This is what a checkpoint stores and what every artefact is made from; no torch 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ class FrozenLayer:
 
     Attributes:
         site: the activation site that the layer reads.
-        codes: master codes, uint8 ``(C, ...)``; of a pinned layer the integer weights themselves, int8.
+        codes: master codes, uint8 ``(C, ...)``; of a pinned layer the integer weights themselves, int8, whose channels
+            change their sign where the slope of a grid is -1 (a norm's gain may be negative at some bit-widths only).
         grids: per stored bit-width, with the normalization behind the layer folded in.
         biases: per stored bit-width, folded, float32 ``(C,)``.
     """
@@ -44,7 +45,8 @@ class FrozenLayer:
     def integers(self, bits: int) -> NDArray[np.int8]:
         """The integer weights ``z`` at ``bits``, int8 ``(C, ...)``."""
         if self.pinned:
-            return self.codes.view(np.int8)
+            signs = self.grids[bits].slope.astype(np.int8)
+            return self.codes.view(np.int8) * signs.reshape((-1,) + (1,) * (self.codes.ndim - 1))
         return self.grids[bits].integers(self.codes.view(np.uint8))
 
 
@@ -74,11 +76,16 @@ class FrozenSite:
 
 @dataclass(frozen=True)
 class FrozenNetwork:
-    """All layers and sites, in the order in which they run; ``widths`` are the stored bit-widths, ascending."""
+    """All layers and sites, in the order in which they run; ``widths`` are the stored bit-widths, ascending.
+
+    ``floats`` are the parameters of what stays in float (a LayerNorm's gain, a position embedding), the same at every
+    bit-width.
+    """
 
     layers: dict[str, FrozenLayer]
     sites: dict[str, FrozenSite]
     widths: tuple[int, ...]
+    floats: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def check_bits(self, bits: int) -> None:
         """Raises a one-sentence error for a bit-width that is not stored."""
@@ -91,10 +98,10 @@ class FrozenNetwork:
 
         Per layer ``L``: ``L.weight`` int8 in the layer's shape; ``L.weight_scale`` float32, ``L.bias`` int32 and
         ``L.bias_scale`` float32, each ``(C,)``. Per site ``S``, all scalars: ``S.scale`` float32 and, where it is
-        clamped, ``S.low`` and ``S.high`` uint8.
+        clamped, ``S.low`` and ``S.high`` uint8. And `floats` under their own names.
         """
         self.check_bits(bits)
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, NDArray[Any]] = dict(self.floats)
         for name, site in self.sites.items():
             codes = site.code_range(bits)
             arrays[f"{name}.scale"] = np.array(site.scales[bits], np.float32)

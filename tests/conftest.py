@@ -74,7 +74,7 @@ def deploy(spec: NetworkSpec, widths: tuple[int, ...] = ALL_BITS) -> Deployed:
         "classes": [str(number) for number in range(spec.classes)],
         "trained_bits": list(spec.trained_bits),
     }
-    checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, spec.input_shape), metadata, {})
+    checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, spec.input_shape), metadata)
     return Deployed(spec, network, checkpoint, images.numpy())
 
 

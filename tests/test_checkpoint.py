@@ -25,9 +25,9 @@ EMPTY = FrozenNetwork({}, {}, (8,))
 
 @pytest.fixture(scope="module")
 def saved(small: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small network with a float parameter beside it."""
+    """The small network."""
     path = tmp_path_factory.mktemp("emq") / "model.emq"
-    save_checkpoint(path, replace(small.checkpoint, floats={"norm.weight": np.arange(3, dtype=np.float32)}))
+    save_checkpoint(path, small.checkpoint)
     return path
 
 
@@ -53,7 +53,6 @@ def test_every_array_comes_back(small: Deployed, saved: Path) -> None:
     assert loaded.classes == small.checkpoint.classes
     assert loaded.trained_bits == (2, 4, 8)
     assert loaded.bytes_read == loaded.size_bytes == saved.stat().st_size
-    assert loaded.floats["norm.weight"].tolist() == [0, 1, 2]
     for bits in loaded.network.widths:
         expected = small.checkpoint.network.initializers(bits)
         arrays = loaded.network.initializers(bits)
@@ -68,7 +67,7 @@ def test_a_narrow_width_reads_only_what_it_needs(small: Deployed, saved: Path, b
     """A b-bit load costs b/8 of the codes: header and needed tensors, never another plane or width."""
     loaded = load_checkpoint(saved, bits)
     start, entries = table(saved)
-    needed = {f"plane{index}" for index in range(bits)} | {"pinned", "skeleton", "float/norm.weight"}
+    needed = {f"plane{index}" for index in range(bits)} | {"pinned", "skeleton"}
     needed |= {f"{field}/{bits}" for field in ("scale", "bias", "slope", "offset", "bits")}
     sizes = [end - begin for begin, end in (entries[name]["data_offsets"] for name in needed)]
     assert loaded.bytes_read <= 1.05 * (start + sum(sizes))
@@ -76,6 +75,16 @@ def test_a_narrow_width_reads_only_what_it_needs(small: Deployed, saved: Path, b
     expected = small.checkpoint.network.initializers(bits)
     for name, array in loaded.network.initializers(bits).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_float_parameters_are_read_at_every_width(small: Deployed, tmp_path: Path) -> None:
+    """What stays in float belongs to every bit-width, and to what a graph is filled with."""
+    path = tmp_path / "float.emq"
+    gain = {"norm.weight": np.arange(3, dtype=np.float32)}
+    save_checkpoint(path, replace(small.checkpoint, network=replace(small.checkpoint.network, floats=gain)))
+    for bits in (None, 2):
+        network = load_checkpoint(path, bits).network
+        assert network.initializers(2)["norm.weight"].tolist() == [0, 1, 2]
 
 
 def test_damage_to_planes_that_are_not_read_does_not_matter(saved: Path, tmp_path: Path) -> None:

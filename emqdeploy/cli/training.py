@@ -14,7 +14,13 @@ from emqdeploy.cli.common import DataDirOption, JsonOption, finish, parse_bits
 @app.command()
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="resnet8, resnet20, resnet18 or mobilenet_v2.")] = "resnet8",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="resnet8, resnet20, preact-resnet20, vit-micro, resnet18, mobilenet_v2, vit_b_16, ..., timm/NAME, or"
+            " your own pkg.module:function."
+        ),
+    ] = "resnet8",
     data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagefolder:PATH.")] = "digits",
     bits: Annotated[str, typer.Option(help="Weight bit-widths to train; those between come for free.")] = "1,2,4,8",
     act_bits: Annotated[str, typer.Option(help="Activation bits 2..8, or 'same' to follow the weights.")] = "8",

@@ -34,14 +34,15 @@ class NetworkSpec:
     trained_bits: tuple[int, ...]
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
 
-    def build(self, initial: Callable[[nn.Module], object] | None = None) -> MultiBitNetwork:
+    def build(self, initial: Callable[[nn.Module], object] | None = None, users_code: bool = False) -> MultiBitNetwork:
         """Creates the network with fresh float weights.
 
         Args:
             initial: changes the float model, weights from a file for example, before quantizers are inserted.
+            users_code: whether a model ``pkg.module:function`` may be imported; only where the user named it.
         """
         channels, height, _ = self.input_shape
-        model = create_model(self.model, num_classes=self.classes, in_channels=channels, image_size=height)
+        model = create_model(self.model, self.classes, channels, height, users_code)
         if initial is not None:
             initial(model)
         return insert_quantizers(model, self.insertion, self.trained_bits, self.input_range)
@@ -55,7 +56,8 @@ class NetworkSpec:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         insertion = dict(values["insertion"])
         insertion["weights"] = WeightConfig(**insertion["weights"])
-        insertion["keep_8bit"] = tuple(insertion["keep_8bit"])
+        for names in ("keep_8bit", "keep_float"):
+            insertion[names] = tuple(insertion[names])
         return cls(
             model=values["model"],
             classes=values["classes"],

@@ -26,7 +26,8 @@ def freeze(network: MultiBitNetwork, widths: tuple[int, ...]) -> FrozenNetwork:
         for name, site in network.sites.items()
     }
     layers = {name: _freeze_layer(network, name, layer, sites, widths) for name, layer in network.layers.items()}
-    return FrozenNetwork(layers, sites, tuple(sorted(widths)))
+    floats = {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.float_parameters().items()}
+    return FrozenNetwork(layers, sites, tuple(sorted(widths)), floats)
 
 
 def _freeze_layer(
@@ -50,12 +51,7 @@ def _freeze_layer(
         )
         bias = layer.deployed_bias(quantized).double().cpu().numpy()
         grids[bits], biases[bits] = fold(grid, bias, gain, shift, sites[site].scales[bits])
-        if layer.pinned:
-            # A pinned layer never switches: the sign of the folded gain goes into its weights for good.
-            flip = np.sign(grids[bits].slope).reshape((-1,) + (1,) * (layer.weight.dim() - 1))
-            codes = (quantized.codes.cpu().numpy() * flip).astype(np.int8)
-        else:
-            codes = quantized.codes.cpu().numpy().astype(np.uint8)
+        codes = quantized.codes.cpu().numpy().astype(np.int8 if layer.pinned else np.uint8)
     return FrozenLayer(site, codes, grids, biases)
 
 
@@ -112,4 +108,8 @@ def deployed_reference(network: MultiBitNetwork, frozen: FrozenNetwork, bits: in
     def site(name: str, module: ActivationQuantizer) -> nn.Module:
         return DeployedSite(float(arrays[f"{name}.scale"]), frozen.sites[name].code_range(bits))
 
-    return network.rebuild(layer, site, lambda name, site: nn.Identity()).eval()
+    module = network.rebuild(layer, site, lambda name, site: nn.Identity())
+    for name, array in frozen.floats.items():
+        owner, _, leaf = name.rpartition(".")
+        getattr(module.get_submodule(owner), leaf).data = torch.tensor(array)
+    return module.eval()

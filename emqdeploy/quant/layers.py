@@ -73,6 +73,21 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return self._conv_forward(x, weight, bias)
 
 
+class UnitConv2d(nn.Conv2d):
+    """A depthwise 1x1 convolution with unit weights, before a normalization that follows no layer.
+
+    It changes nothing; the normalization folds into its scales and biases, which makes an integer kernel of it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x``."""
+        return x
+
+
+class QuantUnitConv2d(QuantLayer, UnitConv2d):
+    """A `UnitConv2d` among the quantized layers."""
+
+
 class QuantLinear(QuantLayer, nn.Linear):
     """A linear layer ``(..., K) -> (..., C)``."""
 
@@ -94,11 +109,26 @@ class SameGrid(nn.Module):
         return x
 
 
-def quantize_layer(module: nn.Conv2d | nn.Linear, quantizer: WeightQuantizer | PinnedQuantizer) -> QuantLayer:
+_QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
+    nn.Conv2d: QuantConv2d,
+    nn.Linear: QuantLinear,
+    UnitConv2d: QuantUnitConv2d,
+}
+
+
+def unit_layer(channels: int) -> UnitConv2d:
+    """Returns a `UnitConv2d` without anything to learn or to save."""
+    layer = UnitConv2d(channels, channels, 1, groups=channels, bias=False)
+    del layer.weight
+    layer.register_buffer("weight", torch.ones(channels, 1, 1, 1), persistent=False)
+    return layer
+
+
+def quantize_layer(module: nn.Module, quantizer: WeightQuantizer | PinnedQuantizer) -> QuantLayer:
     """Turns a float layer into its quantized form; parameters keep their names and identity."""
     layer = copy.copy(module)
     # Changing the class keeps every attribute that the float layer was built with, whatever version of torch built it.
-    layer.__class__ = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+    layer.__class__ = _QUANTIZED[type(module)]
     assert isinstance(layer, QuantLayer)
     layer._modules = dict(module._modules)
     layer._buffers = dict(module._buffers)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from emqdeploy.quant.activations import FLOAT_BITS, ActivationQuantizer
+from emqdeploy.quant.attention import IN_PROJECTION
 from emqdeploy.quant.layers import QuantLayer, SameGrid
 from emqdeploy.quant.norms import MultiBitBatchNorm2d
 
@@ -108,7 +109,22 @@ class MultiBitNetwork(nn.Module):
         """Float parameters and shared statistics under the names of the original model."""
         own = ("sites.", "aliases.", "quantizer.", "input_mean", "estimated", "learned", ".bit_", ".pair_")
         state = self.graph.state_dict()
-        return {name: tensor for name, tensor in state.items() if not any(part in name for part in own)}
+        packed = f".{IN_PROJECTION}.", ".in_proj_"
+        return {
+            name.replace(*packed): tensor for name, tensor in state.items() if not any(part in name for part in own)
+        }
+
+    def float_parameters(self) -> dict[str, Tensor]:
+        """Parameters and buffers that no quantized layer or folded normalization owns; operators in float need them."""
+        owners = {*self.layer_input, *self.norm_of.values()}
+        tensors = {**dict(self.graph.named_parameters()), **dict(self.graph.named_buffers())}
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point()
+            and not name.startswith("sites.")
+            and not any(name.startswith(f"{owner}.") for owner in owners)
+        }
 
     def rebuild(
         self,

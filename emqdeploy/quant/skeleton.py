@@ -10,15 +10,18 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from emqdeploy.errors import EmqError
-from emqdeploy.frozen import FrozenNetwork, FrozenSite
+from emqdeploy.frozen import FrozenNetwork
+from emqdeploy.quant.attention import plain_attention
 from emqdeploy.quant.layers import QuantLayer
 from emqdeploy.quant.network import MultiBitNetwork
 
@@ -77,6 +80,24 @@ class _SiteMarker(nn.Module):
         return torch.onnx.ops.symbolic(f"{_DOMAIN}::Site", (x,), self.attributes, dtype=x.dtype, shape=x.shape)
 
 
+class _FloatMarker(nn.Module):
+    """Stands for a parameter that stays in float: the exporter would merge those that happen to be equal."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.attributes: _Attributes = {"float": name}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Emits the marker."""
+        return torch.onnx.ops.symbolic(f"{_DOMAIN}::Float", (x,), self.attributes, dtype=x.dtype, shape=x.shape)
+
+
+def _mark_floats(module: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        parametrize.register_parametrization(module.get_submodule(owner), leaf, _FloatMarker(name), unsafe=True)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the exporter's progress lines; what it warns of concerns operators that are not in this graph."""
@@ -116,6 +137,11 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
         lambda name, site: _SiteMarker(name, alias=False, clamps=taps[name] == f"sites.{name}"),
         lambda name, site: _SiteMarker(site, alias=True, clamps=taps[site] == name),
     ).eval()
+    _mark_floats(module, frozen.floats)
+    for node in module.graph.nodes:
+        if node.target is F.scaled_dot_product_attention:
+            node.target = plain_attention
+    module.recompile()
     example = torch.zeros(2, *input_shape)
     with _quiet():
         try:
@@ -134,7 +160,7 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
     assert program is not None
     model = program.model
     shapes = {name: tuple(layer.weight.shape) for name, layer in network.layers.items()}
-    _Expander(model, shapes, frozen.sites).run()
+    _Expander(model, shapes, frozen).run()
     model.producer_name, model.producer_version, model.ir_version = "emqdeploy", "", 10
     model.graph.name = "emqdeploy"
     model.metadata_props.clear()
@@ -155,25 +181,30 @@ class _Expander:
         self,
         model: ir.Model,
         weight_shapes: dict[str, tuple[int, ...]],
-        sites: dict[str, FrozenSite],
+        frozen: FrozenNetwork,
     ) -> None:
         self.graph = model.graph
         self.model = model
         self.weight_shapes = weight_shapes
-        self.sites = sites
+        self.sites = frozen.sites
+        self.floats = frozen.floats
         self.arrays: dict[str, ir.Value] = {}
 
     def run(self) -> None:
-        found = {"Layer": 0, "Site": 0}
+        expand = {"Layer": self._layer, "Site": self._site, "Float": self._float}
+        found: dict[str, set[str]] = {kind: set() for kind in expand}
         for node in list(self.graph):
             if node.domain == _DOMAIN:
-                found[node.op_type] += not self._flag(node, "alias")
-                (self._layer if node.op_type == "Layer" else self._site)(node)
+                found[node.op_type].add(node.attributes[node.op_type.lower()].as_string())
+                expand[node.op_type](node)
             elif node.op_type == "ReduceMean":
                 self._global_average(node)
-        for kind, expected in (("Layer", len(self.weight_shapes)), ("Site", len(self.sites))):
-            if found[kind] != expected:
-                raise EmqError(f"the exported graph has {found[kind]} of {expected} {kind.lower()} markers")
+        for kind, names in (("Layer", self.weight_shapes), ("Site", self.sites), ("Float", self.floats)):
+            if found[kind] != set(names):
+                lost = ", ".join(sorted(set(names) - found[kind]))
+                raise EmqError(
+                    f"the exported graph has {len(found[kind])} of {len(names)} {kind.lower()} markers; lost: {lost}"
+                )
         self.model.opset_imports.pop(_DOMAIN, None)
         used = {value for node in self.graph for value in node.inputs}
         for name, value in list(self.graph.initializers.items()):
@@ -228,6 +259,12 @@ class _Expander:
         nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero], name=f"{label}/dequantize"))
         self._replace(node, nodes)
 
+    def _float(self, node: ir.Node) -> None:
+        name = node.attributes["float"].as_string()
+        value = self._open(name, ir.DataType.FLOAT, self.floats[name].shape)
+        node.outputs[0].replace_all_uses_with(value)
+        self.graph.remove(node, safe=True)
+
     def _layer(self, node: ir.Node) -> None:
         name = node.attributes["layer"].as_string()
         kind = node.attributes["kind"].as_string()
@@ -252,20 +289,54 @@ class _Expander:
             {"axis": 0},
             name=f"{name}/bias",
         )
-        source = node.inputs[0]
-        rank = len(source.shape) if source is not None and source.shape is not None else 2
-        if kind == "Gemm" and rank != 2:
-            raise EmqError(
-                f"linear layer {name!r} reads a tensor of {rank} dimensions, integer kernels take (N, K); flatten its"
-                " input or use a 1x1 convolution"
-            )
         keys = ("strides", "pads", "dilations", "kernel_shape")
-        attributes: dict[str, int | list[int]] = {"transB": 1}
+        attributes: dict[str, int | list[int]] = {}
         if kind == "Conv":
-            attributes = {key: list(node.attributes[key].as_ints()) for key in keys}
+            attributes |= {key: list(node.attributes[key].as_ints()) for key in keys}
             attributes["group"] = node.attributes["group"].as_int()
-        inputs = [node.inputs[0], weight.outputs[0], bias.outputs[0]]
-        self._replace(node, [weight, bias, ir.node(kind, inputs, attributes, name=name)])
+        if kind == "Gemm":
+            self._linear(node, [weight, bias], name)
+        else:
+            inputs = [node.inputs[0], weight.outputs[0], bias.outputs[0]]
+            self._replace(node, [weight, bias, ir.node(kind, inputs, attributes, name=name)])
+
+    def _linear(self, node: ir.Node, parameters: list[ir.Node], name: str) -> None:
+        """A linear layer as Gemm: of all matrix products onnxruntime fuses only this one with an integer bias.
+
+        Gemm knows rows and columns only, so further dimensions join the batch before it and leave it behind it.
+        """
+        source, output = node.inputs[0], node.outputs[0]
+        assert source is not None
+        shape = None if output.shape is None else list(output.shape)
+        if shape is None or len(shape) == 2:
+            rows, before, after = source, [], []
+        else:
+            if sum(not isinstance(size, int) for size in shape) > 1:
+                raise EmqError(f"linear layer {name!r} reads a tensor of shape {shape}: only the batch may be free")
+            features = self.weight_shapes[name][1]
+            before = self._repeat_site(source, [-1, features], f"{name}/rows")
+            rows = before[-1].outputs[0] if before else source
+            sizes = [size if isinstance(size, int) else -1 for size in shape]
+            after = [self._reshape(None, sizes, f"{name}/tokens")]
+        product = ir.node("Gemm", [rows, *(part.outputs[0] for part in parameters)], {"transB": 1}, name=name)
+        if after:
+            after[0].replace_input_with(0, product.outputs[0])
+        self._replace(node, [*parameters, *before, product, *after])
+
+    def _reshape(self, source: ir.Value | None, sizes: list[int], name: str) -> ir.Node:
+        shape = self._constant(f"shape_{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
+        return ir.node("Reshape", [source, shape], name=name)
+
+    def _repeat_site(self, source: ir.Value, sizes: list[int], name: str) -> list[ir.Node]:
+        """Reshapes a dequantized tensor and tells the runtime that it is still on its grid."""
+        dequantize = source.producer()
+        assert dequantize is not None
+        reshape = self._reshape(source, sizes, f"{name}/reshape")
+        nodes = [reshape]
+        for kind in ("QuantizeLinear", "DequantizeLinear"):
+            inputs = [nodes[-1].outputs[0], *dequantize.inputs[1:]]
+            nodes.append(ir.node(kind, inputs, name=f"{name}/{kind.removesuffix('Linear').lower()}"))
+        return nodes
 
     def _global_average(self, node: ir.Node) -> None:
         """A mean over height and width is the pooling that integer runtimes know."""

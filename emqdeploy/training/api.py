@@ -74,7 +74,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False, console: Console
     spec = network_spec(config, dataset)
     torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else os.cpu_count() or 1))
     torch.manual_seed(config.seed)
-    network = spec.build()
+    network = spec.build(users_code=True)
     train_split, validation = (_tensors(split, dataset) for split in validation_split(dataset.train))
     if config.prune_rate > 0:
         coreset_size(
@@ -155,7 +155,7 @@ def _write(
         },
     }
     skeleton = export_skeleton(network, frozen, spec.input_shape)
-    save_checkpoint(path, Checkpoint(frozen, skeleton, metadata, {}))
+    save_checkpoint(path, Checkpoint(frozen, skeleton, metadata))
     result.checkpoints.append(path)
 
 

@@ -65,7 +65,7 @@ class Residual(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """A block whose normalization follows the sum, so that no layer absorbs it."""
+    """A block whose normalizations follow a shared tensor and a sum, so that no layer of the model absorbs them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,9 +196,9 @@ PATTERNS = {
     "pre-activation": Pattern(
         PreActivation,
         signed="input stem conv1 add",
-        unsigned="relu pool",
-        pinned="stem fc",
-        operators="DQ:2 GlobalAveragePool:1 Norm:2 Q:3 QGemm:1 QLinearAdd:1 QLinearConv:2 Relu:1",
+        unsigned="relu relu_1 pool",
+        pinned="stem bn1_as_conv bn2_as_conv fc",
+        operators="Q:1 QGemm:1 QLinearAdd:1 QLinearConv:4 QPool:1",
     ),
     "dropout": Pattern(
         lambda: plain(nn.ReLU(), nn.Dropout(0.3)),

@@ -77,7 +77,6 @@ class Unused(nn.Module):
     [
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")), (1, 4, 4), "pads with 'reflect'"),
         (Unused(), (1, 2, 2), "has 1 of 2 layer markers"),
-        (nn.Sequential(nn.Linear(4, 3)), (1, 2, 4), "'0' reads a tensor of 4 dimensions, .*; flatten its input"),
     ],
 )
 def test_what_cannot_be_exported_is_said(model: nn.Module, shape: tuple[int, int, int], message: str) -> None:

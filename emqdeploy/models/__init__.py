@@ -1,0 +1,80 @@
+"""Float models by name: small networks of our own, torchvision's, any of timm's, and the user's own functions.
+
+Every model here can be traced by `emqdeploy.quant.tracing`, which is how quantizers are inserted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.models import small, vision  # noqa: F401  (register their models)
+from emqdeploy.models.external import TIMM, build_timm, build_users, is_users
+from emqdeploy.models.registry import MODELS, canonical
+from emqdeploy.models.repair import import_torchvision
+
+__all__ = ["MODELS", "create_model", "import_torchvision"]
+
+
+def create_model(name: str, num_classes: int, in_channels: int, image_size: int, users_code: bool = False) -> nn.Module:
+    """Builds a float model with freshly drawn weights.
+
+    Args:
+        name: a name in ``MODELS`` (``-`` and ``_`` are the same), ``timm/NAME``, or ``pkg.module:function``, which is
+            called with those of ``num_classes``, ``in_channels`` and ``image_size`` that its signature takes.
+        num_classes: number of logits.
+        in_channels: C of the input ``(N, C, H, W)``.
+        image_size: H = W of the input in pixels.
+        users_code: whether ``pkg.module:function`` may be imported: only where the user named it, never because a file
+            does.
+
+    Returns:
+        A module that maps ``(N, C, H, W)`` to logits ``(N, num_classes)``.
+
+    Raises:
+        UsageError: the name is unknown, or a number does not suit the model.
+        EmqError: the model does not build or does not answer with logits.
+    """
+    if num_classes < 2 or in_channels < 1:
+        raise UsageError(
+            f"{name} needs at least 2 classes and 1 input channel, "
+            f"not {num_classes} and {in_channels}; check the data set"
+        )
+    numbers = (num_classes, in_channels, image_size)
+    if name.startswith(TIMM):
+        return _answering(name, build_timm(name.removeprefix(TIMM), *numbers), *numbers)
+    if is_users(name):
+        if not users_code:
+            raise EmqError(
+                f"this network is your own function {name}, and a file may not have code imported; name it yourself:"
+                f" --model {name}"
+            )
+        return _answering(name, build_users(name, *numbers), *numbers)
+    entry = MODELS[canonical(name)]
+    if image_size < entry.smallest_image or image_size % entry.multiple:
+        raise UsageError(
+            f"{name} needs images of at least {entry.smallest_image} x {entry.smallest_image} pixels"
+            + (f" in multiples of {entry.multiple}" if entry.multiple > 1 else "")
+            + f", not {image_size} x {image_size}; choose another --image-size, or resnet8, resnet20 or vit-micro"
+        )
+    return entry.build(*numbers)
+
+
+def _answering(name: str, model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Returns a model that we did not write once it has answered a blank image with logits."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, in_channels, image_size, image_size))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise EmqError(
+            f"{name} does not take images of {in_channels} x {image_size} x {image_size}: {reason}; choose another"
+            " --image-size or model"
+        ) from error
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape != (1, num_classes):
+        answer = f"a tensor of shape {shape}" if shape else f"a {type(logits).__name__}"
+        raise EmqError(f"{name} answers one image with {answer}, not with logits (1, {num_classes})")
+    return model.train(training)

@@ -1,0 +1,194 @@
+"""What the nodes of a traced graph are, as far as quantization cares."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from emqdeploy.errors import EmqError
+from emqdeploy.quant.layers import UnitConv2d
+from emqdeploy.quant.tracing import is_number
+
+_ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_FUNCTIONS = {
+    "relu": (nn.ReLU, F.relu, torch.relu, "relu", "relu_"),
+    "relu6": (nn.ReLU6, F.relu6),
+    "never_negative": (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, torch.sigmoid, F.hardsigmoid, F.softmax, "sigmoid"),
+    "moves_values": (
+        *(nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d, F.max_pool2d, F.dropout),
+        *(torch.flatten, torch.squeeze, torch.reshape, torch.max_pool2d),
+        *("flatten", "view", "reshape", "squeeze", "contiguous"),
+    ),
+    "moves_axes": (torch.permute, torch.transpose, operator.getitem, "permute", "transpose", "unflatten", "expand"),
+    "joins": (torch.cat, torch.concat),
+    "average": (*(nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"),),
+    "layer_norm": (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, F.layer_norm, F.group_norm, F.rms_norm),
+    "multiplies": (F.linear, F.conv1d, F.conv2d, F.conv3d, F.bilinear, torch.matmul, operator.matmul, "matmul"),
+}
+_WEIGHTLESS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
+"""Modules with parameters that scale or shift, but do not multiply matrices; they may stay in float."""
+
+
+class Patterns:
+    """Answers questions about the nodes of one graph.
+
+    Args:
+        module: a graph of `emqdeploy.quant.tracing.trace`.
+        keep_float: names of layers, of modules around them, or of nodes, that are not quantized.
+    """
+
+    def __init__(self, module: fx.GraphModule, keep_float: tuple[str, ...] = ()) -> None:
+        self.module = module
+        self.nodes = module.graph.nodes
+        self.modules = dict(module.named_modules())
+        self.keep_float = keep_float
+        self.float_adds: set[fx.Node] = set()
+        self.float_adds = self._find_float_adds()
+        self.never_negative: dict[fx.Node, bool] = {}
+
+    def callable(self, node: fx.Node) -> object:
+        """The type of the module, the function or the method name that a node calls."""
+        return type(self.modules[str(node.target)]) if node.op == "call_module" else node.target
+
+    def calls(self, node: fx.Node, kind: str) -> bool:
+        """Whether a node calls something of one kind of `_FUNCTIONS`."""
+        if not node.op.startswith("call"):
+            return False
+        function = self.callable(node)
+        if isinstance(function, type):
+            return any(isinstance(known, type) and issubclass(function, known) for known in _FUNCTIONS[kind])
+        return function in _FUNCTIONS[kind]
+
+    def is_layer(self, node: fx.Node) -> bool:
+        """A convolution or linear layer, which gets quantized weights."""
+        plain = node.op == "call_module" and type(self.modules[str(node.target)]) in (nn.Conv2d, nn.Linear, UnitConv2d)
+        return plain and not self.stays_float(node)
+
+    def is_convolution(self, node: fx.Node) -> bool:
+        """A layer whose integer kernels can only answer with codes; linear ones can answer in float as well."""
+        return self.is_layer(node) and isinstance(self.modules[str(node.target)], nn.Conv2d)
+
+    def is_norm(self, node: fx.Node) -> bool:
+        """A batch normalization, which a layer absorbs."""
+        return node.op == "call_module" and type(self.modules[str(node.target)]) is nn.BatchNorm2d
+
+    def is_add(self, node: fx.Node) -> bool:
+        """A sum of two quantized tensors, computed in integers."""
+        return self._is_tensor_sum(node) and node not in self.float_adds
+
+    def moves(self, node: fx.Node) -> bool:
+        """An operator that keeps values and grid."""
+        return self.calls(node, "moves_values")
+
+    def carries(self, user: fx.Node, node: fx.Node) -> bool:
+        """Whether ``user`` moves the values of ``node`` (and does not merely take a size from it)."""
+        return self.moves(user) and user.all_input_nodes[0] is node
+
+    def stays_float(self, node: fx.Node) -> bool:
+        """Whether the user asked to leave this layer alone."""
+        name = str(node.target) if node.op == "call_module" else node.name
+        return any(name == kept or name.startswith(f"{kept}.") for kept in self.keep_float)
+
+    def feeds(self, node: fx.Node, wanted: tuple[str, ...]) -> bool:
+        """Whether a layer, an integer add (``quantized``) or the ``output`` reads the node, perhaps through movers."""
+        for user in node.users:
+            if "quantized" in wanted and (self.is_layer(user) or self.is_add(user)):
+                return True
+            if "output" in wanted and user.op == "output":
+                return True
+            if self.carries(user, node) and self.feeds(user, wanted):
+                return True
+        return False
+
+    def source(self, node: fx.Node) -> fx.Node:
+        """The node whose tensor ``node`` really reads, looking through value movers."""
+        source = node.all_input_nodes[0]
+        while self.moves(source):
+            source = source.all_input_nodes[0]
+        return source
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Layers and integer adds that read a tensor, perhaps through movers."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            if self.is_layer(user) or self.is_add(user):
+                found.append(user)
+            elif self.carries(user, node):
+                found.extend(self.readers(user))
+        return found
+
+    def is_never_negative(self, node: fx.Node) -> bool:
+        """Whether a tensor is never negative, from the operators that lead to it."""
+        if node not in self.never_negative:
+            inputs = node.all_input_nodes
+            passing = ("moves_values", "moves_axes", "average", "joins")
+            passes = self._is_tensor_sum(node) or any(self.calls(node, kind) for kind in passing)
+            known = any(self.calls(node, kind) for kind in ("relu", "relu6", "never_negative"))
+            self.never_negative[node] = known or (
+                passes and bool(inputs) and all(self.is_never_negative(source) for source in inputs)
+            )
+        return self.never_negative[node]
+
+    # --- sums ---
+
+    def _is_tensor_sum(self, node: fx.Node) -> bool:
+        if not node.op.startswith("call") or node.target not in _ADDS:
+            return False
+        terms = node.args[:2]
+        return all(isinstance(term, fx.Node) and term.op != "get_attr" and not is_number(term) for term in terms)
+
+    def _find_float_adds(self) -> set[fx.Node]:
+        """The sums of a residual stream that layer normalizations read.
+
+        A LayerNorm computes in float, so codes between it and the sums would only cost conversions and accuracy. The
+        stream is float wherever it leads to a LayerNorm, or comes from a sum that does, through sums alone.
+        """
+        sums = [node for node in self.nodes if self._is_tensor_sum(node)]
+        found: set[fx.Node] = set()
+        for node in reversed(sums):
+            if self._meets(node, found, forward=True):
+                found.add(node)
+        for node in sums:
+            if self._meets(node, found, forward=False):
+                found.add(node)
+        return found
+
+    def _meets(self, node: fx.Node, found: set[fx.Node], forward: bool) -> bool:
+        """Whether a layer normalization (``forward`` only) or a sum in ``found`` is next, but for moves."""
+        for neighbour in node.users if forward else node.all_input_nodes:
+            if neighbour in found or (forward and self.calls(neighbour, "layer_norm")):
+                return True
+            passing = ("moves_values", "moves_axes", "joins", "average")
+            if any(self.calls(neighbour, kind) for kind in passing) and self._meets(neighbour, found, forward):
+                return True
+        return False
+
+    # --- what cannot be quantized ---
+
+    def check(self) -> None:
+        """Raises for weights that would silently compute in float."""
+        for node in self.nodes:
+            if self.stays_float(node) or not node.op.startswith("call"):
+                continue
+            if node.op == "call_module":
+                module = self.modules[str(node.target)]
+                heavy = any(parameter.dim() > 1 for parameter in module.parameters())
+                if heavy and not self.is_layer(node) and not isinstance(module, _WEIGHTLESS):
+                    raise EmqError(
+                        f"layer {node.target!r} is a {type(module).__name__}, for which there is no integer kernel;"
+                        f" replace it, or leave it in float with --keep-float {node.target}"
+                    )
+            elif self.calls(node, "multiplies") and any(self._is_parameter(term) for term in node.all_input_nodes):
+                raise EmqError(
+                    f"{node.name!r} multiplies with a parameter outside of any Conv2d or Linear layer; make it one, or"
+                    f" leave it in float with --keep-float {node.name}"
+                )
+
+    def _is_parameter(self, node: fx.Node) -> bool:
+        if node.op != "get_attr":
+            return False
+        owner, _, leaf = str(node.target).rpartition(".")
+        return isinstance(getattr(self.module.get_submodule(owner), leaf), nn.Parameter)
