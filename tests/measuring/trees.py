@@ -1,4 +1,4 @@
-"""File trees that reproduce what Jetson modules show under ``/``: places, names and units as their kernels have them."""
+"""File trees as Jetson modules show them under ``/``: places, names and units as their kernels have them."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_broken_and_malicious_files(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     torch.save({"model": Malicious(proof)}, tmp_path / "bad.pth")
     torch.save(SAVED, tmp_path / "module.pt")
-    for name, what in (("bad.pth", "asks for posix.system"), ("module.pt", "asks for emqdeploy.models.SmallResNet")):
+    for name, what in (("bad.pth", "asks for posix.system"), ("module.pt", "asks for .*SmallResNet")):
         with pytest.raises(EmqError, match=f"{name} {what}, which could run code and is refused; save only") as caught:
             load_pretrained(network(), tmp_path / name)
         assert "\n" not in str(caught.value)
