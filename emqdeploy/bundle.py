@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emqdeploy import __version__
-from emqdeploy.errors import EmqError, UsageError, writable_dir
+from emqdeploy.errors import EmqError, UsageError, cannot_write, writable_dir
 from emqdeploy.files import atomic_path, atomic_write_text
 
 MANIFEST_FILE = "manifest.json"
@@ -80,6 +80,11 @@ class Artefact:
     def stored_as(self) -> str:
         """The type in which most layers are stored."""
         return _most_common(self.layers, "stored_as")
+
+    @property
+    def integer_layers(self) -> int:
+        """How many layers run as integer kernels."""
+        return sum(layer["computed_as"] == "int8" for layer in self.layers)
 
     @property
     def computed_as(self) -> str:
@@ -258,46 +263,62 @@ class BundleWriter:
         with contextlib.suppress(OSError):
             self.directory.rmdir()
 
-    def set_checkpoint(self, path: Path) -> str:
-        """Puts the checkpoint into the bundle, once; returns its name there.
+    def stage_checkpoint(self, path: Path) -> Path:
+        """Lends the checkpoint below `staging`; it enters the bundle with the first artefact.
 
         Raises:
             UsageError: the bundle holds artefacts of another checkpoint.
         """
-        name, digest = path.name, sha256(path)
         held = self._files.get(self._checkpoint or "")
-        if held is not None and held["sha256"] != digest:
+        if held is not None and held["sha256"] != sha256(path):
             raise UsageError(
                 f"{self.directory} is the bundle of another checkpoint than {path}; choose another --out or remove it"
             )
-        if held is None:
-            with atomic_path(self.directory / name) as temporary:
-                shutil.copyfile(path, temporary)
-            self._checkpoint = name
-            self.share(name)
-        return self._checkpoint or name
+        self._checkpoint = self._checkpoint or path.name
+        staged = self.staging / self._checkpoint
+        try:
+            shutil.copyfile(path, staged)
+        except OSError as error:
+            raise cannot_write(staged, error) from error
+        return staged
 
-    def share(self, name: str) -> None:
-        """Records a file that already lies in the bundle and that artefacts share."""
-        path = self.directory / name
-        self._files[name] = {"sha256": sha256(path), "size_bytes": path.stat().st_size}
-
-    def add(self, staged: Path, name: str, **about: Any) -> Artefact:
+    def add(self, staged: Path, name: str, companions: Mapping[str, Path] | None = None, **about: Any) -> Artefact:
         """Moves a proven file to its place and records it; an artefact of the same id is replaced.
 
         Args:
             staged: the file, below `staging`.
             name: its place in the bundle.
+            companions: staged files that it needs, by their place in the bundle.
             **about: the fields of `Artefact` that do not follow from the file.
         """
-        target = self.directory / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        about["shared"] = (*about.get("shared", ()), *(companions or {}))
         artefact = Artefact(file=name, sha256=sha256(staged), size_bytes=staged.stat().st_size, **about)
-        os.replace(staged, target)
+        if self._checkpoint is not None and self._checkpoint not in self._files:
+            self._place(self.staging / self._checkpoint, self._checkpoint, keep=True)
+        for place, path in (companions or {}).items():
+            self._place(path, place)
+        self._move(staged, name)
         self._artefacts.pop(artefact.id, None)
         self._artefacts[artefact.id] = artefact
         self._write()
         return artefact
+
+    def _place(self, staged: Path, name: str, keep: bool = False) -> None:
+        record = {"sha256": sha256(staged), "size_bytes": staged.stat().st_size}
+        if keep:
+            with atomic_path(self.directory / name) as temporary:
+                shutil.copyfile(staged, temporary)
+        else:
+            self._move(staged, name)
+        self._files[name] = record
+
+    def _move(self, staged: Path, name: str) -> None:
+        target = self.directory / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, target)
+        except OSError as error:
+            raise cannot_write(target, error) from error
 
     def _write(self) -> None:
         values = {

@@ -137,6 +137,21 @@ def load_checkpoint(path: str | os.PathLike[str], bits: int | None = None) -> Ch
         return Checkpoint(network, skeleton, metadata, reader.bytes_read, reader.size_bytes)
 
 
+def tensor_offsets(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Returns where each tensor's bytes begin in the file, for programs that read them without this module.
+
+    Raises:
+        EmqError: as `load_checkpoint`.
+    """
+    with _Reader(Path(path)) as reader:
+        return {name: reader.data_start + entry["data_offsets"][0] for name, entry in reader.table.items()}
+
+
+def column_owners(network: FrozenNetwork) -> dict[str, list[str]]:
+    """Returns the layers whose channels a per-channel table (``slope``, ``scale``, ...) lists, by kind, in order."""
+    return {kind: owners for kind, owners, _ in _tables(network.layers)}
+
+
 def _read_network(
     reader: _Reader, header: dict[str, Any], widths: tuple[int, ...], floats: dict[str, NDArray[Any]]
 ) -> FrozenNetwork:

@@ -62,6 +62,14 @@ class Parity:
             if differing and self.first_difference is None:
                 self.first_difference = name
 
+    def merge(self, other: Parity) -> None:
+        """Adds another comparison, of other images or another bit-width."""
+        for name in ("images", "codes", "differing_codes", "flips", "unsafe_flips"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.max_step_error = max(self.max_step_error, other.max_step_error)
+        self.max_logit_error = max(self.max_logit_error, other.max_logit_error)
+        self.first_difference = self.first_difference or other.first_difference
+
     @property
     def top1_agreement(self) -> float:
         """Share of images with the same arg-max."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from emqdeploy.checkpoint import Checkpoint
-from emqdeploy.data import locations
+from emqdeploy.data import Preprocessing, locations
 from emqdeploy.grid import ALL_BITS
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import freeze
@@ -69,10 +69,14 @@ def deploy(spec: NetworkSpec, widths: tuple[int, ...] = ALL_BITS) -> Deployed:
     images = torch.randn(16, *spec.input_shape).clamp(-spec.input_range, spec.input_range)
     network = settled(spec.build(), images)
     frozen = freeze(network, widths)
+    channels = spec.input_shape[0]
     metadata = {
         "network": spec.to_dict(),
         "classes": [str(number) for number in range(spec.classes)],
         "trained_bits": list(spec.trained_bits),
+        "accuracy": {},
+        "data": {"name": "digits", "image_size": None},
+        "preprocessing": Preprocessing(*spec.input_shape, (0.5,) * channels, (0.25,) * channels).to_dict(),
     }
     checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, spec.input_shape), metadata)
     return Deployed(spec, network, checkpoint, images.numpy())

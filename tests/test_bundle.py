@@ -43,7 +43,7 @@ def bundle(tmp_path: Path) -> Path:
     """A checkpoint and two artefacts."""
     (tmp_path / "model.emq").write_bytes(b"checkpoint")
     with BundleWriter(tmp_path / "bundle", ABOUT) as writer:
-        writer.set_checkpoint(tmp_path / "model.emq")
+        writer.stage_checkpoint(tmp_path / "model.emq")
         add(writer, 2)
         add(writer, 4, shared=("model.emq",))
     return tmp_path / "bundle"
@@ -57,6 +57,7 @@ def test_what_is_written_is_read(bundle: Path) -> None:
     assert opened.artefacts[0].layers == LAYERS
     assert opened.artefacts[0].computed_as == "int8 (2 of 3 layers)"
     assert opened.artefacts[0].stored_as == "int8"
+    assert opened.artefacts[0].integer_layers == 2
     assert (opened.accuracy, opened.trained_bits, opened.classes) == ({4: 98.5}, (2, 4), ("a", "b"))
     assert opened.checkpoint_path == bundle / "model.emq"
     assert opened.file_of(opened.find("onnx", 4)).read_bytes() == b"graph"
@@ -68,7 +69,7 @@ def test_what_is_written_is_read(bundle: Path) -> None:
 def test_a_second_export_adds_and_replaces(bundle: Path, tmp_path: Path) -> None:
     """Other artefacts stay; one of the same id is replaced by the new file."""
     with BundleWriter(bundle, ABOUT) as writer:
-        writer.set_checkpoint(tmp_path / "model.emq")
+        writer.stage_checkpoint(tmp_path / "model.emq")
         add(writer, 4, b"new graph", status=NOT_RUN)
         add(writer, 8, role="baseline")
     opened = Bundle.open(bundle)
@@ -82,7 +83,7 @@ def test_another_checkpoint_is_not_mixed_in(bundle: Path, tmp_path: Path) -> Non
     """Artefacts of two networks under one manifest would lie about one of them."""
     (tmp_path / "other.emq").write_bytes(b"another")
     with BundleWriter(bundle, ABOUT) as writer, pytest.raises(UsageError, match="bundle of another checkpoint"):
-        writer.set_checkpoint(tmp_path / "other.emq")
+        writer.stage_checkpoint(tmp_path / "other.emq")
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:

@@ -74,13 +74,13 @@ def test_export_without_a_path_takes_the_latest_run(run: Run) -> None:
     outcome = run("export", "--bits", "4", "--target", "onnx", "--json")
     assert outcome.code == 0
     (artefact,) = outcome.json["artefacts"]
-    keys = {"bits", "path", "size_bytes", "stored_as", "computed_as", "integer_layers", "layers", "parity"}
+    keys = {"bits", "path", "size_bytes", "stored_as", "computed_as", "integer_layers", "layers", "parity", "status"}
     assert keys <= set(artefact)
     assert artefact["parity"]["top1_agreement"] == 1.0
     assert artefact["parity"]["max_step_error"] == 0
     assert artefact["parity"]["differing_codes"] == 0
     assert artefact["parity"]["codes"] > 0
-    assert artefact["integer_layers"] == artefact["layers"] == 10
+    assert artefact["integer_layers"] == len(artefact["layers"]) == 10
     assert Path(artefact["path"]).stat().st_size == artefact["size_bytes"]
     assert not list(Path("runs").glob("**/.unproven*"))
 
@@ -149,7 +149,7 @@ def test_predict_classifies_a_picture(run: Run, tmp_path: Path) -> None:
 
     test = load_dataset("digits").test
     Image.fromarray(test.images[0, 0]).save(tmp_path / "digit.png")
-    exported = json.loads(Path("runs/digits-resnet8-001/onnx/manifest.json").read_text())["artefacts"][0]["path"]
+    exported = "runs/digits-resnet8-001/bundle/model-w4.onnx"
     for arguments in (["--bits", "8"], ["--bits", "2"], [exported]):
         values = run("predict", str(tmp_path / "digit.png"), *arguments, "--json").json
         assert sum(entry["probability"] for entry in values["predictions"]) <= 1 + 1e-9
@@ -258,7 +258,7 @@ def test_absent_bit_width_lists_the_stored_ones(run: Run, tmp_path: Path) -> Non
 def test_damaged_files_are_refused(run: Run, tmp_path: Path, damage: str) -> None:
     """A truncated, altered or foreign file never runs, neither a checkpoint nor an exported one."""
     run("export", "--bits", "4", "--json")
-    for original in (Path(CHECKPOINT), Path(CHECKPOINT).parent / "onnx" / "model-w4.onnx"):
+    for original in (Path(CHECKPOINT), Path(CHECKPOINT).parent / "bundle" / "model-w4.onnx"):
         data = bytearray(original.read_bytes())
         if damage == "truncate":
             data = data[: len(data) * 2 // 3]

@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_leave_what_the_readme_shows(home: Path) -> None:
     """A trained checkpoint and a proven 4-bit file."""
     assert (home / "runs/digits-resnet8-001/model.emq").exists()
-    assert (home / "runs/digits-resnet8-001/onnx/model-w4.onnx").exists()
+    assert (home / "runs/digits-resnet8-001/bundle/model-w4.onnx").exists()
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/runtimes.md", "docs/export.md"])

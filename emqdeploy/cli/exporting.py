@@ -15,28 +15,84 @@ from emqdeploy.errors import EmqError
 @app.command()
 def export(
     path: PathArgument = None,
-    bits: Annotated[str | None, typer.Option(help="Bit-widths to export; every trained one by default.")] = None,
-    target: Annotated[str, typer.Option(help="onnx: QDQ form, standard operators, int8 storage.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="Directory; 'onnx' beside the checkpoint by default.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Bit-widths, such as 2,4,8; every trained one by default.")] = None,
+    target: Annotated[
+        str, typer.Option(help="onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see below).")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The bundle; 'bundle' beside the checkpoint by default. What it holds stays.")
+    ] = None,
+    storage: Annotated[
+        str,
+        typer.Option(help="Weights in ONNX files: int8, packed (2 or 4 bits) or master (shared planes)."),
+    ] = "int8",
+    selector: Annotated[
+        str | None, typer.Option(help="Also one graph with an input 'bits': if (fast, large) or derive (small, slow).")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="plain, or triton: a model repository for NVIDIA Triton.")] = "plain",
+    with_baselines: Annotated[
+        bool, typer.Option("--with-baselines", help="Also the float32 network and onnxruntime's own int8 of it.")
+    ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="TensorRT: float16 for what is not quantized.")] = False,
+    max_batch: Annotated[int, typer.Option(help="TensorRT: the largest batch of an engine.")] = 8,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="TensorRT-RTX: the GPUs to build for, for example 8.6,8.9; all by default.")
+    ] = None,
     allow_float: Annotated[
         bool, typer.Option("--allow-float", help="Accept layers that the runtime computes in float.")
     ] = False,
     data_dir: DataDirOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Export a file per bit-width and prove each equal to what was trained.
+    """Export bit-widths into one bundle, each file proven equal to what was trained.
+
+    [bold]Targets[/bold]
+
+      onnx            QDQ graphs of standard operators; int8 kernels in onnxruntime
+
+      tensorrt        an engine: TensorRT where a GPU is at hand, else TensorRT-RTX, which builds without one
+
+      tensorrt-rtx    an engine for RTX GPUs, built ahead of time on any machine
+
+      tensorrt-onnx   the ONNX form that TensorRT takes, and the command that builds it on the device
+
+      openvino        OpenVINO IR
 
     [bold]Examples[/bold]
 
       emqdeploy export --bits 4 --target onnx
 
       emqdeploy export runs/digits-resnet8-001 --bits 2,4,8 --out deploy
+
+      emqdeploy export --bits 1,2,3,4,5,6,7,8 --storage master     # eight files, the weights once
+
+      emqdeploy export --bits 2,4,8 --selector if                  # one graph, the bit-width is an input
+
+      emqdeploy export --bits 4 --target tensorrt
+
+      emqdeploy export --bits 2,8 --layout triton --out repository
     """
-    from emqdeploy.report.terminal import export_table
+    from emqdeploy.export.settings import ExportSettings
+    from emqdeploy.report.export_table import export_parts
     from emqdeploy.workflows.export import export as run
 
-    result = run(path, parse_bits(bits), target, out, allow_float, data_dir, say)
-    finish(result, json_, export_table(result["artefacts"]))
+    settings = ExportSettings(
+        path=path,
+        bits=parse_bits(bits),
+        target=target,
+        out=out,
+        storage=storage,
+        selector=selector,
+        layout=layout,
+        with_baselines=with_baselines,
+        fp16=fp16,
+        max_batch=max_batch,
+        compute_capabilities=tuple(compute_capability.split(",")) if compute_capability else (),
+        allow_float=allow_float,
+        data_dir=data_dir,
+    )
+    result = run(settings, say)
+    finish(result, json_, *export_parts(result))
 
 
 @app.command()

@@ -60,27 +60,6 @@ def accuracy_table(title: str, accuracy: dict[str, float], trained: list[int]) -
     return result
 
 
-def export_table(artefacts: list[dict[str, Any]]) -> Table:
-    """Exported files: what is stored, what is computed, and the proof."""
-    result = table(
-        "Exported and verified against the integer reference",
-        *("bits", "file", "size", "stored as", "computed as", "integer layers", "differing codes", "top-1 agreement"),
-    )
-    for artefact in artefacts:
-        parity = artefact["parity"]
-        result.add_row(
-            str(artefact["bits"]),
-            artefact["path"],
-            size(artefact["size_bytes"]),
-            artefact["stored_as"],
-            artefact["computed_as"],
-            f"{artefact['integer_layers']} of {artefact['layers']}",
-            f"{parity['differing_codes']} of {parity['codes']}",
-            f"{100 * parity['top1_agreement']:.1f} %",
-        )
-    return result
-
-
 def verify_table(results: list[dict[str, Any]], images: str) -> Table:
     """Every rung of parity at every bit-width."""
     result = table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from emqdeploy.export.settings import ExportSettings
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.progress import Report, silent
@@ -21,7 +22,7 @@ def demo(out: Path, report: Report = silent) -> dict[str, Any]:
     report("training one network for 1, 2, 4 and 8 bits on the embedded digits")
     result = train(TrainConfig(), out)
     checkpoint = result.checkpoints[0]
-    exported = export(checkpoint, DEMO_BITS, report=report)
+    exported = export(ExportSettings(path=checkpoint, bits=DEMO_BITS), report)
     measured = bench(BenchSettings(path=str(checkpoint), bits=DEMO_BITS, energy="none"), report)
     rows = []
     for artefact, row in zip(exported["artefacts"], measured["rows"], strict=True):

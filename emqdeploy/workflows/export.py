@@ -1,84 +1,97 @@
-"""Export: files that are proven before they are put in their place."""
+"""Export: files that are proven before they enter the bundle."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.checkpoint import load_checkpoint
-from emqdeploy.errors import EmqError, writable_dir
-from emqdeploy.files import atomic_write_text
+from emqdeploy.bundle import Artefact, BundleWriter
+from emqdeploy.checkpoint import Checkpoint, load_checkpoint
+from emqdeploy.export.settings import ExportSettings
+from emqdeploy.export.targets import TARGETS, Job, Product
 from emqdeploy.progress import Report, silent
 from emqdeploy.runs import find_checkpoint
-from emqdeploy.workflows.verify import PARITY_IMAGES, parity_images, verify_width
+from emqdeploy.workflows.proof import PROVERS, Proven, Prover
+from emqdeploy.workflows.verify import PARITY_IMAGES, parity_images
+
+BUNDLE_DIRECTORY = "bundle"
+
+_PIXELS = 256 * 64 * 64
+"""Pixels of all images of a proof: the integer reference computes in exact arithmetic, which large images make slow."""
 
 
-def export(
-    path: Path | None,
-    bits: Sequence[int] | None,
-    target: str = "onnx",
-    out: Path | None = None,
-    allow_float: bool = False,
-    data_dir: Path | None = None,
-    report: Report = silent,
-) -> dict[str, Any]:
-    """Exports bit-widths of a checkpoint and proves each file equal to the integer reference.
+def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
+    """Exports bit-widths of a checkpoint into a bundle, each file proven first.
+
+    Returns:
+        ``bundle``, ``checkpoint`` and ``artefacts``: what this export added, as in the manifest, with ``path``.
 
     Raises:
-        EmqError: a file differs from the reference, or a layer of it runs in float and ``allow_float`` is not set.
+        EmqError: a file differs from the reference, a layer of it runs in float and that was not allowed, a package is
+            missing, or another export writes to the same directory.
     """
-    from emqdeploy.export.onnx_file import TARGETS
-
-    exporter = TARGETS[target]
-    found = find_checkpoint(path)
+    exporter = TARGETS[settings.target]
+    found = find_checkpoint(settings.path)
     checkpoint = load_checkpoint(found)
-    widths = list(bits or checkpoint.trained_bits)
+    widths = tuple(settings.bits or checkpoint.trained_bits)
     for width in widths:
         checkpoint.network.check_bits(width)
-    directory = writable_dir(out or found.parent / "onnx")
-    images, origin = parity_images(checkpoint, PARITY_IMAGES, data_dir)
-    artefacts = []
-    for width in widths:
-        report(f"exporting {width} bits for {target}, verifying on {origin}")
-        # Proven first, put in its place afterwards: a file that fails never stands where a good one may have stood.
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".unproven-") as unproven:
-            artefact = exporter(checkpoint, width, Path(unproven))
-            result = verify_width(checkpoint, width, images, artefact.path)
-            _require_proof(artefact.path.name, result, allow_float)
-            path = directory / artefact.path.name
-            os.replace(artefact.path, path)
-        fused = result["rungs"]["onnxruntime"]
-        artefacts.append(
-            {
-                "bits": width,
-                "target": target,
-                "path": str(path),
-                "size_bytes": artefact.size_bytes,
-                **{key: result[key] for key in ("stored_as", "computed_as", "integer_layers", "layers", "per_layer")},
-                "status": "verified",
-                "parity": {**fused, "images_from": origin, "other_rungs": _other_rungs(result)},
-            }
-        )
-    manifest = {"checkpoint": str(found), "artefacts": artefacts}
-    atomic_write_text(directory / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return manifest
+    directory = settings.out or found.parent / BUNDLE_DIRECTORY
+    rows = []
+    with BundleWriter(directory, _about(checkpoint)) as writer:
+        emq = writer.stage_checkpoint(found)
+        images, origin = parity_images(checkpoint, _image_count(checkpoint), settings.data_dir)
+        prover = Prover(checkpoint, images, origin, settings.allow_float)
+        job = Job(checkpoint, emq, widths, writer.staging, settings, report)
+        for product in exporter(job):
+            report(f"proving {product.id} on {origin}")
+            artefact = _add(writer, product, PROVERS[product.target](prover, product))
+            rows.append(_row(directory, artefact))
+    return {"bundle": str(directory), "checkpoint": str(found), "artefacts": rows}
 
 
-def _require_proof(name: str, result: dict[str, Any], allow_float: bool) -> None:
-    """Raises unless the file gave the reference's answers in integer kernels."""
-    if not result["ok"]:
-        where = result["rungs"]["onnxruntime"]["first_difference"] or "logits"
-        raise EmqError(f"{name} differs from what was trained (first in {where}); it was not kept, please report this")
-    if result["float_layers"] and not allow_float:
-        raise EmqError(
-            f"{name} runs {len(result['float_layers'])} of {result['layers']} layers in float"
-            f" ({', '.join(result['float_layers'][:3])}); it was not kept, pass --allow-float to accept that"
-        )
+def _add(writer: BundleWriter, product: Product, proven: Proven) -> Artefact:
+    return writer.add(
+        product.path,
+        product.place,
+        product.companions,
+        id=product.id,
+        bits=product.bits,
+        target=product.target,
+        flavour=product.flavour,
+        role=product.role,
+        shared=product.shared,
+        built_for=product.built_for,
+        layers=proven.layers,
+        float_ops=proven.float_ops,
+        parity=proven.parity,
+        cost=proven.cost,
+        status=proven.status,
+    )
 
 
-def _other_rungs(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: rung for name, rung in result["rungs"].items() if name != "onnxruntime"}
+def _row(directory: Path, artefact: Artefact) -> dict[str, Any]:
+    return artefact.to_dict() | {
+        "path": str(directory / artefact.file),
+        "stored_as": artefact.stored_as,
+        "computed_as": artefact.computed_as,
+        "integer_layers": artefact.integer_layers,
+    }
+
+
+def _about(checkpoint: Checkpoint) -> dict[str, Any]:
+    metadata = checkpoint.metadata
+    return {
+        "model": metadata["network"]["model"],
+        "classes": checkpoint.classes,
+        "preprocessing": metadata["preprocessing"],
+        "input": {"name": "images", "shape": list(metadata["network"]["input_shape"]), "dtype": "float32"},
+        "data": metadata["data"],
+        "accuracy": metadata["accuracy"],
+        "trained_bits": list(checkpoint.trained_bits),
+    }
+
+
+def _image_count(checkpoint: Checkpoint) -> int:
+    _, height, width = checkpoint.metadata["network"]["input_shape"]
+    return max(16, min(PARITY_IMAGES, _PIXELS // (height * width)))

@@ -98,7 +98,7 @@ def verify(
     results = []
     for width in widths:
         report(f"verifying {width} bits on {origin}")
-        artefact = found.parent / "onnx" / f"model-w{width}.onnx"
+        artefact = found.parent / "bundle" / f"model-w{width}.onnx"
         results.append(verify_width(checkpoint, width, images, artefact if artefact.exists() else None))
     return {
         "checkpoint": str(found),

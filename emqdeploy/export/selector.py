@@ -1,0 +1,142 @@
+"""One ONNX graph for several bit-widths, chosen by an input ``bits`` (int64, shape ``[1]``) beside the images.
+
+`if`: one branch per bit-width behind a chain of If operators, each as fast as a file of its own; as large as all of
+them. `derive`: the 8-bit codes once, from which the graph makes the weights of the chosen bit-width at every inference;
+as small as one file and several times slower, because weights that are not constant cannot be packed ahead.
+
+A bit-width that is not exported answers as the next higher exported one; one above all of them as the highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.checkpoint import Checkpoint
+from emqdeploy.errors import UsageError, require
+from emqdeploy.export.derive import derive_model
+from emqdeploy.export.graph import Builder, filled_graph, sealed
+from emqdeploy.export.storage import Stored
+from emqdeploy.registry import Registry
+
+SELECTOR_INPUT = "bits"
+
+SELECTORS: Registry[Callable[[Checkpoint, Path, Sequence[int]], Stored]] = Registry("selector")
+"""Writers of one graph for several bit-widths: ``(checkpoint, the .emq that it was loaded from, widths) -> Stored``."""
+
+_WORTH_SHARING = 64
+"""Bytes from which an initializer that several branches have in common is kept once."""
+
+
+def answering_width(widths: Sequence[int], bits: int) -> int:
+    """Returns the exported bit-width that a selector graph uses for ``bits``."""
+    return next((width for width in sorted(widths) if bits <= width), max(widths))
+
+
+@SELECTORS.register("if")
+def select_by_if(checkpoint: Checkpoint, path: Path, widths: Sequence[int]) -> Stored:
+    """Full speed, the size of all bit-widths together."""
+    widths = _several(widths)
+    models = [filled_graph(checkpoint, width) for width in widths]
+    data = sealed(if_model(models, widths), checkpoint, widths, "int8", selector="if")
+    return Stored(data, dict.fromkeys(checkpoint.network.layers, "int8"))
+
+
+@SELECTORS.register("derive")
+def select_by_deriving(checkpoint: Checkpoint, path: Path, widths: Sequence[int]) -> Stored:
+    """The size of one bit-width, slower."""
+    widths = _several(widths)
+    data = sealed(derive_model(checkpoint, widths), checkpoint, widths, "uint8 codes", selector="derive")
+    stored = {name: "int8" if layer.pinned else "uint8 codes" for name, layer in checkpoint.network.layers.items()}
+    return Stored(data, stored)
+
+
+def if_model(models: Sequence[Any], widths: Sequence[int]) -> Any:
+    """Returns one model that chooses among whole graphs.
+
+    Args:
+        models: one per bit-width, with the same inputs and outputs; they are changed.
+        widths: ascending.
+    """
+    onnx = require("onnx", "export")
+    helper = onnx.helper
+    outer = onnx.ModelProto()
+    outer.CopyFrom(models[0])
+    for field in ("node", "initializer", "value_info"):
+        del getattr(outer.graph, field)[:]
+    choice = helper.make_tensor_value_info(SELECTOR_INPUT, onnx.TensorProto.INT64, [1])
+    outer.graph.input.append(choice)
+    image, logits = outer.graph.input[0], outer.graph.output[0]
+    builder = Builder(outer, prefix="select")
+    # Read through a node of the outer graph: a graph input that only branches use is planned on the wrong device.
+    source = builder.node("Identity", image.name, name="select/images")
+    branches = []
+    for model, width in zip(models, widths, strict=True):
+        branch = model.graph
+        _share_initializers(branch, outer.graph, width)
+        _rename(branch, f"w{width}/", {image.name: source})
+        branch.name = f"w{width}"
+        del branch.input[:]
+        branches.append(branch)
+    chain = branches[-1]
+    for index in range(len(widths) - 2, -1, -1):
+        limit = builder.constant(np.array([widths[index]], np.int64))
+        condition = builder.node("LessOrEqual", SELECTOR_INPUT, limit, name=f"select/w{widths[index]}")
+        output = logits.name if index == 0 else f"select/upto_w{widths[index]}"
+        node = helper.make_node(
+            "If", [condition], [output], name=f"select/if_w{widths[index]}",
+            then_branch=branches[index], else_branch=chain,
+        )  # fmt: skip
+        result = onnx.ValueInfoProto()
+        result.CopyFrom(logits)
+        result.name = output
+        chain = helper.make_graph([node], f"above_w{widths[index - 1]}", [], [result])
+    builder.nodes.extend(chain.node)
+    return builder.finish()
+
+
+def _several(widths: Sequence[int]) -> list[int]:
+    if len(widths) < 2:
+        given = ", ".join(map(str, widths))
+        raise UsageError(f"a selector chooses among bit-widths, and only {given} is given; name several: --bits 2,4,8")
+    return sorted(widths)
+
+
+def _share_initializers(branch: Any, outer: Any, width: int) -> None:
+    """Moves large initializers to the outer graph, those that other branches moved there before only by name."""
+    held = {(tensor.data_type, tuple(tensor.dims), tensor.raw_data): tensor.name for tensor in outer.initializer}
+    renamed, kept = {}, []
+    for tensor in branch.initializer:
+        key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
+        if len(tensor.raw_data) < _WORTH_SHARING:
+            kept.append(tensor)
+            continue
+        if key not in held:
+            held[key] = f"w{width}/{tensor.name}"
+            outer.initializer.add().CopyFrom(tensor)
+            outer.initializer[-1].name = held[key]
+        renamed[tensor.name] = held[key]
+    kept = [tensor.SerializeToString() for tensor in kept]
+    del branch.initializer[:]
+    for data in kept:
+        branch.initializer.add().ParseFromString(data)
+    for node in branch.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+
+
+def _rename(graph: Any, prefix: str, given: dict[str, str]) -> None:
+    """Prefixes every value that a graph defines; ``given`` maps what it takes from outside. Nodes keep their names."""
+    defined = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    names = {name: prefix + name for name in defined if name} | given
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for index, name in enumerate(values):
+                values[index] = names.get(name, name)
+    for value in graph.output:
+        value.name = names[value.name]

@@ -1,0 +1,50 @@
+"""What an export wrote, as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from emqdeploy.report.terminal import size, table
+
+
+def export_parts(result: dict[str, Any]) -> list[Table | str]:
+    """The files with what is stored, what is computed and how it was proven, and what the user should know of them."""
+    artefacts = result["artefacts"]
+    columns = ("bits", "file", "size", "stored as", "computed as", "integer layers", "differing codes", "agreement")
+    files = table(f"Bundle {result['bundle']}", *columns)
+    for artefact in artefacts:
+        parity = artefact["parity"]
+        files.add_row(
+            ",".join(map(str, artefact["bits"])) or artefact["flavour"],
+            artefact["path"].removeprefix(result["bundle"]).lstrip("/"),
+            size(artefact["size_bytes"]),
+            artefact["stored_as"],
+            artefact["computed_as"],
+            f"{artefact['integer_layers']} of {len(artefact['layers'])}",
+            f"{parity['differing_codes']} of {parity['codes']}" if parity.get("codes") else "not compared",
+            f"{100 * parity['top1_agreement']:.1f} %" if "top1_agreement" in parity else "not run",
+        )
+    return [files, *_notes(artefacts)]
+
+
+def _notes(artefacts: list[dict[str, Any]]) -> list[str]:
+    """One line each, said once for all artefacts that share it."""
+    notes: dict[str, None] = {}
+    for artefact in artefacts:
+        if artefact["parity"].get("note"):
+            notes[artefact["parity"]["note"]] = None
+        if artefact["cost"].get("latency_ratio"):
+            cost = artefact["cost"]
+            load = f"loads in {cost['load_ms']:.3g} ms (int8 file: {cost['load_ms_int8']:.3g} ms)"
+            pace = f"runs at {cost['latency_ratio']:.2f}x of its latency (a few runs during the export)"
+            notes[f"{artefact['id']}: {load}, {pace}"] = None
+        if artefact["built_for"].get("note"):
+            notes[artefact["built_for"]["note"]] = None
+        if artefact["built_for"].get("command"):
+            notes[f"build on the device: {artefact['built_for']['command']}"] = None
+        if artefact["float_ops"]:
+            found = ", ".join(f"{count} {name}" for name, count in artefact["float_ops"].items())
+            notes[f"computed in float, whatever the bit-width: {found}"] = None
+    return list(notes)

@@ -1,0 +1,202 @@
+"""Proof of exported files: what each answers, and which kernels it runs, before it takes its place in a bundle."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.bundle import VERIFIED
+from emqdeploy.checkpoint import Checkpoint
+from emqdeploy.errors import EmqError
+from emqdeploy.export.graph import float_operators, open_graph
+from emqdeploy.export.storage import store_int8
+from emqdeploy.export.targets import Product
+from emqdeploy.grid import Codes, Floats
+from emqdeploy.parity import Parity
+from emqdeploy.reference import IntegerReference, quantized_tensors
+from emqdeploy.registry import Registry
+from emqdeploy.runtimes.base import open_runtime
+from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
+from emqdeploy.runtimes.onnx_session import create_session, session_options
+
+BATCH = 64
+
+COST_ROUNDS = 5
+"""Interleaved rounds of a cost that is measured during the export; `bench` measures in earnest."""
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What the proof of one product found: the fields of `Artefact` that are not known before."""
+
+    layers: tuple[dict[str, Any], ...]
+    parity: dict[str, Any]
+    float_ops: dict[str, int]
+    status: str = VERIFIED
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+class Prover:
+    """Compares files with the integer reference of one checkpoint.
+
+    Args:
+        checkpoint: what was exported.
+        images: normalised images ``(N, C, H, W)``.
+        origin: where the images are from, for the manifest.
+        allow_float: accept layers that run in float.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, images: Floats, origin: str, allow_float: bool = False) -> None:
+        self.checkpoint, self.images, self.origin, self.allow_float = checkpoint, images, origin, allow_float
+        self.float_ops = float_operators(open_graph(checkpoint))
+        self._expected: dict[int, tuple[Floats, dict[str, Codes]]] = {}
+        self._fused: dict[int, Parity] = {}
+
+    def expected(self, bits: int) -> tuple[Floats, dict[str, Codes]]:
+        """Returns the reference's logits and codes, computed once per bit-width."""
+        if bits not in self._expected:
+            reference = IntegerReference(self.checkpoint.skeleton, self.checkpoint.network.initializers(bits))
+            self._expected[bits] = reference.run(self.images, BATCH)
+        return self._expected[bits]
+
+    def fused(self, bits: int) -> Parity:
+        """Compares every code of every quantized tensor of the fused graph with the reference, once per bit-width.
+
+        An exported file shows its logits only, so the codes are read from the same graph with more outputs.
+        """
+        if bits not in self._fused:
+            tensors = quantized_tensors(self.checkpoint.skeleton)
+            runtime: Any = open_runtime(self.checkpoint, "onnxruntime", bits=[bits], trace=tensors)
+            parity = Parity()
+            self.compare(parity, bits, runtime.run_traced)
+            runtime.close()
+            self._fused[bits] = parity
+        return self._fused[bits]
+
+    def compare(self, parity: Parity, bits: int, run: Callable[[Floats], tuple[Floats, dict[str, Codes]]]) -> None:
+        """Adds all images to a comparison; what ``run`` returns no codes of is compared by its logits alone."""
+        logits, codes = self.expected(bits)
+        for start in range(0, len(self.images), BATCH):
+            part = slice(start, start + BATCH)
+            actual = run(self.images[part])
+            parity.add((logits[part], {name: codes[name][part] for name in actual[1]}), actual)
+
+    def layers(self, product: Product, kernels: dict[str, str], bits: int | None = None) -> tuple[dict[str, Any], ...]:
+        """Describes every layer as a manifest does; ``kernels`` says what computes it."""
+        network = self.checkpoint.network.layers
+        width = max(product.bits) if bits is None else bits
+        return tuple(
+            {
+                "name": name,
+                "grid_bits": layer.grid_bits(width),
+                "stored_as": product.stored_as[name],
+                "computed_as": kernels.get(name, "unknown"),
+            }
+            for name, layer in network.items()
+        )
+
+    def require_integers(self, product: Product, layers: Sequence[dict[str, Any]]) -> None:
+        """Raises where layers run in float and nobody allowed that."""
+        slow = [layer["name"] for layer in layers if layer["computed_as"] not in ("int8", "unknown")]
+        if slow and not self.allow_float:
+            raise EmqError(
+                f"{product.path.name} runs {len(slow)} of {len(layers)} layers in float ({', '.join(slow[:3])}); it was"
+                " not kept, pass --allow-float to accept that"
+            )
+
+
+PROVERS: Registry[Callable[[Prover, Product], Proven]] = Registry("prover")
+"""How a target's files are proven, by target."""
+
+
+@PROVERS.register("onnx")
+def prove_onnx(prover: Prover, product: Product) -> Proven:
+    """In onnxruntime: every code of the fused graph, and the file's own logits, are those of the reference."""
+    session = load(product.path)
+    logits, codes = Parity(), Parity()
+    for bits in product.bits:
+        feeds = selection(product, bits)
+
+        def run(images: Floats, feeds: dict[str, Any] = feeds) -> tuple[Floats, dict[str, Codes]]:
+            return session.run(["logits"], {"images": images, **feeds})[0], {}
+
+        prover.compare(logits, bits, run)
+        codes.merge(prover.fused(bits))
+    wrong = logits.unsafe_flips or codes.unsafe_flips
+    if not prover.float_ops:
+        wrong = wrong or not codes.exact or logits.max_logit_error > 0
+    if wrong:
+        where = codes.first_difference or "logits"
+        raise EmqError(
+            f"{product.path.name} differs from what was trained (first in {where}); it was not kept, please report this"
+        )
+    bits = max(product.bits)
+    kernels = profile(product, selection(product, bits), prover.checkpoint.metadata["network"]["input_shape"])
+    layers = prover.layers(product, {name: computed_as(kernel) for name, kernel in kernels.items()})
+    prover.require_integers(product, layers)
+    parity = {
+        "reference": "integer reference",
+        "runtime": "onnxruntime",
+        "images_from": prover.origin,
+        **codes.to_dict(),
+        "max_logit_error": logits.max_logit_error,
+    }
+    return Proven(layers, parity, prover.float_ops, cost=_cost(prover, product))
+
+
+def load(path: Path) -> Any:
+    """Opens a file in onnxruntime as any program would."""
+    return create_session(path, session_options())
+
+
+def profile(product: Product, feeds: dict[str, Any], input_shape: Sequence[int]) -> dict[str, str]:
+    """Returns the kernel of every layer of a staged file, by layer name."""
+    return profile_kernels(product.path, session_options(), None, tuple(input_shape), feeds=feeds)
+
+
+def selection(product: Product, bits: int) -> dict[str, Any]:
+    """The further input of a selector."""
+    return {"bits": np.array([bits], np.int64)} if product.role == "selector" else {}
+
+
+def _cost(prover: Prover, product: Product) -> dict[str, Any]:
+    """What another form than plain int8 costs in onnxruntime, beside the int8 file of the same bit-width."""
+    if product.flavour == "int8":
+        return {}
+    bits = max(product.bits)
+    plain = store_int8(prover.checkpoint, product.path, bits).data
+    image = prover.images[:1]
+    makers = {
+        "plain": lambda: create_session(plain, session_options()),
+        "this": lambda: load(product.path),
+    }
+    load_ms = {name: min(_timed(make) for _ in range(2)) for name, make in makers.items()}
+    feeds = {"plain": {"images": image}, "this": {"images": image, **selection(product, bits)}}
+    sessions = {name: make() for name, make in makers.items()}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(COST_ROUNDS):
+        for name, session in sessions.items():
+            run = functools.partial(session.run, None, feeds[name])
+            run()
+            times[name] += [_timed(run) for _ in range(3)]
+    latency_ms = {name: float(np.median(samples)) for name, samples in times.items()}
+    return {
+        "compared_with": f"int8 file at {bits} bits, onnxruntime, one image, measured during the export",
+        "load_ms": round(load_ms["this"], 2),
+        "load_ms_int8": round(load_ms["plain"], 2),
+        "latency_ms": round(latency_ms["this"], 4),
+        "latency_ms_int8": round(latency_ms["plain"], 4),
+        "latency_ratio": round(latency_ms["this"] / latency_ms["plain"], 3),
+    }
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return 1000 * (time.perf_counter() - start)
