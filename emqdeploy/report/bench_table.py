@@ -81,5 +81,9 @@ def _lines(result: dict[str, Any]) -> list[str]:
     ]
     missing = dict.fromkeys(row["energy"].get("not_measured") for row in result["rows"])
     lines += [f"energy is not measured: {reason}" for reason in missing if reason]
+    wrong = dict.fromkeys(trouble for row in result["rows"] for trouble in row["energy"].get("disturbed", ()))
+    lines += [f"energy: the sensor {trouble}" for trouble in wrong]
+    sensors = dict.fromkeys((row["energy"].get("rail"), row["energy"].get("rule")) for row in result["rows"])
+    lines += [f"energy is of {rail}: {rule}; idle power is subtracted" for rail, rule in sensors if rail]
     disturbed = dict.fromkeys(reason for row in result["rows"] for reason in row["disturbed"])
     return lines + result["notes"] + [f"* disturbed: {reason}" for reason in disturbed]

@@ -109,7 +109,7 @@ def test_idle_is_subtracted() -> None:
     assert row["power_w"] == pytest.approx(7.0)
     assert row["disturbed"] == []
     nothing = summary(Scripted([5.0]), Energy(8.0, 2.0, 40, "", 9), Energy(11.0, 3.0, 60, "", 9), 1000)
-    assert "no more than idling" in nothing["disturbed"][0]
+    assert "no more power at work than idle" in nothing["disturbed"][0]
 
 
 @given(st.lists(st.floats(0.1, 50.0), min_size=2, max_size=20), st.floats(60.0, 100.0))

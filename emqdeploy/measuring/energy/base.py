@@ -160,7 +160,7 @@ def summary(source: EnergySource, idle: Energy, work: Energy, inferences: int) -
     net = work.joules - idle.watts * work.seconds
     troubles = [trouble for trouble in (idle.trouble, work.trouble) if trouble]
     if net <= 0:
-        troubles.append("the work took no more than idling: the sensor is too coarse for it, or the idle phase was not")
+        troubles.append("saw no more power at work than idle: it is too coarse for this, or idle was not")
     return {
         "source": source.name,
         "rail": source.rail,
