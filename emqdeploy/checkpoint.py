@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from emqdeploy.errors import EmqError
@@ -107,6 +106,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
         "hashes": {name: _hash_tensor(array.dtype, array.shape, array.tobytes()) for name, array in tensors.items()},
     }
     text = json.dumps(header, separators=(",", ":"))
+    # Here, because only writing needs it: a device that reads a checkpoint gets by with numpy.
+    import safetensors.numpy
+
     data = safetensors.numpy.save(tensors, {_KEY: text, _DIGEST: _hash(text.encode())})
     atomic_write_bytes(path, data)
     return len(data)

@@ -86,3 +86,13 @@ def deploy(spec: NetworkSpec, widths: tuple[int, ...] = ALL_BITS) -> Deployed:
 def small() -> Deployed:
     """A ResNet-8 for grey images of 8 x 8 pixels, trained at 2, 4 and 8 bits, stored at 1..8."""
     return deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (2, 4, 8)))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a short training on the embedded digits."""
+    from emqdeploy.training.api import train
+    from emqdeploy.training.config import TrainConfig
+
+    result = train(TrainConfig(epochs=2, limit=400), tmp_path_factory.mktemp("digits"))
+    return Path(result.checkpoints[0])

@@ -69,6 +69,9 @@ def bench(
         bool,
         typer.Option("--lock-clocks", help="Fix a Jetson's clocks for the run, then release them."),
     ] = False,
+    host: Annotated[str | None, typer.Option(help="Measure there over ssh, for example user@192.168.55.1.")] = None,
+    ssh: Annotated[str, typer.Option(help="The ssh command, with options.")] = "ssh",
+    host_python: Annotated[str | None, typer.Option(help="The host's Python; its python3 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result as JSON, every sample in it.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
     json_: JsonOption = False,
@@ -84,6 +87,8 @@ def bench(
       emqdeploy bench runs/digits-resnet8-001 --bits 2,8 --threads 1 --out bench.json
 
       emqdeploy bench --scenario single,offline,switch --batch 1,8 --trace round-robin
+
+      emqdeploy bench --device jetson --host user@192.168.55.1 --out orin.json
     """
     from emqdeploy.measuring.bench import bench as measure
     from emqdeploy.measuring.result import save_result
@@ -109,6 +114,9 @@ def bench(
         energy=energy,
         energy_seconds=energy_seconds,
         lock_clocks=lock_clocks,
+        host=host,
+        ssh=ssh,
+        host_python=host_python,
     )
     result = measure(settings, say)
     if out is not None:

@@ -6,13 +6,11 @@ import contextlib
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emqdeploy.data import Dataset, load_dataset
-from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.errors import EmqError
 from emqdeploy.measuring.devices import Device, find_device
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.fresh import cost_of_loading
@@ -20,10 +18,11 @@ from emqdeploy.measuring.power import check_source, measure_energy
 from emqdeploy.measuring.result import SCHEMA
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects
+from emqdeploy.measuring.testset import TestSet, read_test_set
 from emqdeploy.measuring.workbench import Stop, Subject, Workbench, stop_on_signals
 from emqdeploy.progress import Report, silent
 from emqdeploy.runtimes.machine import environment
-from emqdeploy.runtimes.source import Source, dataset_of
+from emqdeploy.runtimes.source import Source
 from emqdeploy.runtimes.use import measured_accuracy
 
 TIMED_IMAGES = 64
@@ -46,21 +45,26 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
     from emqdeploy.measuring import scenarios
 
     settings.check()
+    if settings.host is not None:
+        from emqdeploy.remote.bench import bench_there
+
+        return bench_there(settings, settings.host, report)
     chosen = [(name, scenarios.SCENARIOS[name]) for name in settings.scenarios]
     started = time.perf_counter()
     device = find_device(settings.device)
     check_source(settings.energy)
     subjects = open_subjects(settings, device)
-    images, dataset, notes = _images(settings, subjects[0].source, report)
+    images, test, notes = _images(settings, subjects[0].source, report)
     if subjects[0].runtime.name != device.runtimes[0] and not settings.runtimes:
         notes.append(
             f"{device.runtimes[0]} is not installed, so this is {subjects[0].runtime.name}, on the processor alone"
         )
-    result = _new_result(settings, device, subjects, dataset, notes)
+    result = _new_result(settings, device, subjects, test, notes)
     stop = Stop()
     monitor = Monitor(device.tree, device.readings)
-    test = None if dataset is None else dataset.test
-    workbench = Workbench(settings, subjects, images, test, monitor, report, stop, result)
+    workbench = Workbench(
+        settings, subjects, images, None if test is None else test.split, monitor, report, stop, result
+    )
     with stop_on_signals(stop), _locked_clocks(device, settings.lock_clocks):
         for name, scenario in chosen:
             if not stop():
@@ -88,10 +92,10 @@ def _locked_clocks(device: Device, wanted: bool) -> Iterator[None]:
 
 
 def _new_result(
-    settings: BenchSettings, device: Device, subjects: list[Subject], dataset: Dataset | None, notes: list[str]
+    settings: BenchSettings, device: Device, subjects: list[Subject], test: TestSet | None, notes: list[str]
 ) -> dict[str, Any]:
     source = describe_source(subjects[0].source)
-    source["images"] = None if dataset is None else len(dataset.test)
+    source["images"] = None if test is None else len(test.split)
     return {
         "schema": SCHEMA,
         "command": settings.command(),
@@ -109,15 +113,10 @@ def _new_result(
     }
 
 
-def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[Any, Dataset | None, list[str]]:
-    """Images to time with, and the data set for accuracy where it is at hand."""
-    data_dir = None if settings.data_dir is None else Path(settings.data_dir)
+def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[Any, TestSet | None, list[str]]:
+    """Images to time with, and the test set for accuracy where it is at hand."""
     try:
-        if settings.data is None:
-            dataset = dataset_of(source.metadata, data_dir)
-        else:
-            size = source.preprocessing.height if settings.data.startswith("imagefolder") else None
-            dataset = load_dataset(settings.data, data_dir, size)
+        test = read_test_set(settings, source)
     except EmqError as error:
         if settings.data is not None:
             raise
@@ -125,33 +124,13 @@ def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[An
         report(note)
         noise = np.random.default_rng(settings.seed).integers(0, 256, (TIMED_IMAGES, *source.input_shape))
         return source.preprocessing.normalize(noise.astype(np.uint8)), None, [note, "latency is timed on noise images"]
-    _check_labels(dataset, source)
-    if settings.limit is not None:
-        kept = dataset.test.subset(np.arange(min(settings.limit, len(dataset.test))))
-        dataset = Dataset(**vars(dataset) | {"test": kept})
-    return source.preprocessing.normalize(dataset.test.images[:TIMED_IMAGES]), dataset, []
-
-
-def _check_labels(dataset: Dataset, source: Source) -> None:
-    """Raises unless the data set has the classes and the image shape that the network was trained on."""
-    classes = source.metadata["classes"]
-    if list(dataset.classes) != list(classes):
-        raise UsageError(
-            f"the labels of {dataset.name} ({len(dataset.classes)} classes, {dataset.classes[0]} first) are not those"
-            f" that the network was trained on ({len(classes)} classes, {classes[0]} first); name its own with --data"
-        )
-    if dataset.test.images.shape[1:] != source.input_shape:
-        raise UsageError(
-            f"the images of {dataset.name} have shape {dataset.test.images.shape[1:]}, the network takes"
-            f" {source.input_shape}; name its data set with --data"
-        )
+    return source.preprocessing.normalize(np.asarray(test.split.images[:TIMED_IMAGES])), test, []
 
 
 def _accuracy(bench: Workbench) -> None:
     """Accuracy of every row, and what was lost against torch's as recorded at training."""
     if bench.test is None:
         return
-    whole = bench.settings.data is None and bench.settings.limit is None
     for subject in bench.subjects:
         if bench.stop():
             return
@@ -160,7 +139,7 @@ def _accuracy(bench: Workbench) -> None:
         row = bench.row(subject)
         row["accuracy"] = measured_accuracy(subject, bench.test, subject.source.preprocessing, bench.stop)
         reference = row["reference_accuracy"]
-        if whole and reference is not None and row["accuracy"] is not None:
+        if bench.settings.comparable and reference is not None and row["accuracy"] is not None:
             row["accuracy_drop"] = round(reference - row["accuracy"], 4) + 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -30,8 +31,7 @@ def cost_of_loading(path: Path, bits: Sequence[int] | None, runtime: str, thread
     """
     request = {"path": str(path), "bits": None if bits is None else list(bits), "runtime": runtime, "threads": threads}
     command = [sys.executable, "-m", "emqdeploy.measuring.fresh", json.dumps(request)]
-    # A session of its own: a Ctrl-C meant for the bench must not kill the measurement half-way.
-    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().rpartition("\n")[2]
         return {"not_measured": f"a fresh process could not load it ({last or f'exit code {done.returncode}'})"}
@@ -44,6 +44,8 @@ def main() -> None:
     from emqdeploy.runtimes.machine import resident_bytes
     from emqdeploy.runtimes.source import open_source
 
+    # A Ctrl-C reaches the whole group; it is meant for the bench, which ends after this measurement.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.loads(sys.argv[1])
     path, bits = Path(request["path"]), request["bits"]
     _load_library(request["runtime"])

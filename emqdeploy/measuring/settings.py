@@ -42,6 +42,11 @@ class BenchSettings:
         lock_clocks: fix the clocks of a Jetson for the run and release them after it.
         policy: budgets of the adaptive scenario.
         seed: of the random trace and of the bootstrap.
+        whole_test_set: whether ``data`` holds all test images of the network's own data set, so that the recorded
+            accuracy is comparable; None where that follows from ``data`` and ``limit``.
+        host: measure there, over ssh; None measures here.
+        ssh: the ssh command.
+        host_python: the Python of the host.
     """
 
     path: str | None = None
@@ -66,6 +71,17 @@ class BenchSettings:
     lock_clocks: bool = False
     policy: str | None = None
     seed: int = 0
+    whole_test_set: bool | None = None
+    host: str | None = None
+    ssh: str = "ssh"
+    host_python: str | None = None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether accuracy is measured on what training measured it on."""
+        if self.whole_test_set is not None:
+            return self.whole_test_set
+        return self.data is None and self.limit is None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""

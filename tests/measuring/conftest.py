@@ -1,4 +1,4 @@
-"""A trained digits network, to measure for real."""
+"""A real, short measurement."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ import pytest
 
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.settings import BenchSettings
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a short training on the embedded digits."""
-    from emqdeploy.training.api import train
-    from emqdeploy.training.config import TrainConfig
-
-    result = train(TrainConfig(epochs=2, limit=400), tmp_path_factory.mktemp("digits"))
-    return Path(result.checkpoints[0])
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,177 @@
+"""A bench over ssh, against a real server: what comes back, and what is left behind when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.measuring.bench import bench
+from emqdeploy.measuring.settings import BenchSettings
+from emqdeploy.measuring.sysfs import ROOT_VARIABLE
+from emqdeploy.remote.connection import Connection
+from tests.measuring.trees import TREES, plant
+from tests.remote.conftest import Device
+
+Start = Callable[..., Device]
+
+
+def _settings(path: Path, device: Device) -> BenchSettings:
+    return BenchSettings(
+        str(path), (8, 2), samples=20, switches=10, host="device", ssh=device.ssh, host_python=sys.executable
+    )
+
+
+def _nothing_left(device: Device) -> None:
+    """No directory, and no process that works in one, half a minute later at the latest."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+        running = [line for line in listed.splitlines() if f"{device.temporary}/" in line]
+        files = list(device.temporary.rglob("*"))
+        if not files and not running:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"left behind: {files}, {running}")
+
+
+def test_a_jetson_is_measured_from_a_workstation(
+    digits: Path,
+    start_device: Start,
+    tmp_path: Path,
+) -> None:
+    """The network, its test images and this package travel; the result comes back as if measured here."""
+    tree = plant(tmp_path / "orin", TREES["orin nano"]())
+    device = start_device(**{ROOT_VARIABLE: str(tree)})
+    lines: list[str] = []
+    settings = replace(_settings(digits, device), device="jetson", energy="none")
+    result = bench(settings, lines.append)
+    assert result["complete"] is True
+    assert result["environment"]["host"] == "device"
+    assert result["environment"]["device"]["model"].startswith("NVIDIA Jetson Orin Nano")
+    assert result["source"]["path"] == str(digits)
+    assert BenchSettings.from_dict(result["settings"]) == settings
+    assert len(result["switches"]) == 10
+    for row in result["rows"]:
+        assert len(row["samples_ms"]) == 20
+        assert row["accuracy_drop"] == pytest.approx(0, abs=0.6)
+        assert row["rss_bytes"] > 0
+    assert any(line.startswith("copying") for line in lines)
+    assert any(line.startswith("accuracy of 8 bits") for line in lines)
+    _nothing_left(device)
+
+
+def test_a_lost_connection_leaves_nothing_running(digits: Path, start_device: Start) -> None:
+    """One sentence here; there the guard notices, ends the bench and cleans up."""
+    device = start_device()
+
+    def pull(line: str) -> None:
+        if line.startswith("timing"):
+            threading.Thread(target=device.stop).start()
+
+    with pytest.raises(EmqError, match=r"the connection to device was lost.*run it again"):
+        bench(replace(_settings(digits, device), samples=None, seconds=600.0), pull)
+    _nothing_left(device)
+
+
+def test_an_interrupted_bench_brings_back_what_there_is(digits: Path, start_device: Start) -> None:
+    """Ctrl-C here asks the device to stop; the partial result is marked."""
+    device = start_device()
+
+    def interrupt(line: str) -> None:
+        if line.startswith("timing"):
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    result = bench(replace(_settings(digits, device), samples=None, seconds=600.0), interrupt)
+    assert result["complete"] is False
+    assert result["rows"][0]["latency_ms"]["samples"] > 0
+    assert any("interrupted" in note for note in result["notes"])
+    _nothing_left(device)
+
+
+def test_errors_there_are_errors_here(digits: Path, start_device: Start) -> None:
+    """The device's own sentence, a Python that is not there, a package that is missing."""
+    device = start_device()
+    settings = _settings(digits, device)
+    with pytest.raises(EmqError, match=r"on device: this machine is not a Jetson"):
+        bench(replace(settings, device="jetson"))
+    with pytest.raises(EmqError, match=r"name one with --host-python"):
+        bench(replace(settings, host_python="/nowhere/python"))
+    with pytest.raises(EmqError, match=r"device lacks tensorrt for .*run there: .* -m pip install tensorrt"):
+        bench(replace(settings, runtimes=("tensorrt",)))
+    _nothing_left(device)
+
+
+def test_a_host_that_does_not_answer(digits: Path, tmp_path: Path) -> None:
+    """The sentence holds ssh's own reason and the command to try."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        ssh = f"ssh -p {taken.getsockname()[1]} -o StrictHostKeyChecking=yes"
+        with pytest.raises(EmqError, match=r"cannot connect to 127.0.0.1: .*refused; check that this works"):
+            bench(BenchSettings(str(digits), host="127.0.0.1", ssh=ssh))
+
+
+def test_a_silent_line_ends_the_job(tmp_path: Path) -> None:
+    """A cable that is cut closes nothing: the guard counts the seconds since it last heard something."""
+    import emqdeploy.remote.guard as guard
+
+    folder = tmp_path / "job"
+    folder.mkdir()
+    source = Path(guard.__file__).read_text()
+    assert "SILENCE_S = 20.0" in source
+    (folder / "guard.py").write_text(source.replace("SILENCE_S = 20.0", "SILENCE_S = 0.5"))
+    endless = f"import time; print('{folder}', flush=True); time.sleep(600)"
+    (folder / "job.json").write_text(json.dumps({"command": [sys.executable, "-c", endless], "environment": {}}))
+    command = [sys.executable, str(folder / "guard.py")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert not folder.exists()
+    out, _ = process.communicate()  # would hang if the job still held the pipe
+    assert out.decode().strip() == str(folder)
+
+
+@pytest.mark.parametrize("host", ["", "-oProxyCommand=reboot", "two words"])
+def test_a_host_is_never_an_option(host: str) -> None:
+    """What begins with a dash would be read by ssh as an option."""
+    with pytest.raises(UsageError, match="name it as ssh would"):
+        Connection(host)
+
+
+def test_the_package_that_travels_needs_numpy_and_a_runtime_only(digits: Path, tmp_path: Path) -> None:
+    """Neither the command line's packages nor torch nor safetensors are on a plain device."""
+    from emqdeploy.remote.parcel import package
+
+    (tmp_path / "emqdeploy.zip").write_bytes(package())
+    settings: dict[str, Any] = BenchSettings(str(digits), (4,), samples=10, switches=5).to_dict()
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    code = (
+        "import runpy, sys\n"
+        "class Bare:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name.partition('.')[0] in ('typer', 'rich', 'torch', 'safetensors', 'onnx', 'sklearn', 'click'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Bare())\n"
+        "sys.path.insert(0, 'emqdeploy.zip')\n"
+        "sys.argv = ['bench', 'settings.json']\n"
+        "runpy.run_module('emqdeploy.measuring', run_name='__main__')\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONPATH": "emqdeploy.zip"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["rows"][0]["latency_ms"]["samples"] == 10
+    assert any("accuracy is not measured" in note for note in result["notes"])
