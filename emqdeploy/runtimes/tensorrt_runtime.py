@@ -177,12 +177,10 @@ class TensorRtRuntime(Runtime):
             )
         self._bundle = bundle
         self._artefacts = {width: artefact for artefact in artefacts for width in artefact.bits}
-        flavour = artefacts[0].built_for.get("runtime", artefacts[0].target)
-        trt = load_tensorrt(flavour)
-        here = {"runtime": flavour, "version": str(trt.__version__), "compute_capability": cuda.compute_capability()}
+        trt = load_tensorrt(_flavour(artefacts[0]))
         for artefact in artefacts:
-            check_built_for(artefact.built_for, here, artefact.file)
-        self.device = f"{cuda.device_name()}, compute capability {here['compute_capability']}"
+            check_built_for(artefact.built_for, _here(_flavour(artefact)), artefact.file)
+        self.device = f"{cuda.device_name()}, compute capability {cuda.compute_capability()}"
         self._shared = _Shared(trt)
         self._lock = threading.Lock()
         self._selector: _Engine | None = None
@@ -251,6 +249,27 @@ def tensorrt_here() -> str | None:
     except EmqError as error:
         return str(error)
     return None
+
+
+def built_elsewhere(artefact: Artefact) -> str | None:
+    """Why an engine cannot be loaded here, in one sentence; None where it can."""
+    try:
+        check_built_for(artefact.built_for, _here(_flavour(artefact)), artefact.file)
+    except EmqError as error:
+        return str(error)
+    return None
+
+
+def _flavour(artefact: Artefact) -> str:
+    return str(artefact.built_for.get("runtime", artefact.target))
+
+
+def _here(flavour: str) -> dict[str, str]:
+    return {
+        "runtime": flavour,
+        "version": str(load_tensorrt(flavour).__version__),
+        "compute_capability": cuda.compute_capability(),
+    }
 
 
 def inspected_types(text: str) -> dict[str, str]:

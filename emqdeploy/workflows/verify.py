@@ -1,84 +1,68 @@
-"""Parity of every way to run a checkpoint with the integer reference."""
+"""Parity of every way to run a network with the integer reference: a checkpoint, and every file of a bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from emqdeploy.bundle import Bundle
 from emqdeploy.checkpoint import Checkpoint, load_checkpoint
 from emqdeploy.data import Preprocessing
-from emqdeploy.errors import EmqError
-from emqdeploy.grid import Floats
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.grid import Codes, Floats
 from emqdeploy.parity import Parity
 from emqdeploy.progress import Report, silent
-from emqdeploy.reference import IntegerReference, quantized_tensors
+from emqdeploy.reference import CODES_SUFFIX, IntegerReference
 from emqdeploy.runs import find_checkpoint
-from emqdeploy.runtimes.base import open_runtime, precision_summary
-from emqdeploy.runtimes.onnx_file import OnnxFileRuntime
-from emqdeploy.runtimes.source import dataset_of
+from emqdeploy.runtimes.base import LayerPrecision, exported_bits, open_runtime, precision_summary
+from emqdeploy.runtimes.source import dataset_of, is_bundle
+from emqdeploy.workflows.rungs import RUNGS, Rung, artefact_rung, unavailable
 
 PARITY_IMAGES = 256
 """Test images that an export is proven on; `verify` takes more when asked."""
 
 PARITY_BATCH = 64
 
+BUNDLE_BESIDE = "bundle"
+"""Where a bundle lies beside its checkpoint unless the user chose another place."""
+
+
+@dataclass
+class _Compared:
+    """A rung at work."""
+
+    rung: Rung
+    parity: Parity = field(default_factory=Parity)
+    correct: int = 0
+    reference_correct: int = 0
+
 
 def parity_images(checkpoint: Checkpoint, count: int | None, data_dir: Path | None) -> tuple[Floats, str]:
     """Returns normalised test images and where they come from; noise where the data set is not at hand."""
+    images, _, origin = labelled_images(checkpoint, count, data_dir)
+    return images, origin
+
+
+def labelled_images(
+    checkpoint: Checkpoint, count: int | None, data_dir: Path | None
+) -> tuple[Floats, NDArray[Any] | None, str]:
+    """Returns normalised test images, their classes and where they come from; noise has no classes."""
     preprocessing = Preprocessing.from_dict(checkpoint.metadata["preprocessing"])
+    labels: NDArray[Any] | None = None
     try:
-        images = dataset_of(checkpoint.metadata, data_dir).test.images[:count]
+        test = dataset_of(checkpoint.metadata, data_dir).test
+        images, labels = test.images[:count], np.asarray(test.labels[:count])
         origin = f"{len(images)} test images"
     except EmqError:
         shape = (count or PARITY_IMAGES, preprocessing.channels, preprocessing.height, preprocessing.width)
         images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         origin = f"{len(images)} noise images, because the data set is not at hand"
-    return preprocessing.normalize(images), origin
-
-
-def verify_width(checkpoint: Checkpoint, bits: int, images: Floats, artefact: Path | None = None) -> dict[str, Any]:
-    """Compares every way of running one bit-width with the integer reference.
-
-    Rungs: ``onnxruntime`` (fused: must be exact), ``torch`` and ``unfused`` (float between the quantizers: ties may
-    round differently, an arg-max may flip only where its margin is below 1 % of the logit range) and, where an exported
-    file is given, ``artefact`` (its logits must be those of the reference).
-    """
-    tensors = quantized_tensors(checkpoint.skeleton)
-    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(bits))
-    runtimes: dict[str, Any] = {
-        "onnxruntime": open_runtime(checkpoint, "onnxruntime", bits=[bits], trace=tensors),
-        "unfused": open_runtime(checkpoint, "onnxruntime", bits=[bits], trace=tensors, optimise=False),
-    }
-    skipped = {}
-    try:
-        runtimes["torch"] = open_runtime(checkpoint, "torch", bits=[bits])
-    except EmqError as error:
-        skipped["torch"] = str(error)
-    rungs = {name: Parity() for name in runtimes}
-    exported = None if artefact is None else OnnxFileRuntime(artefact)
-    if exported is not None:
-        rungs["artefact"] = Parity()
-    for start in range(0, len(images), PARITY_BATCH):
-        batch = images[start : start + PARITY_BATCH]
-        expected = reference.run(batch)
-        for name, runtime in runtimes.items():
-            rungs[name].add(expected, runtime.run_traced(batch))
-        if exported is not None:
-            rungs["artefact"].add((expected[0], {}), (exported(batch), {}))
-    precision = (exported or runtimes["onnxruntime"]).precision(bits)
-    ok = rungs["onnxruntime"].exact and all(rung.unsafe_flips == 0 for rung in rungs.values())
-    if exported is not None:
-        ok = ok and rungs["artefact"].max_logit_error == 0
-    return {
-        "bits": bits,
-        "ok": ok,
-        "rungs": {name: rung.to_dict() for name, rung in rungs.items()},
-        "skipped": skipped,
-        **precision_summary(precision),
-    }
+    return preprocessing.normalize(images), labels, origin
 
 
 def verify(
@@ -88,21 +72,135 @@ def verify(
     data_dir: Path | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Verifies stored bit-widths of a checkpoint, and the files exported beside it."""
-    found = find_checkpoint(path)
+    """Verifies a checkpoint, and every file of its bundle.
+
+    Args:
+        path: a bundle, a checkpoint, a run; None means the latest run. The bundle beside a checkpoint counts too.
+        bits: bit-widths; None takes all stored ones, of a bundle the exported ones.
+        count: test images; None takes all.
+        data_dir: where the data set's files lie.
+        report: receives one line about what is being done.
+
+    Returns:
+        ``ok``, ``images`` and ``results``: per bit-width the rungs, what could not run here, and the layers.
+    """
+    if path is not None and is_bundle(path):
+        bundle: Bundle | None = Bundle.open(path)
+        found = _checkpoint_in(Bundle.open(path))
+    else:
+        found = find_checkpoint(path)
+        beside = found.parent / BUNDLE_BESIDE
+        bundle = Bundle.open(beside) if is_bundle(beside) else None
     checkpoint = load_checkpoint(found)
-    images, origin = parity_images(checkpoint, count, data_dir)
-    widths = list(bits or checkpoint.network.widths)
+    exported = exported_bits(bundle) if bundle is not None and bundle.checkpoint_path == found else ()
+    widths = list(bits or exported or checkpoint.network.widths)
     for width in widths:
         checkpoint.network.check_bits(width)
+    images, labels, origin = labelled_images(checkpoint, count, data_dir)
     results = []
     for width in widths:
         report(f"verifying {width} bits on {origin}")
-        artefact = found.parent / "bundle" / f"model-w{width}.onnx"
-        results.append(verify_width(checkpoint, width, images, artefact if artefact.exists() else None))
+        results.append(_verify_width(checkpoint, bundle, width, images, labels))
     return {
         "checkpoint": str(found),
+        "bundle": None if bundle is None else str(bundle.path),
         "images": origin,
         "ok": all(result["ok"] for result in results),
         "results": results,
     }
+
+
+def _checkpoint_in(bundle: Bundle) -> Path:
+    if bundle.checkpoint_path is None:
+        raise UsageError(
+            f"{bundle.path} holds no checkpoint to compare with; export it again, or verify the checkpoint"
+        )
+    return bundle.checkpoint_path
+
+
+def _verify_width(
+    checkpoint: Checkpoint,
+    bundle: Bundle | None,
+    bits: int,
+    images: Floats,
+    labels: NDArray[Any] | None,
+) -> dict[str, Any]:
+    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(bits))
+    compared: dict[str, _Compared] = {}
+    skipped: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for name, make in RUNGS.items():
+        try:
+            compared[name] = _Compared(make(checkpoint, bits))
+        except EmqError as error:
+            skipped[name] = str(error)
+    for artefact in bundle.artefacts if bundle is not None else ():
+        if bundle is None or artefact.role == "baseline" or bits not in artefact.bits:
+            continue
+        reason = unavailable(artefact)
+        if reason is not None:
+            skipped[artefact.id] = reason
+            continue
+        try:
+            compared[artefact.id] = _Compared(artefact_rung(bundle, artefact, checkpoint, bits))
+        except EmqError as error:
+            failed[artefact.id] = str(error)
+    for start in range(0, len(images), PARITY_BATCH):
+        part = slice(start, start + PARITY_BATCH)
+        expected = reference.run(images[part])
+        for one in compared.values():
+            _add(one, images[part], expected, None if labels is None else labels[part])
+    precision = _precision(compared, checkpoint, bits)
+    rungs = {name: _row(one, labels is not None) for name, one in compared.items()}
+    for one in compared.values():
+        one.rung.close()
+    return {
+        "bits": bits,
+        "ok": not failed and all(rung["wrong"] is None for rung in rungs.values()),
+        "rungs": rungs,
+        "failed": failed,
+        "skipped": skipped,
+        **precision_summary(precision),
+    }
+
+
+def _add(
+    one: _Compared, images: Floats, expected: tuple[Floats, dict[str, Codes]], labels: NDArray[Any] | None
+) -> None:
+    """Runs a rung on a batch, or on as much of it as the rung may still get."""
+    most = one.rung.most_images
+    count = len(images) if most is None else min(len(images), most - one.parity.images)
+    if count <= 0:
+        return
+    actual = one.rung.run(images[:count])
+    logits, codes = expected
+    # A runtime that shows no codes is compared by its logits.
+    one.parity.add((logits[:count], {name: codes[name][:count] for name in actual[1]}), actual)
+    if labels is not None:
+        one.correct += int((actual[0].argmax(1) == labels[:count]).sum())
+        one.reference_correct += int((logits[:count].argmax(1) == labels[:count]).sum())
+
+
+def _row(one: _Compared, labelled: bool) -> dict[str, Any]:
+    images = max(one.parity.images, 1)
+    accuracy = 100 * one.correct / images if labelled else None
+    points = 100 * (one.correct - one.reference_correct) / images if labelled else None
+    return one.parity.to_dict() | {
+        "accuracy": accuracy,
+        "accuracy_points": points,
+        "wrong": one.rung.judge(one.parity, points),
+        "first_layer": _layer_of(one.parity.first_difference),
+    }
+
+
+def _layer_of(tensor: str | None) -> str | None:
+    return None if tensor is None else tensor.removesuffix(CODES_SUFFIX)
+
+
+def _precision(compared: dict[str, _Compared], checkpoint: Checkpoint, bits: int) -> list[LayerPrecision]:
+    """What the first exported file says about the layers; without one, what onnxruntime does with the checkpoint."""
+    for one in compared.values():
+        if one.rung.precision is not None:
+            return one.rung.precision()
+    with open_runtime(checkpoint, "onnxruntime", bits=[bits]) as runtime:
+        return runtime.precision(bits)
