@@ -142,15 +142,15 @@ def artefact_rung(bundle: Bundle, artefact: Artefact, checkpoint: Checkpoint, bi
         EmqError: one sentence: the file was altered, or its runtime refuses it.
     """
     opened: Runtime
+    # TensorRT's form of the ONNX graph has a float bias, so it rounds in its own way wherever it runs.
+    judge: Judge = _strictest(checkpoint) if artefact.target == "onnx" else must_agree
     if artefact.target == "openvino":
-        opened, judge = OpenVinoRuntime(Graphs.of_artefacts(bundle, [artefact])), must_agree
+        opened = OpenVinoRuntime(Graphs.of_artefacts(bundle, [artefact]))
     elif artefact.target in MODULES:
-        opened, judge = TensorRtRuntime(bundle, [artefact]), must_agree
+        opened = TensorRtRuntime(bundle, [artefact])
     else:
         path = bundle.file_of(artefact)
         opened = OnnxSelectorRuntime(path) if artefact.role == "selector" else OnnxFileRuntime(path)
-        # TensorRT's form has a float bias, so it has rounding of its own wherever it runs.
-        judge = _strictest(checkpoint) if artefact.target == "onnx" else must_agree
     return Rung(logits_of(opened, bits), judge, opened.close, precision=lambda: opened.precision(bits))
 
 
