@@ -42,12 +42,12 @@ class FrozenLayer:
         """Nominal bits of the layer's weights when the network runs at ``bits``."""
         return MASTER_BITS if self.pinned else bits
 
-    def integers(self, bits: int) -> NDArray[np.int8]:
-        """The integer weights ``z`` at ``bits``, int8 ``(C, ...)``."""
+    def integers(self, bits: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.int8]:
+        """The integer weights ``z`` at ``bits``, int8 ``(C, ...)``; ``out`` is memory of that shape to put them in."""
         if self.pinned:
             signs = self.grids[bits].slope.astype(np.int8)
             return self.codes.view(np.int8) * signs.reshape((-1,) + (1,) * (self.codes.ndim - 1))
-        return self.grids[bits].integers(self.codes.view(np.uint8))
+        return self.grids[bits].integers(self.codes.view(np.uint8), out)
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,17 @@ class FrozenNetwork:
             stored = ", ".join(map(str, self.widths))
             raise UsageError(f"this checkpoint has no {bits}-bit network; it holds {stored}; choose one of these")
 
-    def initializers(self, bits: int) -> dict[str, NDArray[Any]]:
+    def initializers(self, bits: int, scratch: NDArray[np.uint8] | None = None) -> dict[str, NDArray[Any]]:
         """Every array that the skeleton graph leaves open, by initializer name, at one bit-width.
 
         Per layer ``L``: ``L.weight`` int8 in the layer's shape; ``L.weight_scale`` float32, ``L.bias`` int32 and
         ``L.bias_scale`` float32, each ``(C,)``. Per site ``S``, all scalars: ``S.scale`` float32 and, where it is
         clamped, ``S.low`` and ``S.high`` uint8. And `floats` under their own names.
+
+        Args:
+            bits: a stored bit-width.
+            scratch: `weight_count` bytes in which the weights are laid out, until the next use of the same memory: new
+                memory costs more time than the arithmetic.
         """
         self.check_bits(bits)
         arrays: dict[str, NDArray[Any]] = dict(self.floats)
@@ -108,9 +113,10 @@ class FrozenNetwork:
             if site.clamped:
                 arrays[f"{name}.low"] = np.array(codes.low, np.uint8)
                 arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
+        places = self._places(scratch)
         # numpy leaves the interpreter lock during the byte arithmetic, so two threads halve the wait for a session.
         with ThreadPoolExecutor(2) as pool:
-            integers = pool.map(lambda layer: layer.integers(bits), self.layers.values())
+            integers = pool.map(lambda layer, place: layer.integers(bits, place), self.layers.values(), places)
         for (name, layer), weights in zip(self.layers.items(), integers, strict=True):
             scale = layer.grids[bits].scale
             bias, bias_scale = integer_bias(layer.biases[bits], self.sites[layer.site].scales[bits], scale)
@@ -119,6 +125,14 @@ class FrozenNetwork:
             arrays[f"{name}.bias"] = bias
             arrays[f"{name}.bias_scale"] = bias_scale
         return arrays
+
+    def _places(self, scratch: NDArray[np.uint8] | None) -> list[NDArray[np.uint8] | None]:
+        """Where each layer's weights go."""
+        if scratch is None:
+            return [None] * len(self.layers)
+        ends = np.cumsum([layer.codes.size for layer in self.layers.values()])
+        parts = np.split(scratch[: ends[-1]], ends[:-1])
+        return [part.reshape(layer.codes.shape) for part, layer in zip(parts, self.layers.values(), strict=True)]
 
     def weight_count(self) -> int:
         """Weights of all quantized layers."""

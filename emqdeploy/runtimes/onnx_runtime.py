@@ -16,6 +16,7 @@ from emqdeploy.grid import Codes, Floats
 from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, exported_bits
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import create_session, session_options
+from emqdeploy.runtimes.scratch import Scratch
 
 
 class SessionEngine:
@@ -77,9 +78,11 @@ class OnnxRuntime(Runtime):
         self.optimise = optimise
         self.trace = list(trace)
         self._network = checkpoint.network
+        self._scratch = Scratch(self._network.weight_count())
         self._skeleton = _with_outputs(checkpoint.skeleton, self.trace) if trace else checkpoint.skeleton
         shape = checkpoint.metadata["network"]["input_shape"]
         super().__init__(checkpoint.network.widths, shape, bits, residency)
+        self._scratch.release()
 
     @classmethod
     def open_bundle(
@@ -123,8 +126,10 @@ class OnnxRuntime(Runtime):
         ]
 
     def _build(self, bits: int) -> SessionEngine:
-        arrays = self._network.initializers(bits)
-        session = create_session(self._skeleton, session_options(self.threads, self.optimise), arrays, self.device)
+        options = session_options(self.threads, self.optimise)
+        with self._scratch.lent() as scratch:
+            arrays = self._network.initializers(bits, scratch)
+            session = create_session(self._skeleton, options, arrays, self.device)
         return SessionEngine(session, sum(array.nbytes for array in arrays.values()))
 
 
