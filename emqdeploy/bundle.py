@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -147,6 +147,19 @@ class Bundle:
     def baselines(self) -> tuple[Artefact, ...]:
         """The artefacts to compare with: float32, and a runtime's own int8 of it."""
         return tuple(artefact for artefact in self.artefacts if artefact.role == "baseline")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the manifest says about the network, as `BundleWriter` takes it."""
+        return {
+            "model": self.model,
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing,
+            "input": self.input,
+            "data": self.data,
+            "accuracy": {str(bits): percent for bits, percent in self.accuracy.items()},
+            "trained_bits": list(self.trained_bits),
+        }
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -302,6 +315,11 @@ class BundleWriter:
         self._artefacts[artefact.id] = artefact
         self._write()
         return artefact
+
+    def amend(self, id_: str, **changes: Any) -> None:
+        """Changes what the manifest says about an artefact, once more is known of it."""
+        self._artefacts[id_] = replace(self._artefacts[id_], **changes)
+        self._write()
 
     def _place(self, staged: Path, name: str, keep: bool = False) -> None:
         record = {"sha256": sha256(staged), "size_bytes": staged.stat().st_size}

@@ -80,6 +80,11 @@ class Parity:
         """No code and no arg-max differs."""
         return self.differing_codes == 0 and self.flips == 0
 
+    @property
+    def max_output_steps(self) -> float:
+        """The largest difference of a logit in steps of an 8-bit output, which cuts the logit range into 255."""
+        return 255 * self.max_logit_error
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
-        return {"top1_agreement": self.top1_agreement, **asdict(self)}
+        return {"top1_agreement": self.top1_agreement, "max_output_steps": self.max_output_steps, **asdict(self)}

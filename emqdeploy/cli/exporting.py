@@ -103,19 +103,26 @@ def verify(
     data_dir: DataDirOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Compare every way of running a checkpoint with the integer reference; exit code 1 on a difference.
+    """Compare every way to run a network here with the integer reference; exit code 1 on a difference.
+
+    A checkpoint runs in onnxruntime with its fusions and without, in torch, in ONNX's reference evaluator (on a few
+    images) and in OpenVINO. Of a bundle every file is run too, selectors and packed ones, each in the runtime that it
+    was made for; an engine that was built but not run is completed in the manifest when it answers well.
 
     [bold]Examples[/bold]
 
       emqdeploy verify
 
       emqdeploy verify runs/digits-resnet8-001 --bits 2 --images 100
+
+      emqdeploy verify runs/digits-resnet8-001/bundle --json
     """
     from emqdeploy.report.terminal import verify_table
     from emqdeploy.workflows.verify import verify as run
 
     result = run(path, parse_bits(bits), images, data_dir, say)
-    finish(result, json_, verify_table(result["results"], result["images"]))
+    notes = [f"completed in the manifest: {', '.join(result['completed'])}"] if result["completed"] else []
+    finish(result, json_, verify_table(result["results"], result["images"]), *notes)
     if not result["ok"]:
         failed = ", ".join(str(entry["bits"]) for entry in result["results"] if not entry["ok"])
-        raise EmqError(f"verification failed at {failed} bits; do not deploy this checkpoint")
+        raise EmqError(f"verification failed at {failed} bits; do not deploy what differs")

@@ -64,22 +64,24 @@ def verify_table(results: list[dict[str, Any]], images: str) -> Table:
     """Every rung of parity at every bit-width."""
     result = table(
         f"Parity with the integer reference ({images})",
-        *("bits", "rung", "differing codes", "largest step", "arg-max flips", "beyond 1 % margin", "logit error", ""),
+        *("bits", "rung", "same class", "differing codes", "largest step", "logits differ", "first difference", ""),
     )
     for entry in results:
         for index, (name, rung) in enumerate(entry["rungs"].items()):
             result.add_row(
                 str(entry["bits"]) if index == 0 else "",
                 name,
-                f"{rung['differing_codes']} of {rung['codes']}" if rung["codes"] else "logits only",
+                f"{rung['images'] - rung['flips']} of {rung['images']}",
+                f"{rung['differing_codes']} of {rung['codes']}" if rung["codes"] else "not visible",
                 str(rung["max_step_error"]) if rung["codes"] else "-",
-                f"{rung['flips']} of {rung['images']}",
-                str(rung["unsafe_flips"]),
-                f"{100 * rung['max_logit_error']:.2g} %",
-                ("[green]ok" if entry["ok"] else "[red]FAILED") if index == 0 else "",
+                f"{rung['max_output_steps']:.2g} steps",
+                rung["first_layer"] or "-",
+                "[green]ok" if rung["wrong"] is None else f"[red]{rung['wrong']}",
             )
+        for name, reason in entry["failed"].items():
+            result.add_row("", name, *[""] * 5, f"[red]{reason}")
         for name, reason in entry["skipped"].items():
-            result.add_row("", name, f"skipped: {reason}")
+            result.add_row("", name, *[""] * 5, f"not run: {reason}")
     return result
 
 

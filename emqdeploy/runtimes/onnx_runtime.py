@@ -11,11 +11,11 @@ from typing import Any
 
 from emqdeploy.bundle import Bundle
 from emqdeploy.checkpoint import Checkpoint
-from emqdeploy.errors import EmqError, require
+from emqdeploy.errors import EmqError
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, exported_bits
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
-from emqdeploy.runtimes.onnx_session import create_session, session_options
+from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 from emqdeploy.runtimes.scratch import Scratch
 
 
@@ -79,7 +79,7 @@ class OnnxRuntime(Runtime):
         self.trace = list(trace)
         self._network = checkpoint.network
         self._scratch = Scratch(self._network.weight_count())
-        self._skeleton = _with_outputs(checkpoint.skeleton, self.trace) if trace else checkpoint.skeleton
+        self._skeleton = with_outputs(checkpoint.skeleton, self.trace) if trace else checkpoint.skeleton
         shape = checkpoint.metadata["network"]["input_shape"]
         super().__init__(checkpoint.network.widths, shape, bits, residency)
         self._scratch.release()
@@ -131,13 +131,3 @@ class OnnxRuntime(Runtime):
             arrays = self._network.initializers(bits, scratch)
             session = create_session(self._skeleton, options, arrays, self.device)
         return SessionEngine(session, sum(array.nbytes for array in arrays.values()))
-
-
-def _with_outputs(skeleton: bytes, names: Sequence[str]) -> bytes:
-    """The same graph with some uint8 values as further outputs."""
-    onnx = require("onnx", "export")
-    model = onnx.load_from_string(skeleton)
-    for name in names:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-    data: bytes = model.SerializeToString()
-    return data

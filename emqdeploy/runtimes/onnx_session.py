@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ PROVIDERS = {
 """What computes, by the name that a user gives."""
 
 
-def session_options(threads: int | None = None, optimise: bool = True) -> Any:
+def session_options(threads: int | None = None, optimise: bool = True, external_folder: Path | None = None) -> Any:
     """Options that every session of ours shares.
 
     Args:
         threads: threads inside an operator; None lets onnxruntime use every core.
         optimise: False runs the graph as written, in float between the quantizers.
+        external_folder: where files lie that a model given as bytes refers to.
     """
     ort = require("onnxruntime", "runtime")
     _share_allocator()
@@ -31,6 +33,8 @@ def session_options(threads: int | None = None, optimise: bool = True) -> Any:
     options.add_session_config_entry("session.use_env_allocators", "1")
     # A waiting thread must not spin: another session, or the caller's camera loop, needs the core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if external_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_folder))
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads is {threads}; give at least 1, or None for every core")
@@ -100,3 +104,13 @@ def create_session(
             " or choose provider cpu"
         )
     return session
+
+
+def with_outputs(model: bytes, names: Sequence[str]) -> bytes:
+    """Returns the same graph with some uint8 values as further outputs."""
+    onnx = require("onnx", "export")
+    proto = onnx.load_from_string(model)
+    for name in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    data: bytes = proto.SerializeToString()
+    return data

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from emqdeploy.bundle import Artefact, Bundle
 from emqdeploy.checkpoint import Checkpoint
@@ -18,6 +22,7 @@ from emqdeploy.registry import Registry
 from emqdeploy.runtimes.base import LayerPrecision, Runtime, open_runtime
 from emqdeploy.runtimes.graphs import Graphs, filled_model
 from emqdeploy.runtimes.onnx_file import OnnxFileRuntime, OnnxSelectorRuntime
+from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 from emqdeploy.runtimes.openvino_runtime import OpenVinoRuntime
 from emqdeploy.runtimes.tensorrt_runtime import MODULES, TensorRtRuntime, built_elsewhere, tensorrt_here
 
@@ -45,6 +50,7 @@ class Rung:
         close: releases what the rung holds.
         most_images: how many images it gets at most; None means all.
         precision: what each layer is stored and computed as, where the rung knows.
+        locate: finds the first tensor whose codes differ from the reference's, where `run` shows none.
     """
 
     run: Callable[[Floats], tuple[Floats, Mapping[str, Codes]]]
@@ -52,6 +58,7 @@ class Rung:
     close: Callable[[], None] = lambda: None
     most_images: int | None = None
     precision: Callable[[], list[LayerPrecision]] | None = None
+    locate: Callable[[Floats, Mapping[str, Codes]], str | None] | None = None
 
 
 RUNGS: Registry[Callable[[Checkpoint, int], Rung]] = Registry("rung")
@@ -151,7 +158,16 @@ def artefact_rung(bundle: Bundle, artefact: Artefact, checkpoint: Checkpoint, bi
     else:
         path = bundle.file_of(artefact)
         opened = OnnxSelectorRuntime(path) if artefact.role == "selector" else OnnxFileRuntime(path)
-    return Rung(logits_of(opened, bits), judge, opened.close, precision=lambda: opened.precision(bits))
+    locate = None
+    if artefact.target == "onnx" and artefact.role == "width":
+        locate = functools.partial(_first_difference, bundle.file_of(artefact), quantized_tensors(checkpoint.skeleton))
+    return Rung(
+        logits_of(opened, bits),
+        judge,
+        opened.close,
+        precision=lambda: opened.precision(bits),
+        locate=locate,
+    )
 
 
 def logits_of(runtime: Runtime, bits: int) -> Callable[[Floats], tuple[Floats, dict[str, Codes]]]:
@@ -168,3 +184,10 @@ def _traced(checkpoint: Checkpoint, bits: int, judge: Judge, optimise: bool) -> 
 def _strictest(checkpoint: Checkpoint) -> Judge:
     """Operators that stay in float round differently everywhere, so a network with some can only be close."""
     return may_round if float_operators(open_graph(checkpoint)) else must_be_exact
+
+
+def _first_difference(path: Path, tensors: list[str], images: Floats, codes: Mapping[str, Codes]) -> str | None:
+    """Runs an exported file once more with every quantized tensor as an output."""
+    session = create_session(with_outputs(path.read_bytes(), tensors), session_options(external_folder=path.parent))
+    found = dict(zip(tensors, session.run(tensors, {"images": images}), strict=True))
+    return next((name for name in tensors if not np.array_equal(found[name], codes[name])), None)

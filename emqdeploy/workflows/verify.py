@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emqdeploy.bundle import Bundle
-from emqdeploy.checkpoint import Checkpoint, load_checkpoint
+from emqdeploy.bundle import VERIFIED, Bundle, BundleWriter
+from emqdeploy.checkpoint import SUFFIX, Checkpoint, load_checkpoint
 from emqdeploy.data import Preprocessing
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.grid import Codes, Floats
@@ -82,13 +82,18 @@ def verify(
         report: receives one line about what is being done.
 
     Returns:
-        ``ok``, ``images`` and ``results``: per bit-width the rungs, what could not run here, and the layers.
+        ``ok``, ``images``, ``results`` (per bit-width the rungs, what could not run here, and the layers) and
+        ``completed``: artefacts that the manifest now calls verified.
     """
     if path is not None and is_bundle(path):
         bundle: Bundle | None = Bundle.open(path)
         found = _checkpoint_in(Bundle.open(path))
     else:
         found = find_checkpoint(path)
+        if found.suffix != SUFFIX:
+            raise UsageError(
+                f"{found} is one file of an export; name its bundle, or the checkpoint that it was made from"
+            )
         beside = found.parent / BUNDLE_BESIDE
         bundle = Bundle.open(beside) if is_bundle(beside) else None
     checkpoint = load_checkpoint(found)
@@ -105,6 +110,7 @@ def verify(
         "checkpoint": str(found),
         "bundle": None if bundle is None else str(bundle.path),
         "images": origin,
+        "completed": [] if bundle is None else _complete(bundle, results, origin),
         "ok": all(result["ok"] for result in results),
         "results": results,
     }
@@ -152,6 +158,15 @@ def _verify_width(
             _add(one, images[part], expected, None if labels is None else labels[part])
     precision = _precision(compared, checkpoint, bits)
     rungs = {name: _row(one, labels is not None) for name, one in compared.items()}
+    for artefact in bundle.artefacts if bundle is not None else ():
+        inspect = compared[artefact.id].rung.precision if artefact.id in compared else None
+        if artefact.status != VERIFIED and inspect is not None:
+            rungs[artefact.id]["per_layer"] = [asdict(layer) for layer in inspect()]
+    for name, row in rungs.items():
+        locate = compared[name].rung.locate
+        if row["wrong"] is not None and locate is not None:
+            some = images[:PARITY_BATCH]
+            row["first_layer"] = _layer_of(locate(some, reference.run(some)[1]))
     for one in compared.values():
         one.rung.close()
     return {
@@ -191,6 +206,25 @@ def _row(one: _Compared, labelled: bool) -> dict[str, Any]:
         "wrong": one.rung.judge(one.parity, points),
         "first_layer": _layer_of(one.parity.first_difference),
     }
+
+
+def _complete(bundle: Bundle, results: Sequence[dict[str, Any]], origin: str) -> list[str]:
+    """Writes into the manifest what was not known when an artefact was built on a machine that could not run it."""
+    completed = []
+    for artefact in bundle.artefacts:
+        rows = [entry["rungs"].get(artefact.id) for entry in results if entry["bits"] in artefact.bits]
+        if artefact.status == VERIFIED or len(rows) < len(artefact.bits):
+            continue
+        if any(row is None or row["wrong"] is not None for row in rows):
+            continue
+        known = {layer["name"]: layer["computed_as"] for layer in rows[-1]["per_layer"]}
+        layers = tuple(layer | {"computed_as": known[layer["name"]]} for layer in artefact.layers)
+        numbers = {key: value for key, value in rows[-1].items() if key not in ("wrong", "per_layer")}
+        parity = {"reference": "integer reference", "runtime": artefact.target, "images_from": origin, **numbers}
+        with BundleWriter(bundle.path, bundle.about) as writer:
+            writer.amend(artefact.id, status=VERIFIED, layers=layers, parity=parity)
+        completed.append(artefact.id)
+    return completed
 
 
 def _layer_of(tensor: str | None) -> str | None:

@@ -20,7 +20,7 @@ from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.skeleton import export_skeleton
 from emqdeploy.reference import IntegerReference, quantized_tensors
-from emqdeploy.runtimes.onnx_runtime import _with_outputs, create_session, session_options
+from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 
 from ..conftest import settled
 
@@ -289,7 +289,7 @@ def test_fused_graph(name: str, tmp_path: Path) -> None:
         assert " ".join(sorted(f"{kind}:{count}" for kind, count in counts.items())) == PATTERNS[name].operators
         assert counts["QLinearConv"] + counts["QGemm"] == len(network.layers)
         reference = IntegerReference(skeleton, arrays)
-        traced = create_session(_with_outputs(skeleton, tensors), session_options(threads=1), arrays)
+        traced = create_session(with_outputs(skeleton, tensors), session_options(threads=1), arrays)
         for count in (1, 3):
             images = batch(count).numpy()
             expected, codes = reference.run(images)
