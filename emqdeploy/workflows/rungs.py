@@ -157,7 +157,8 @@ def artefact_rung(bundle: Bundle, artefact: Artefact, checkpoint: Checkpoint, bi
         opened = TensorRtRuntime(bundle, [artefact])
     else:
         path = bundle.file_of(artefact)
-        opened = OnnxSelectorRuntime(path) if artefact.role == "selector" else OnnxFileRuntime(path)
+        opened = OnnxSelectorRuntime(path) if artefact.role == "selector" else OnnxFileRuntime({bits: path})
+    opened.check_bits(bits)
     locate = None
     if artefact.target == "onnx" and artefact.role == "width":
         locate = functools.partial(_first_difference, bundle.file_of(artefact), quantized_tensors(checkpoint.skeleton))

@@ -154,8 +154,12 @@ def _verify_width(
     for start in range(0, len(images), PARITY_BATCH):
         part = slice(start, start + PARITY_BATCH)
         expected = reference.run(images[part])
-        for one in compared.values():
-            _add(one, images[part], expected, None if labels is None else labels[part])
+        for name, one in list(compared.items()):
+            try:
+                _add(one, images[part], expected, None if labels is None else labels[part])
+            except EmqError as error:
+                failed[name] = str(error)
+                compared.pop(name).rung.close()
     precision = _precision(compared, checkpoint, bits)
     rungs = {name: _row(one, labels is not None) for name, one in compared.items()}
     for artefact in bundle.artefacts if bundle is not None else ():
