@@ -46,10 +46,20 @@ def filled_graph(checkpoint: Checkpoint, bits: int) -> Any:
 def float_operators(model: Any) -> dict[str, int]:
     """Counts the operators of a graph that compute in float whatever the runtime, by type."""
     counts: dict[str, int] = {}
-    for node in model.graph.node:
-        if node.op_type not in INTEGER_OPERATORS:
-            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    for node in float_nodes(model):
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return counts
+
+
+def float_nodes(model: Any) -> list[Any]:
+    """Returns the nodes that compute in float: no integer form, or operands that are on no grid."""
+    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type not in INTEGER_OPERATORS
+        or (node.op_type in ("MatMul", "Add") and not quantized.issuperset(node.input))
+    ]
 
 
 def sealed(model: Any, checkpoint: Checkpoint, widths: Sequence[int], stored_as: str, **extra: Any) -> bytes:

@@ -39,7 +39,7 @@ def answering_width(widths: Sequence[int], bits: int) -> int:
 @SELECTORS.register("if")
 def select_by_if(checkpoint: Checkpoint, path: Path, widths: Sequence[int]) -> Stored:
     """Full speed, the size of all bit-widths together."""
-    widths = _several(widths)
+    widths = several(widths)
     models = [filled_graph(checkpoint, width) for width in widths]
     data = sealed(if_model(models, widths), checkpoint, widths, "int8", selector="if")
     return Stored(data, dict.fromkeys(checkpoint.network.layers, "int8"))
@@ -48,18 +48,20 @@ def select_by_if(checkpoint: Checkpoint, path: Path, widths: Sequence[int]) -> S
 @SELECTORS.register("derive")
 def select_by_deriving(checkpoint: Checkpoint, path: Path, widths: Sequence[int]) -> Stored:
     """The size of one bit-width, slower."""
-    widths = _several(widths)
+    widths = several(widths)
     data = sealed(derive_model(checkpoint, widths), checkpoint, widths, "uint8 codes", selector="derive")
     stored = {name: "int8" if layer.pinned else "uint8 codes" for name, layer in checkpoint.network.layers.items()}
     return Stored(data, stored)
 
 
-def if_model(models: Sequence[Any], widths: Sequence[int]) -> Any:
+def if_model(models: Sequence[Any], widths: Sequence[int], isolated: bool = False) -> Any:
     """Returns one model that chooses among whole graphs.
 
     Args:
         models: one per bit-width, with the same inputs and outputs; they are changed.
         widths: ascending.
+        isolated: leave every constant in its branch and give nodes names of their own, as TensorRT asks for; else what
+            branches have in common is held once.
     """
     onnx = require("onnx", "export")
     helper = onnx.helper
@@ -76,8 +78,12 @@ def if_model(models: Sequence[Any], widths: Sequence[int]) -> Any:
     branches = []
     for model, width in zip(models, widths, strict=True):
         branch = model.graph
-        _share_initializers(branch, outer.graph, width)
+        if not isolated:
+            _share_initializers(branch, outer.graph, width)
         _rename(branch, f"w{width}/", {image.name: source})
+        if isolated:
+            for node in branch.node:
+                node.name = f"w{width}/{node.name}"
         branch.name = f"w{width}"
         del branch.input[:]
         branches.append(branch)
@@ -98,7 +104,8 @@ def if_model(models: Sequence[Any], widths: Sequence[int]) -> Any:
     return builder.finish()
 
 
-def _several(widths: Sequence[int]) -> list[int]:
+def several(widths: Sequence[int]) -> list[int]:
+    """Returns bit-widths in ascending order; raises where there is nothing to choose among."""
     if len(widths) < 2:
         given = ", ".join(map(str, widths))
         raise UsageError(f"a selector chooses among bit-widths, and only {given} is given; name several: --bits 2,4,8")

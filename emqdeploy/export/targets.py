@@ -26,6 +26,7 @@ class Job:
         widths: the bit-widths, in the order that the user named.
         staging: where files are written before they are proven.
         settings: what the user asked for.
+        gpu: ``device`` and ``compute_capability`` of the GPU that is at hand, None where there is none.
         report: receives one line about what is being done.
     """
 
@@ -34,6 +35,7 @@ class Job:
     widths: tuple[int, ...]
     staging: Path
     settings: ExportSettings
+    gpu: dict[str, str] | None = None
     report: Report = silent
 
     @property

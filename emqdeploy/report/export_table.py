@@ -22,11 +22,17 @@ def export_parts(result: dict[str, Any]) -> list[Table | str]:
             size(artefact["size_bytes"]),
             artefact["stored_as"],
             artefact["computed_as"],
-            f"{artefact['integer_layers']} of {len(artefact['layers'])}",
+            _integer_layers(artefact),
             f"{parity['differing_codes']} of {parity['codes']}" if parity.get("codes") else "not compared",
             f"{100 * parity['top1_agreement']:.1f} %" if "top1_agreement" in parity else "not run",
         )
     return [files, *_notes(artefacts)]
+
+
+def _integer_layers(artefact: dict[str, Any]) -> str:
+    if artefact["computed_as"].startswith("unknown"):
+        return "unknown"
+    return f"{artefact['integer_layers']} of {len(artefact['layers'])}"
 
 
 def _notes(artefacts: list[dict[str, Any]]) -> list[str]:

@@ -215,7 +215,7 @@ class TensorRtRuntime(Runtime):
         self.check_bits(bits)
         types = self._engine(bits).engine.layer_types()
         return [
-            LayerPrecision(layer["name"], layer["grid_bits"], layer["stored_as"], _type_of(layer["name"], types))
+            LayerPrecision(layer["name"], layer["grid_bits"], layer["stored_as"], type_of(layer["name"], types))
             for layer in self._artefacts[bits].layers
         ]
 
@@ -293,7 +293,7 @@ def _arithmetic(format_: str) -> str:
     return next((name for word, name in known.items() if word in lowered), "unknown")
 
 
-def _type_of(layer: str, types: Mapping[str, str]) -> str:
+def type_of(layer: str, types: Mapping[str, str]) -> str:
     """The type of the fused layer whose name holds this layer's as a whole word."""
     for name, kind in types.items():
         if layer in name.replace("+", " ").replace("||", " ").split() or layer == name:

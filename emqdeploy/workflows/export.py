@@ -7,10 +7,15 @@ from typing import Any
 
 from emqdeploy.bundle import Artefact, BundleWriter
 from emqdeploy.checkpoint import Checkpoint, load_checkpoint
+from emqdeploy.errors import EmqError
+from emqdeploy.export import tensorrt_target  # noqa: F401  (registers its targets)
+from emqdeploy.export.selector import SELECTORS
 from emqdeploy.export.settings import ExportSettings
+from emqdeploy.export.storage import STORAGES
 from emqdeploy.export.targets import TARGETS, Job, Product
 from emqdeploy.progress import Report, silent
 from emqdeploy.runs import find_checkpoint
+from emqdeploy.runtimes import cuda
 from emqdeploy.workflows.proof import PROVERS, Proven, Prover
 from emqdeploy.workflows.verify import PARITY_IMAGES, parity_images
 
@@ -31,6 +36,9 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
             missing, or another export writes to the same directory.
     """
     exporter = TARGETS[settings.target]
+    for registry, name in ((STORAGES, settings.storage), (SELECTORS, settings.selector)):
+        if name is not None:
+            _ = registry[name]  # an unknown name is refused before anything is read
     found = find_checkpoint(settings.path)
     checkpoint = load_checkpoint(found)
     widths = tuple(settings.bits or checkpoint.trained_bits)
@@ -42,7 +50,7 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
         emq = writer.stage_checkpoint(found)
         images, origin = parity_images(checkpoint, _image_count(checkpoint), settings.data_dir)
         prover = Prover(checkpoint, images, origin, settings.allow_float)
-        job = Job(checkpoint, emq, widths, writer.staging, settings, report)
+        job = Job(checkpoint, emq, widths, writer.staging, settings, _gpu(), report)
         for product in exporter(job):
             report(f"proving {product.id} on {origin}")
             artefact = _add(writer, product, PROVERS[product.target](prover, product))
@@ -77,6 +85,14 @@ def _row(directory: Path, artefact: Artefact) -> dict[str, Any]:
         "computed_as": artefact.computed_as,
         "integer_layers": artefact.integer_layers,
     }
+
+
+def _gpu() -> dict[str, str] | None:
+    """The NVIDIA GPU of this machine; None where there is none, or nothing to reach it with."""
+    try:
+        return {"device": cuda.device_name(), "compute_capability": cuda.compute_capability()}
+    except EmqError:
+        return None
 
 
 def _about(checkpoint: Checkpoint) -> dict[str, Any]:
