@@ -14,10 +14,11 @@ from emqdeploy.errors import EmqError
 from emqdeploy.measuring.devices import Device, find_device
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.fresh import cost_of_loading
+from emqdeploy.measuring.opening import Opening
 from emqdeploy.measuring.power import check_source, measure_energy
 from emqdeploy.measuring.result import SCHEMA
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects
+from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects, resident_size
 from emqdeploy.measuring.testset import TestSet, read_test_set
 from emqdeploy.measuring.workbench import Stop, Subject, Workbench, stop_on_signals
 from emqdeploy.progress import Report, silent
@@ -116,7 +117,7 @@ def _new_result(
 def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[Any, TestSet | None, list[str]]:
     """Images to time with, and the test set for accuracy where it is at hand."""
     try:
-        test = read_test_set(settings, source)
+        test = read_test_set(settings, source.metadata)
     except EmqError as error:
         if settings.data is not None:
             raise
@@ -144,19 +145,20 @@ def _accuracy(bench: Workbench) -> None:
 
 
 def _loading(bench: Workbench) -> None:
-    """Memory and load time of every row alone, and of all widths of a runtime together."""
-    groups: dict[str, list[Subject]] = {}
+    """Memory and load time of every row alone, and of all bit-widths of a runtime together."""
+    groups: dict[Opening, list[int]] = {}
     for subject in bench.subjects:
         if bench.stop():
             return
         bench.report(f"memory and load time of {subject.label}, in a process of its own")
-        bits = None if subject.bits is None else (subject.bits,)
-        bench.row(subject).update(cost_of_loading(subject.path, bits, subject.runtime.name, bench.settings.threads))
-        if subject.kind == "width":
-            groups.setdefault(subject.runtime.name, []).append(subject)
-    for runtime, group in groups.items():
-        if len(group) > 1 and not bench.stop():
-            widths = [subject.bits for subject in group if subject.bits is not None]
-            cost = cost_of_loading(group[0].path, widths, runtime, bench.settings.threads)
-            size = group[0].path.stat().st_size
-            bench.result["resident"].append({"runtime": runtime, "bits": widths, "size_bytes": size, **cost})
+        cost = cost_of_loading(subject.opening, None if subject.bits is None else (subject.bits,))
+        bench.row(subject).update({key: value for key, value in cost.items() if key != "not_measured"})
+        if "not_measured" in cost:
+            bench.row(subject)["disturbed"].append(f"memory and load time are missing: {cost['not_measured']}")
+        if subject.bits is not None:
+            groups.setdefault(subject.opening, []).append(subject.bits)
+    for opening, widths in groups.items():
+        if len(widths) > 1 and not bench.stop():
+            about = {"runtime": opening.runtime, "kind": opening.kind, "flavour": opening.flavour, "bits": widths}
+            size = {"size_bytes": resident_size(opening)}
+            bench.result["resident"].append(about | size | cost_of_loading(opening, widths))

@@ -1,4 +1,4 @@
-"""What loading costs, measured in a process of its own: ``python -m emqdeploy.measuring.fresh '{"path": ...}'``."""
+"""What loading costs, measured in a process of its own: ``python -m emqdeploy.measuring.fresh REQUEST``."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emqdeploy.measuring.opening import Opening
 
-def cost_of_loading(path: Path, bits: Sequence[int] | None, runtime: str, threads: int | None) -> dict[str, Any]:
+
+def cost_of_loading(opening: Opening, bits: Sequence[int] | None) -> dict[str, Any]:
     """Loads and runs once in a fresh process.
 
     Args:
-        path: what to load.
-        bits: the bit-widths to hold; None for a file that has one.
-        runtime: the adapter.
-        threads: threads inside an operator.
+        opening: what to load.
+        bits: the bit-widths to hold; None for what has none.
 
     Returns:
         ``rss_bytes`` (what it added to the process, the runtime's own library excluded; None where the system does
         not tell), ``load_ms`` (file to network), ``first_output_ms``; or ``not_measured`` with the reason.
     """
-    request = {"path": str(path), "bits": None if bits is None else list(bits), "runtime": runtime, "threads": threads}
+    request = {"opening": opening.to_dict(), "bits": None if bits is None else list(bits)}
     command = [sys.executable, "-m", "emqdeploy.measuring.fresh", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -42,16 +41,15 @@ def cost_of_loading(path: Path, bits: Sequence[int] | None, runtime: str, thread
 def main() -> None:
     """Prints what loading and one inference cost here."""
     from emqdeploy.runtimes.machine import resident_bytes
-    from emqdeploy.runtimes.source import open_source
 
     # A Ctrl-C reaches the whole group; it is meant for the bench, which ends after this measurement.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.loads(sys.argv[1])
-    path, bits = Path(request["path"]), request["bits"]
-    _load_library(request["runtime"])
+    opening, bits = Opening(**request["opening"]), request["bits"]
+    _load_library(opening.runtime)
     before = resident_bytes()
     started = time.perf_counter()
-    source = open_source(path, bits=bits, runtime=request["runtime"], threads=request["threads"])
+    source = opening.open(bits)
     loaded = time.perf_counter()
     for width in bits or (None,):
         if width is not None:

@@ -14,9 +14,10 @@ None, or a dictionary ``{"not_measured": why}`` where a reason is at hand; it is
 ``source``              ``path``, ``kind`` (``checkpoint``, ``onnx``, ``bundle``), ``model``, ``data``, ``sha256``,
                         ``images``: test images that accuracy was measured on, or None
 ``rows``                what was measured, in the order of the table; see below
-``resident``            all widths of a runtime in one process, per runtime: ``bits``, ``rss_bytes``, ``load_ms``,
-                        ``size_bytes``
-``scenarios``           by name, what the scenario adds: ``single`` (``clock``, ``block``, ``warm_up``, ``monitor``),
+``resident``            all widths of a runtime in one process: ``runtime``, ``kind``, ``flavour``, ``bits``,
+                        ``rss_bytes``, ``load_ms``, ``size_bytes``
+``scenarios``           by name, what the scenario adds: ``single`` (``clock``, ``block``, ``warm_up``, ``monitor``,
+                        ``runtimes``: the same bit-width in two of them),
                         ``offline`` (``rows``: label, batch, images per second), ``switch`` (``rows``: a summary
                         per target), and those that others register
 ``switches``            every timed switch in order: ``from``, ``to``, ``runtime``, ``set_bits_ms``,
@@ -32,6 +33,7 @@ A row:
 ``label``               shown to people, unique: ``4 bits``, ``float32``, ``4 bits (openvino)``
 ``kind``                ``width``, ``baseline`` or ``selector``
 ``bits``, ``trained``   weight bits, and whether training visited them; None for baselines
+``flavour``             of a bundle's artefact: ``int8``, ``packed``, ``if``, ``float32``, ...; else None
 ``runtime``             the adapter's name
 ``latency_ms``          ``p50``, ``p90``, ``p95``, ``p99``, ``mean``, ``min``, ``max``, ``samples``; ``interval``:
                         ``low`` and ``high`` of the median at 95 %; host clock, the whole call, batch 1

@@ -6,13 +6,14 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from emqdeploy.data import Split, load_dataset
+from emqdeploy.data import Preprocessing, Split, load_dataset
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.runtimes.source import Source, dataset_of
+from emqdeploy.runtimes.source import dataset_of
 
 FILE_SUFFIX = ".npz"
 
@@ -28,8 +29,12 @@ class TestSet:
     classes: tuple[str, ...]
 
 
-def read_test_set(settings: BenchSettings, source: Source) -> TestSet:
+def read_test_set(settings: BenchSettings, metadata: dict[str, Any]) -> TestSet:
     """Returns the test images that the settings name, of the network's own data set where they name none.
+
+    Args:
+        settings: ``data``, ``data_dir`` and ``limit`` of them.
+        metadata: of the network: its data set, classes and preprocessing.
 
     Raises:
         EmqError: they are not at hand.
@@ -40,12 +45,12 @@ def read_test_set(settings: BenchSettings, source: Source) -> TestSet:
         found = load_test_set(Path(settings.data))
     else:
         if settings.data is None:
-            dataset = dataset_of(source.metadata, data_dir)
+            dataset = dataset_of(metadata, data_dir)
         else:
-            size = source.preprocessing.height if ":" in settings.data else None
+            size = metadata["preprocessing"]["height"] if ":" in settings.data else None
             dataset = load_dataset(settings.data, data_dir, size)
         found = TestSet(dataset.name, dataset.test, tuple(dataset.classes))
-    _check(found, source)
+    _check(found, metadata)
     return limited(found, settings.limit)
 
 
@@ -81,16 +86,18 @@ def load_test_set(path: Path) -> TestSet:
     return TestSet(about["name"], split, tuple(about["classes"]))
 
 
-def _check(test: TestSet, source: Source) -> None:
-    classes = source.metadata["classes"]
+def _check(test: TestSet, metadata: dict[str, Any]) -> None:
+    classes = metadata["classes"]
     if list(test.classes) != list(classes):
         raise UsageError(
             f"the labels of {test.name} ({len(test.classes)} classes, {test.classes[0]} first) are not those that the"
             f" network was trained on ({len(classes)} classes, {classes[0]} first); name its own with --data"
         )
     shape = tuple(test.split.images[:1].shape[1:])
-    if shape != source.input_shape:
+    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+    expected = (preprocessing.channels, preprocessing.height, preprocessing.width)
+    if shape != expected:
         raise UsageError(
-            f"the images of {test.name} have shape {shape}, the network takes {source.input_shape};"
+            f"the images of {test.name} have shape {shape}, the network takes {expected};"
             " name its own data set with --data"
         )

@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from emqdeploy.data import Split
 from emqdeploy.grid import Floats
 from emqdeploy.measuring.disturbance import Monitor
+from emqdeploy.measuring.opening import Opening
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.progress import Report
 from emqdeploy.registry import Registry
@@ -32,7 +32,7 @@ class Subject:
         bits: weight bits, None for a baseline.
         runtime: the open adapter; several subjects share one.
         source: what it was opened from.
-        path: the file, for a fresh process to load.
+        opening: how to open it again, in a fresh process.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Subject:
     bits: int | None
     runtime: Runtime
     source: Source
-    path: Path
+    opening: Opening
 
     def select(self) -> None:
         """Makes the runtime answer as this subject."""

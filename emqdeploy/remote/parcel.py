@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import emqdeploy
+from emqdeploy.bundle import MANIFEST_FILE, Bundle
 from emqdeploy.errors import EmqError
+from emqdeploy.measuring.opening import find_network, metadata_of
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.testset import limited, read_test_set, save_test_set
-from emqdeploy.runs import find_checkpoint
-from emqdeploy.runtimes.source import open_source
+from emqdeploy.runtimes.source import is_bundle
 
 IMAGE_BUDGET = 64 << 20
 """Bytes of test images that go along; of a larger test set as many as fit, evenly spread."""
@@ -68,15 +69,14 @@ class Parcel:
 
 
 def pack(settings: BenchSettings) -> Parcel:
-    """Collects what a bench needs; opening the network here finds a bad path before anything is copied."""
-    source_path = None if settings.path is None else Path(settings.path)
-    source = open_source(source_path, settings.bits if settings.bits is None else settings.bits[:1])
+    """Collects what a bench needs; reading the network here finds a bad path before anything is copied."""
+    path = find_network(None if settings.path is None else Path(settings.path))
+    metadata = metadata_of(path)
     parcel = Parcel(replace(settings, host=None, ssh="ssh", host_python=None))
-    path = source.path if source.path.exists() else find_checkpoint(source_path)
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
-                parcel.files[f"network/{file.relative_to(path).as_posix()}"] = file
+    if is_bundle(path):
+        bundle = Bundle.open(path)
+        names = {MANIFEST_FILE, *bundle.files, *(artefact.file for artefact in bundle.artefacts)}
+        parcel.files |= {f"network/{name}": bundle.path / name for name in sorted(names)}
         parcel.settings = replace(parcel.settings, path="network")
     else:
         parcel.files[f"network{path.suffix}"] = path
@@ -84,28 +84,27 @@ def pack(settings: BenchSettings) -> Parcel:
     if Path(settings.trace).is_file():
         parcel.files["trace.txt"] = Path(settings.trace)
         parcel.settings = replace(parcel.settings, trace="trace.txt")
-    _pack_images(parcel, settings, source)
+    _pack_images(parcel, settings, metadata)
     return parcel
 
 
-def _pack_images(parcel: Parcel, settings: BenchSettings, source: Any) -> None:
+def _pack_images(parcel: Parcel, settings: BenchSettings, metadata: dict[str, Any]) -> None:
     """Test images go along, so that the device needs neither the data set nor a decoder for it."""
     try:
-        test = read_test_set(settings, source)
+        test = read_test_set(settings, metadata)
     except EmqError as error:
         if settings.data is not None:
             raise
         parcel.notes.append(f"no test images went along: {error}")
         return
-    channels, height, width = source.input_shape
-    fitting = limited(test, max(1, IMAGE_BUDGET // (channels * height * width)))
+    fitting = limited(test, max(1, IMAGE_BUDGET // max(1, int(test.split.images[:1].nbytes))))
     if len(fitting.split) < len(test.split):
         parcel.notes.append(f"accuracy is measured on {len(fitting.split)} of {len(test.split)} test images")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "test.npz"
         save_test_set(file, fitting)
         parcel.files["test.npz"] = file.read_bytes()
-    whole = settings.data is None and settings.limit is None and len(fitting.split) == len(test.split)
+    whole = settings.comparable and len(fitting.split) == len(test.split)
     parcel.settings = replace(parcel.settings, data="test.npz", data_dir=None, limit=None, whole_test_set=whole)
 
 

@@ -75,7 +75,8 @@ def _throughput(result: dict[str, Any]) -> list[Table]:
 
 def _lines(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"all {len(one['bits'])} bit-widths resident in {one['runtime']}: {size(one.get('rss_bytes'))} of memory,"
+        f"all {len(one['bits'])} bit-widths resident in {one['runtime']}"
+        f"{' (' + one['flavour'] + ')' if one['flavour'] else ''}: {size(one.get('rss_bytes'))} of memory,"
         f" loaded in {milliseconds(one.get('load_ms'))}"
         for one in result["resident"]
     ]

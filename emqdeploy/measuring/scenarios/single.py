@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,10 @@ def single(bench: Workbench) -> dict[str, Any]:
         row["disturbed"] += bench.monitor.reasons()
         if not warmed["settled"]:
             row["disturbed"].append(f"its median had not settled after {warmed['seconds']:.1f} s of warm-up")
+    compared = _compare_runtimes(bench, samples)
+    bench.result["notes"] += [_verdict(one) for one in compared]
     return {
+        "runtimes": compared,
         "clock": "host: from the call with a normalised image to the logits, the headline of every row",
         "headline": "p50, with its 95 % interval; MLPerf's single stream quotes p90",
         "block": BLOCK,
@@ -48,6 +52,28 @@ def single(bench: Workbench) -> dict[str, Any]:
         "monitor": bench.monitor.windows[windows:],
         "seconds": time.perf_counter() - started,
     }
+
+
+def _compare_runtimes(bench: Workbench, samples: list[list[float]]) -> list[dict[str, Any]]:
+    """The same bit-width in two runtimes: how many times longer the second one takes, rounds paired."""
+    found = []
+    rows = [pair for pair in zip(bench.subjects, samples, strict=True) if pair[0].kind == "width" and pair[1]]
+    for (first, base), (second, taken) in combinations(rows, 2):
+        if first.bits == second.bits and first.runtime.name != second.runtime.name:
+            ratio = median_ratio(taken, base, BLOCK, bench.settings.seed)
+            names = {"first": first.runtime.name, "second": second.runtime.name}
+            found.append({"bits": first.bits, **names, **ratio})
+    return found
+
+
+def _verdict(compared: dict[str, Any]) -> str:
+    low, high = compared["low"], compared["high"]
+    fast, slow = compared["first"], compared["second"]
+    if low <= 1 <= high:
+        return f"{compared['bits']} bits: {fast} and {slow} are equally fast here, as far as this run can tell"
+    if high < 1:
+        fast, slow, low, high = slow, fast, 1 / high, 1 / low
+    return f"{compared['bits']} bits: {fast} is faster here, {slow} takes {low:.2f} to {high:.2f} times as long"
 
 
 def _take_turns(bench: Workbench) -> list[list[float]]:
