@@ -49,6 +49,12 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
         raise UsageError(f"{option} is {text!r}; give whole numbers, for example {option} 1,8,32") from error
 
 
+def explicit_options(context: typer.Context) -> set[str]:
+    """Names of the parameters that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
 def say(line: str) -> None:
     """Tells what is being done, on standard error."""
     print(line, file=sys.stderr, flush=True)

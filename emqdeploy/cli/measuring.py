@@ -14,6 +14,7 @@ from emqdeploy.cli.common import (
     JsonOption,
     PathArgument,
     ThreadsOption,
+    explicit_options,
     finish,
     parse_bits,
     parse_names,
@@ -49,6 +50,7 @@ def evaluate(
 
 @app.command()
 def bench(
+    context: typer.Context,
     path: PathArgument = None,
     bits: BitsOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or jetson.")] = "auto",
@@ -74,6 +76,13 @@ def bench(
     host_python: Annotated[str | None, typer.Option(help="The host's Python; its python3 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result as JSON, every sample in it.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a report for a browser, one file, offline.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Budgets of the adaptive scenario, such as latency_p99=20ms,accuracy>=97.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Measure again with the settings of this result (.json or .html).")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure latency, accuracy, size, memory, load time and switching of every bit-width on this machine.
@@ -89,12 +98,18 @@ def bench(
       emqdeploy bench --scenario single,offline,switch --batch 1,8 --trace round-robin
 
       emqdeploy bench --device jetson --host user@192.168.55.1 --out orin.json
+
+      emqdeploy bench --scenario single,switch,adaptive --policy "latency_p99=20ms" --html report.html
+
+      emqdeploy bench --replay report.html --out again.json
     """
     from emqdeploy.measuring.bench import bench as measure
     from emqdeploy.measuring.result import save_result
     from emqdeploy.measuring.settings import BenchSettings
     from emqdeploy.report.bench_csv import save_csv
     from emqdeploy.report.bench_table import bench_parts
+    from emqdeploy.report.html.page import save_html
+    from emqdeploy.workflows.results import replay_settings
 
     settings = BenchSettings(
         path=None if path is None else str(path),
@@ -117,12 +132,17 @@ def bench(
         host=host,
         ssh=ssh,
         host_python=host_python,
+        policy=policy,
     )
+    if replay is not None:
+        settings = replay_settings(replay, settings.path, explicit_options(context))
     result = measure(settings, say)
     if out is not None:
         save_result(out, result)
     if csv is not None:
         save_csv(csv, result)
+    if html is not None:
+        save_html(html, result)
     finish(result, json_, *bench_parts(result))
     if not result["complete"]:
         raise typer.Exit(130)

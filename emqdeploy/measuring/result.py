@@ -81,10 +81,20 @@ def load_result(path: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EmqError(f"cannot read {path}: {error.strerror}; name a file that bench --out wrote") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise EmqError(f"cannot read {path}: {reason}; name a file that bench --out wrote") from error
     except ValueError as error:
         raise EmqError(f"{path} is not JSON ({error}); name a file that bench --out wrote") from error
+    return check_result(path, result)
+
+
+def check_result(path: Path, result: Any) -> dict[str, Any]:
+    """Returns what was read from a file if it is a result.
+
+    Raises:
+        EmqError: it is something else, damaged, or of a newer emqdeploy.
+    """
     if not isinstance(result, dict) or not isinstance(result.get("schema"), int):
         raise EmqError(f"{path} is not a result of emqdeploy bench; make one with: emqdeploy bench --out {path.name}")
     if result["schema"] > SCHEMA:

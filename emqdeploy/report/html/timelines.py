@@ -1,0 +1,138 @@
+"""What happened over time: switches of a trace, and a policy at work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emqdeploy.report.html.charts import HALF, WIDE, both
+from emqdeploy.report.html.svg import CHARACTER, Drawing, Scale
+from emqdeploy.report.html.words import duration
+
+_MOST_DOTS = 1500
+"""Dots of a picture; of more inferences the slowest of every stretch are drawn, for they are what matters."""
+
+
+def switches(taken: Sequence[dict[str, Any]]) -> str:
+    """The trace of bit-widths above, below it what the first output after each switch took."""
+    return both(lambda width: _switches(taken, width), WIDE)
+
+
+def _switches(taken: Sequence[dict[str, Any]], width: float) -> Drawing:
+    height, left, right, top, middle, bottom = 400.0, 58.0, 12.0, 24.0, 178.0, 46.0
+    times = [one["t_s"] for one in taken]
+    x = Scale(0, max(times) * 1.01, left, width - right)
+    widths = sorted({one["to"] for one in taken} | {one["from"] for one in taken})
+    rank = {bits: index for index, bits in enumerate(widths)}
+    y = Scale(-0.4, len(widths) - 0.6, middle, top)
+    drawing = Drawing(width, height, "Switches over time")
+    drawing.text(2, 13, "bit-width in use", "name")
+    for bits in widths:
+        drawing.line(left, y(rank[bits]), width - right, y(rank[bits]), "grid")
+        drawing.text(left - 8, y(rank[bits]) + 4, str(bits), "tick", "end")
+    steps = [(x(0), y(rank[taken[0]["from"]]))]
+    for one in taken:
+        steps += [(x(one["t_s"]), steps[-1][1]), (x(one["t_s"]), y(rank[one["to"]]))]
+    drawing.path([*steps, (width - right, steps[-1][1])], "stairs")
+    values = [one[key] for one in taken for key in ("first_output_ms", "steady_ms")]
+    low, high = min(values) * 0.85, float(np.percentile(values, 99)) * 1.2
+    log = high / low > 8
+    cost = Scale(low if log else 0.0, high, height - bottom, middle + 40, log)
+    drawing.text(2, middle + 29, "first output after a switch (dots), then steady (bars)", "name")
+    drawing.y_axis(cost, left, width - right, duration, 4)
+    drawing.x_axis(
+        x, height - bottom, middle + 40, "time", lambda value: duration(value * 1000), 4 if width < HALF else 8
+    )
+    for one in taken:
+        px = x(one["t_s"])
+        steady = cost(min(one["steady_ms"], high))
+        drawing.line(px - 3, steady, px + 3, steady, f"bar b{one['to']}")
+        tip = (
+            f"{one['from']} to {one['to']} bits\nset_bits {duration(one['set_bits_ms'])}\n"
+            f"first output {duration(one['first_output_ms'])}, then {duration(one['steady_ms'])}"
+        )
+        drawing.mark(px, cost(min(one["first_output_ms"], high)), "circle", f"b{one['to']}", tip, 3.2)
+    return drawing
+
+
+def adaptive(run: dict[str, Any]) -> str:
+    """Latency of every inference against the budget, the load, and which setting was in use."""
+    return both(lambda width: _adaptive(run, width), WIDE)
+
+
+def _adaptive(run: dict[str, Any], width: float) -> Drawing:
+    narrow = width < HALF
+    settings = run["settings"]
+    used = sorted(set(run["setting"]), reverse=True)
+    left, right, top, middle = (58.0 if narrow else 118.0), 12.0, 40.0, 290.0
+    lane = 24.0
+    height = middle + 44 + lane * len(used) + 46
+    end = max(run["t_s"])
+    x = Scale(0, end, left, width - right)
+    latencies = np.asarray(run["latency_ms"])
+    limits = [limit for limit in run["limits"] if limit["quantity"].startswith("latency")]
+    most = max([float(np.percentile(latencies, 99.5)), *(limit["limit"] for limit in limits)]) * 1.15
+    y = Scale(0, most, middle, top)
+    drawing = Drawing(width, height, "The policy over time")
+    drawing.text(2, 13, "latency of each inference", "name")
+    for phase in run["phases"]:
+        begin, stop = x(min(phase["start_s"], end)), x(min(phase["end_s"], end))
+        if phase["load"]:
+            drawing.rect(begin, top - 14, stop - begin, height - 46 - top + 14, "shade")
+        drawing.text((begin + stop) / 2, top - 3, phase["name"], "tick", "middle")
+    drawing.y_axis(y, left, width - right, duration, 5)
+    for group in used:
+        chosen = _worst([
+            (at, value) for at, value, setting in zip(run["t_s"], run["latency_ms"], run["setting"], strict=True)
+            if setting == group
+        ], _MOST_DOTS // len(used))  # fmt: skip
+        drawing.dots([(x(at), y(min(value, most))) for at, value in chosen], 1.4, f"b{settings[group]['bits']}")
+    for limit in limits:
+        drawing.line(left, y(limit["limit"]), width - right, y(limit["limit"]), "limit")
+        text = f"{limit['quantity']} {duration(limit['limit'])}"
+        drawing.text(width - right - 4, y(limit["limit"]) - 6, text, "limit-name", "end")
+    base = middle + 44
+    drawing.text(2, base - 14, "setting in use", "name")
+    for number, group in enumerate(used):
+        label = settings[group]["label"]
+        if narrow and len(label) * CHARACTER > left - 8:
+            label = label.replace(" threads", "t").replace(" thread", "t").replace(" bits", "b").replace(" bit", "b")
+        drawing.text(left - 8, base + lane * number + 15, label, "tick", "end")
+        drawing.line(left, base + lane * number + 11, width - right, base + lane * number + 11, "grid")
+    for begin, stop, group in _stretches(run["t_s"], run["setting"]):
+        top_edge = base + lane * used.index(group) + 4
+        tip = f"{settings[group]['label']}\n{begin:.2f} s to {stop:.2f} s"
+        drawing.rect(x(begin), top_edge, max(x(stop) - x(begin), 1.5), 14, f"lane b{settings[group]['bits']}", tip)
+    for decision in run["decisions"]:
+        if decision["kind"] == "switch":
+            px = x(min(decision["at_s"], end))
+            drawing.line(px, top, px, height - 46, "moment")
+            drawing.mark(px, top, "triangle", "moment", f"{decision['at_s']:.2f} s\n{decision['reason']}", 4)
+    drawing.x_axis(x, height - 46, height - 46, "seconds", lambda value: f"{value:.3g}", 5 if narrow else 10)
+    return drawing
+
+
+def _worst(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most so many points: of every stretch the slowest and the median one."""
+    if len(points) <= most:
+        return points
+    kept = []
+    for part in np.array_split(np.asarray(points), max(most // 2, 1)):
+        order = part[:, 1].argsort()
+        kept += [tuple(part[order[-1]]), tuple(part[order[len(order) // 2]])]
+    return kept
+
+
+def _stretches(times: Sequence[float], groups: Sequence[int]) -> list[tuple[float, float, int]]:
+    """Runs of the same setting, with start and end."""
+    found: list[tuple[float, float, int]] = []
+    for at, group in zip(times, groups, strict=True):
+        if found and found[-1][2] == group:
+            found[-1] = (found[-1][0], at, group)
+        else:
+            if found:
+                found[-1] = (found[-1][0], at, found[-1][2])
+            found.append((at, at, group))
+    return found
