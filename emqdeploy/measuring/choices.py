@@ -17,6 +17,10 @@ BLOCK = 5
 """Inferences of one setting before the next one has its turn."""
 
 
+LEAST = 30
+"""Inferences of each setting at least."""
+
+
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -33,7 +37,7 @@ def measured_options(
     widths: Sequence[int],
     accuracy: Mapping[int, float],
     images: Floats,
-    samples: int = 60,
+    seconds: float = 0.4,
 ) -> list[Option]:
     """Times every setting on this machine, in turns, and puts the figures beside the accuracies.
 
@@ -42,11 +46,11 @@ def measured_options(
         widths: bit-widths to choose from.
         accuracy: percent per bit-width, where it is known.
         images: a batch as it will come, normalised ``(N, C, H, W)``.
-        samples: timed inferences per setting.
+        seconds: for each setting, more where that gives fewer than ``LEAST`` inferences.
     """
     order = [Setting(bits, mode) for mode in runtimes for bits in widths]
     taken: dict[Setting, list[float]] = {setting: [] for setting in order}
-    while len(taken[order[-1]]) < samples:
+    while len(taken[order[-1]]) < LEAST or sum(taken[order[-1]]) < 1e3 * seconds:
         for setting in order:
             runtime = runtimes[setting.mode]
             runtime.set_bits(setting.bits)

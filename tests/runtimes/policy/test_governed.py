@@ -48,7 +48,7 @@ def test_an_impossible_budget_keeps_the_floor_and_says_so(small: Deployed) -> No
 def test_settings_are_measured_and_switched_for_real(small: Deployed) -> None:
     """Two modes are two runtimes; a switch goes through `set_bits` of the one that serves next."""
     modes = {name: sessions(small, threads) for name, threads in thread_modes(2).items()}
-    options = measured_options(modes, list(ACCURACY), ACCURACY, small.images[:1], samples=10)
+    options = measured_options(modes, list(ACCURACY), ACCURACY, small.images[:1], seconds=0.01)
     assert {option.setting for option in options} == {Setting(bits, mode) for bits in ACCURACY for mode in modes}
     assert all(option.latency_ms["p50"] > 0 for option in options)
     power = {setting: 5.0 for setting in (option.setting for option in options)}
