@@ -74,6 +74,8 @@ def sealed(model: Any, checkpoint: Checkpoint, widths: Sequence[int], stored_as:
     """
     onnx = require("onnx", "export")
     (bits,) = widths if len(widths) == 1 else (list(widths),)
+    layers = checkpoint.network.layers
+    grids = {str(width): {name: layer.grid_bits(width) for name, layer in layers.items()} for width in widths}
     accuracy = {str(width): checkpoint.metadata["accuracy"].get(str(width)) for width in widths}
     metadata = {
         "bits": bits,
@@ -82,7 +84,7 @@ def sealed(model: Any, checkpoint: Checkpoint, widths: Sequence[int], stored_as:
         "preprocessing": checkpoint.metadata["preprocessing"],
         "data": checkpoint.metadata["data"],
         "accuracy": accuracy[str(bits)] if len(widths) == 1 else accuracy,
-        "grid_bits": {name: layer.grid_bits(max(widths)) for name, layer in checkpoint.network.layers.items()},
+        "grid_bits": grids[str(bits)] if len(widths) == 1 else grids,
         "stored_as": stored_as,
         **extra,
     }

@@ -251,6 +251,11 @@ def exported_bits(bundle: Bundle) -> tuple[int, ...]:
     return tuple(sorted({width for artefact in bundle.artefacts for width in artefact.bits}))
 
 
+def wanted_bits(bundle: Bundle, bits: Sequence[int] | None) -> Sequence[int] | None:
+    """The bit-widths that were asked for, else the exported ones, else all that there are."""
+    return bits if bits is not None else exported_bits(bundle) or None
+
+
 def bundled_checkpoint(bundle: Bundle, runtime: str) -> Checkpoint:
     """Loads the checkpoint that lies in a bundle, or raises one sentence."""
     from emqdeploy.checkpoint import load_checkpoint

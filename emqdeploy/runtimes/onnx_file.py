@@ -62,7 +62,7 @@ class OnnxFileRuntime(Runtime):
         path = self._files[bits]
         metadata = read_sealed(path)
         kernels = profile_kernels(path, session_options(self.threads), None, self.input_shape, self.device)
-        return _precision(metadata, bits, kernels)
+        return _precision(metadata, metadata["grid_bits"], kernels)
 
     def _build(self, bits: int) -> SessionEngine:
         path = self._files[bits]
@@ -111,14 +111,14 @@ class OnnxSelectorRuntime(Runtime):
         self.metadata = read_sealed(path)
         self._session = create_session(path, session_options(threads), None, provider)
         super().__init__(tuple(self.metadata["bits"]), tuple(self.metadata["input_shape"]))
-        self.set_bits(max(bits) if bits else self.bits)
+        self.set_bits(self.bits if bits is None else max(bits, default=self.bits))
 
     def precision(self, bits: int) -> list[LayerPrecision]:
         """Reports every layer; kernels are read from a profile of one real inference."""
         self.check_bits(bits)
         options, feeds = session_options(self.threads), {SELECTOR_INPUT: _selection(bits)}
         kernels = profile_kernels(self._path, options, None, self.input_shape, self.device, feeds)
-        return _precision(self.metadata, bits, kernels)
+        return _precision(self.metadata, self.metadata["grid_bits"][str(bits)], kernels)
 
     def close(self) -> None:
         """Drops the session."""
@@ -181,10 +181,7 @@ def _selection(bits: int) -> NDArray[np.int64]:
     return np.array([bits], np.int64)
 
 
-def _precision(metadata: dict[str, Any], bits: int, kernels: dict[str, str]) -> list[LayerPrecision]:
-    """Joins what a file says about its weights with the kernels that ran; pinned layers name their own bits."""
-    stored = metadata.get("stored_as", "int8")
-    return [
-        LayerPrecision(name, min(held, 8) if isinstance(held, int) else bits, stored, computed_as(kernels.get(name)))
-        for name, held in metadata["grid_bits"].items()
-    ]
+def _precision(metadata: dict[str, Any], grid_bits: dict[str, int], kernels: dict[str, str]) -> list[LayerPrecision]:
+    """Joins what a file says about its weights with the kernels that ran."""
+    stored = metadata["stored_as"]
+    return [LayerPrecision(name, bits, stored, computed_as(kernels.get(name))) for name, bits in grid_bits.items()]

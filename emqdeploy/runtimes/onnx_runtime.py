@@ -13,7 +13,7 @@ from emqdeploy.bundle import Bundle
 from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import EmqError
 from emqdeploy.grid import Codes, Floats
-from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, exported_bits
+from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, wanted_bits
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 from emqdeploy.runtimes.scratch import Scratch
@@ -101,7 +101,7 @@ class OnnxRuntime(Runtime):
 
         if flavour is not None or bundle.checkpoint is None:
             return open_files(bundle, bits, flavour, **options)
-        return cls(bundled_checkpoint(bundle, cls.name), bits or exported_bits(bundle) or None, **options)
+        return cls(bundled_checkpoint(bundle, cls.name), wanted_bits(bundle, bits), **options)
 
     def run_traced(self, images: Floats) -> tuple[Floats, dict[str, Codes]]:
         """Returns logits and the codes of every traced tensor."""

@@ -15,7 +15,7 @@ from emqdeploy.bundle import Bundle
 from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.grid import Floats
-from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, exported_bits
+from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, wanted_bits
 from emqdeploy.runtimes.graphs import Graphs
 
 
@@ -90,7 +90,7 @@ class OpenVinoRuntime(Runtime):
         ]
         if artefacts:
             return cls(Graphs.of_artefacts(bundle, artefacts), bits, **options)
-        return cls(bundled_checkpoint(bundle, cls.name), bits or exported_bits(bundle) or None, **options)
+        return cls(bundled_checkpoint(bundle, cls.name), wanted_bits(bundle, bits), **options)
 
     def precision(self, bits: int) -> list[LayerPrecision]:
         """Reports every layer; what computes it is read from the graph that OpenVINO runs."""
@@ -122,7 +122,7 @@ def executed_as(compiled: Any) -> dict[str, str]:
             kernel = str(info.get("primitiveType", ""))
             integer = kernel.lower().endswith(("i8", "u8"))
             for name in str(info.get("originalLayersNames", "")).split(","):
-                types[name.removesuffix("/WithoutBiases")] = "int8" if integer else str(info.get("runtimePrecision"))
+                types[name.partition("/WithoutBiases")[0]] = "int8" if integer else str(info.get("runtimePrecision"))
     return types
 
 

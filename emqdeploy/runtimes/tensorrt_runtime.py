@@ -50,6 +50,32 @@ def check_built_for(built_for: Mapping[str, Any], here: Mapping[str, str], name:
             raise EmqError(f"{name} was built for {what} {' or '.join(allowed)}, here is {here[key]}; {again}")
 
 
+def quiet_logger(trt: Any) -> Any:
+    """Returns a logger that keeps TensorRT's last error, for our own sentence, and prints nothing."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = "it does not say why"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = message.strip().splitlines()[0]
+
+    return Logger()
+
+
+def deserialize(trt: Any, runtime: Any, data: bytes, name: str) -> Any:
+    """Opens an engine, or raises one sentence."""
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise EmqError(
+            f"TensorRT {trt.__version__} cannot load {name} ({runtime.logger.last}); it is damaged or of another"
+            " version, export it again"
+        )
+    return engine
+
+
 class _Shared:
     """What the engines of one runtime share: TensorRT itself, the stream, and memory that one of them uses at a time.
 
@@ -61,7 +87,7 @@ class _Shared:
         self.trt = trt
         self.lock = threading.Lock()
         self.stream = cuda.Stream()
-        self.logger = trt.Logger(trt.Logger.ERROR)
+        self.logger = quiet_logger(trt)
         self.runtime = trt.Runtime(self.logger)
         self._buffers: dict[str, cuda.Buffer] = {}
 
@@ -116,7 +142,7 @@ class _Engine:
             if self.selector:
                 context.set_tensor_address(SELECTOR_INPUT, self._selection_address(selection))
             if not context.execute_async_v3(shared.stream.handle):
-                raise EmqError(f"TensorRT could not run a batch of shape {images.shape}; see its messages above")
+                raise EmqError(f"TensorRT could not run a batch of shape {images.shape}: {shared.logger.last}")
             shared.stream.download(outputs, logits)
             shared.stream.wait()
         return logits

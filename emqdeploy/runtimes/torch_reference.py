@@ -11,7 +11,7 @@ from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import require
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.reference import CODES_SUFFIX
-from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, exported_bits
+from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, wanted_bits
 
 
 class _TorchEngine:
@@ -58,12 +58,12 @@ class TorchRuntime(Runtime):
         self._structure = spec.build()
         self._lock = threading.Lock()
         widths = checkpoint.network.widths
-        super().__init__(widths, spec.input_shape, bits or (max(widths),), residency)
+        super().__init__(widths, spec.input_shape, (max(widths),) if bits is None else bits, residency)
 
     @classmethod
     def open_bundle(cls, bundle: Bundle, bits: Sequence[int] | None, **options: Any) -> TorchRuntime:
         """Opens the checkpoint of a bundle."""
-        return cls(bundled_checkpoint(bundle, cls.name), bits or exported_bits(bundle), **options)
+        return cls(bundled_checkpoint(bundle, cls.name), wanted_bits(bundle, bits), **options)
 
     def run_traced(self, images: Floats) -> tuple[Floats, dict[str, Codes]]:
         """Returns logits and the codes of every site."""

@@ -1,0 +1,80 @@
+"""The OpenVINO adapter: real models on the CPU, many threads, integer kernels, one-sentence errors."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.runtimes import open_runtime
+from emqdeploy.runtimes.graphs import Graphs
+
+from ..conftest import Deployed
+
+pytest.importorskip("openvino")
+
+from emqdeploy.runtimes.openvino_runtime import OpenVinoRuntime
+
+
+@pytest.fixture(scope="module")
+def runtime(small: Deployed) -> OpenVinoRuntime:
+    """Two widths resident, of eight stored."""
+    return OpenVinoRuntime(small.checkpoint, bits=[2, 8], threads=1)
+
+
+def test_answers_are_close_to_onnxruntime(small: Deployed, runtime: OpenVinoRuntime) -> None:
+    """Every width is the network of its own bits: nearer to its own answers than to any other's."""
+    exact = open_runtime(small.checkpoint, bits=[2, 8], threads=1)
+    assert runtime.resident_bits == (2, 8)
+    for bits, other in ((2, 8), (8, 2)):
+        logits = runtime.run(small.images, bits)
+        distance = [np.abs(logits - exact.run(small.images, width)).max() for width in (bits, other)]
+        assert distance[0] < 0.1 * np.ptp(logits)
+        assert distance[0] < distance[1]
+
+
+def test_layers_run_in_integers(small: Deployed, runtime: OpenVinoRuntime) -> None:
+    """Read from the graph that OpenVINO runs, by the names of our layers."""
+    report = runtime.precision(2)
+    assert [layer.name for layer in report] == list(small.checkpoint.network.layers)
+    assert {layer.computed_as for layer in report} == {"int8"}
+
+
+def test_threads_share_a_model(small: Deployed, runtime: OpenVinoRuntime) -> None:
+    """Each call gets the answer to its own images."""
+    expected = [runtime(small.images[index : index + 1]) for index in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda index: runtime(small.images[index % 8 : index % 8 + 1]), range(64)))
+    for index, logits in enumerate(answers):
+        np.testing.assert_array_equal(logits, expected[index % 8])
+
+
+def test_the_cache_is_filled(small: Deployed, tmp_path: Path) -> None:
+    """A second start finds what the first one compiled, and answers alike."""
+    first = OpenVinoRuntime(small.checkpoint, bits=[4], threads=1, cache_dir=tmp_path)
+    kept = list(tmp_path.iterdir())
+    assert kept
+    second = OpenVinoRuntime(small.checkpoint, bits=[4], threads=1, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == kept
+    np.testing.assert_array_equal(first(small.images), second(small.images))
+
+
+def test_errors_are_one_sentence(small: Deployed, runtime: OpenVinoRuntime) -> None:
+    """A device that is not here, a graph that is none, images that do not fit, a closed runtime."""
+    with pytest.raises(UsageError, match=r"OpenVINO finds no device 'NPU9' here; it finds .*CPU"):
+        OpenVinoRuntime(small.checkpoint, device="NPU9")
+    with pytest.raises(UsageError, match=r"takes float32 \(N, 1, 8, 8\)"):
+        runtime(small.images[0])
+    graphs = Graphs.of_checkpoint(small.checkpoint)
+    broken = replace(graphs, sources=graphs.sources | {8: lambda: b"no model"})
+    with pytest.raises(EmqError, match="OpenVINO cannot load the 8-bit model: ") as error:
+        OpenVinoRuntime(broken, bits=[8])
+    assert "\n" not in str(error.value)
+    with OpenVinoRuntime(small.checkpoint, bits=[4], threads=1) as closed:
+        pass
+    with pytest.raises(EmqError, match="this runtime is closed"):
+        closed(small.images)
