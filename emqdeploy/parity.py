@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emqdeploy.grid import Codes, Floats
+from emqdeploy.reference import Followed
 
 SAFE_MARGIN = 0.01
 """An arg-max may flip between runs that differ in rounding only where the top two logits are closer than this share of
@@ -28,6 +30,9 @@ class Parity:
         unsafe_flips: those among them whose top-2 margin exceeds 1 % of the logit range.
         max_logit_error: largest difference of a logit, as a share of the logit range.
         first_difference: the first quantized tensor, in order of computation, with a differing code.
+        rounded: codes behind float operators, where the reference went on with the runtime's own.
+        differing_rounded: how many of them the reference rounds to another code.
+        max_rounded_step: the largest difference among them.
     """
 
     images: int = 0
@@ -38,6 +43,9 @@ class Parity:
     unsafe_flips: int = 0
     max_logit_error: float = 0.0
     first_difference: str | None = None
+    rounded: int = 0
+    differing_rounded: int = 0
+    max_rounded_step: int = 0
 
     def add(
         self,
@@ -54,21 +62,30 @@ class Parity:
         self.unsafe_flips += int((flipped & (top[:, -1] - top[:, -2] > SAFE_MARGIN * spread)).sum())
         self.max_logit_error = max(self.max_logit_error, float(np.abs(expected - actual).max()) / spread)
         for name, codes in reference[1].items():
-            steps = np.abs(codes.astype(np.int16) - other[1][name].astype(np.int16))
-            self.codes += steps.size
-            differing = int(np.count_nonzero(steps))
+            differing, step = _difference(codes, other[1][name])
+            self.codes += codes.size
             self.differing_codes += differing
-            self.max_step_error = max(self.max_step_error, int(steps.max(initial=0)))
+            self.max_step_error = max(self.max_step_error, step)
             if differing and self.first_difference is None:
                 self.first_difference = name
 
     def merge(self, other: Parity) -> None:
         """Adds another comparison, of other images or another bit-width."""
-        for name in ("images", "codes", "differing_codes", "flips", "unsafe_flips"):
+        for name in ("images", "codes", "differing_codes", "flips", "unsafe_flips", "rounded", "differing_rounded"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_step_error = max(self.max_step_error, other.max_step_error)
+        self.max_rounded_step = max(self.max_rounded_step, other.max_rounded_step)
         self.max_logit_error = max(self.max_logit_error, other.max_logit_error)
         self.first_difference = self.first_difference or other.first_difference
+
+    def add_followed(self, followed: Followed, other: tuple[Floats, Mapping[str, Any]]) -> None:
+        """Adds a batch on which the reference followed the runtime: integer kernels, and apart from them roundings."""
+        self.add((followed.logits, followed.exact), other)
+        for name, codes in followed.rounded.items():
+            differing, step = _difference(codes, other[1][name])
+            self.rounded += codes.size
+            self.differing_rounded += differing
+            self.max_rounded_step = max(self.max_rounded_step, step)
 
     @property
     def top1_agreement(self) -> float:
@@ -77,8 +94,8 @@ class Parity:
 
     @property
     def exact(self) -> bool:
-        """No code and no arg-max differs."""
-        return self.differing_codes == 0 and self.flips == 0
+        """No code and no arg-max differs; behind float operators, no code by more than a rounding."""
+        return self.differing_codes == 0 and self.flips == 0 and self.max_rounded_step <= 1
 
     @property
     def max_output_steps(self) -> float:
@@ -88,3 +105,12 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
         return {"top1_agreement": self.top1_agreement, "max_output_steps": self.max_output_steps, **asdict(self)}
+
+
+def _difference(expected: NDArray[Any], actual: NDArray[Any]) -> tuple[int, int]:
+    """How many values differ, and by how many steps at most; float answers have no steps, they differ or do not."""
+    actual = actual.reshape(expected.shape)
+    if expected.dtype != np.uint8:
+        return int(np.count_nonzero(expected != actual)), 0
+    steps = np.abs(expected.astype(np.int16) - actual.astype(np.int16))
+    return int(np.count_nonzero(steps)), int(steps.max(initial=0))

@@ -1,23 +1,29 @@
 """The integer reference: walks a network's QDQ graph in exact integers, one value object per kind of intermediate.
 
-A fused integer runtime must give these codes at every quantized tensor, without a single difference.
+A fused integer runtime must give these codes at every quantized tensor, without a single difference. Operators between
+them that compute in float (LayerNorm, Softmax, GELU) round a little differently everywhere; `IntegerReference.follow`
+takes the runtime's own codes behind each of them, so that every integer kernel is still held to its exact result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy import grid
-from emqdeploy.errors import EmqError, require
+from emqdeploy.errors import require
+from emqdeploy.floating import FloatOperators
 from emqdeploy.grid import CodeRange, Codes, Floats
 
 CODES_SUFFIX = "/codes"
 """A site's codes are the graph value ``<site>/codes``."""
+
+VALUES_SUFFIX = "/values"
+"""What a layer answers in float, before any other operator, is the graph value ``<layer>/values``."""
 
 UINT8 = (0, 255)
 
@@ -99,11 +105,19 @@ class _Float:
         return self.values
 
 
-def quantized_tensors(skeleton: bytes) -> list[str]:
-    """Names of the graph values that hold a site's codes, in the order in which they are computed."""
-    onnx = require("onnx", "export")
-    nodes = onnx.load_from_string(skeleton).graph.node
-    return [name for node in nodes for name in node.output if name.endswith(CODES_SUFFIX)]
+@dataclass(frozen=True)
+class Followed:
+    """What the reference computes from a runtime's own codes behind float operators.
+
+    Attributes:
+        logits: ``(N, classes)``.
+        exact: codes, and float answers of layers, that integer kernels compute; a runtime must give the same.
+        rounded: the reference's own codes behind float operators; a runtime's may differ by a rounding.
+    """
+
+    logits: Floats
+    exact: dict[str, NDArray[Any]] = field(default_factory=dict)
+    rounded: dict[str, Codes] = field(default_factory=dict)
 
 
 class IntegerReference:
@@ -124,28 +138,62 @@ class IntegerReference:
         for tensor in graph.initializer:
             if tensor.name not in self._arrays:
                 self._arrays[tensor.name] = self._onnx.numpy_helper.to_array(tensor)
+        self._floats = FloatOperators(self._arrays)
+        self._answers = set(layer_values(skeleton))
 
     def run(self, images: Floats, batch: int = 64) -> tuple[Floats, dict[str, Codes]]:
         """Returns logits ``(N, classes)`` and the codes of every site, for normalised images ``(N, C, H, W)``."""
-        parts = [self._run(images[start : start + batch]) for start in range(0, len(images), batch)]
-        logits = np.concatenate([logits for logits, _ in parts])
-        return logits, {name: np.concatenate([codes[name] for _, codes in parts]) for name in parts[0][1]}
+        parts = [self.follow(images[start : start + batch], {}) for start in range(0, len(images), batch)]
+        codes = [
+            {name: values for name, values in (part.exact | part.rounded).items() if name.endswith(CODES_SUFFIX)}
+            for part in parts
+        ]
+        logits = np.concatenate([part.logits for part in parts])
+        return logits, {name: np.concatenate([part[name] for part in codes]) for name in codes[0]}
 
-    def _run(self, images: Floats) -> tuple[Floats, dict[str, Codes]]:
+    def follow(self, images: Floats, observed: Mapping[str, Codes]) -> Followed:
+        """Runs one batch, going on behind float operators with the codes that a runtime had there.
+
+        Args:
+            images: normalised, ``(N, C, H, W)``.
+            observed: codes by tensor name; where one is missing, the reference goes on with its own.
+        """
         values: dict[str, Any] = {self._input: _Float(images)}
         weights: dict[str, tuple[str, str]] = {}
+        exact: dict[str, NDArray[Any]] = {}
+        rounded: dict[str, Codes] = {}
+        behind_float: set[str] = set()
         for node in self._nodes:
             first, output = node.input[0], node.output[0]
             if node.op_type == "DequantizeLinear" and first in self._arrays:
                 weights[output] = (first, node.input[1])
-            else:
-                values[output] = self._apply(node, values, weights)
-        codes = {name: value for name, value in values.items() if name.endswith(CODES_SUFFIX)}
-        return values[self._output].floats(), codes
+                continue
+            for name, value in zip(node.output, self._apply(node, values, weights), strict=True):
+                values[name] = value
+            if isinstance(values[output], np.ndarray):
+                source = values.get(first)
+                if first in behind_float or (isinstance(source, _Float) and first != self._input):
+                    behind_float.add(output)
+                if output.endswith(CODES_SUFFIX):
+                    (rounded if output in behind_float else exact)[output] = values[output]
+                    if output in behind_float and output in observed:
+                        values[output] = observed[output].reshape(values[output].shape)
+            elif output in self._answers and isinstance(values[output], _Accumulated):
+                exact[output] = values[output].floats()
+        return Followed(values[self._output].floats(), exact, rounded)
 
-    def _apply(self, node: Any, values: dict[str, Any], weights: dict[str, tuple[str, str]]) -> Any:
-        attributes = {a.name: self._onnx.helper.get_attribute_value(a) for a in node.attribute}
+    def _apply(self, node: Any, values: dict[str, Any], weights: dict[str, tuple[str, str]]) -> list[Any]:
         inputs = [values[name] for name in node.input if name in values]
+        integer = self._integer(node, inputs, weights)
+        if integer is not None:
+            return [integer]
+        tensors = {name: values[name].floats() for name in node.input if name in values}
+        return [_Float(result) for result in self._floats.run(node, tensors)]
+
+    def _integer(self, node: Any, inputs: list[Any], weights: dict[str, tuple[str, str]]) -> Any:
+        """The result of an operator in integers, None where it computes in float."""
+        if not inputs:
+            return None
         match node.op_type:
             case "QuantizeLinear":
                 scale, zero = (self._arrays[name] for name in node.input[1:])
@@ -157,23 +205,20 @@ class IntegerReference:
                 return np.clip(inputs[0], *(self._arrays[name] for name in node.input[1:]))
             case "Conv" | "Gemm" if isinstance(inputs[0], _Quantized):
                 weight, bias = (weights[name] for name in node.input[1:])
-                return self._layer(node, inputs[0], weight, bias, attributes)
+                return self._layer(node, inputs[0], weight, bias)
             case "Add" if all(isinstance(value, _Quantized) for value in inputs) and len(inputs) == 2:
                 return _Sum(*inputs)
             case "GlobalAveragePool" if isinstance(inputs[0], _Quantized):
                 return _Average(inputs[0])
-            case "MaxPool" if isinstance(inputs[0], _Quantized):
-                pooled = self._evaluate(node, [inputs[0].codes.astype(np.float32)])
-                return _Quantized(pooled.astype(np.uint8), inputs[0].scale, inputs[0].zero_point)
-            case "Flatten" | "Reshape" | "Squeeze" | "Identity" if isinstance(inputs[0], _Quantized):
-                moved = self._evaluate(node, [inputs[0].codes.astype(np.float32)])
+            case "MaxPool" | "Flatten" | "Reshape" | "Squeeze" | "Transpose" | "Identity" if isinstance(
+                inputs[0], _Quantized
+            ):
+                (moved,) = self._floats.run(node, {node.input[0]: inputs[0].codes.astype(np.float32)})
                 return _Quantized(moved.astype(np.uint8), inputs[0].scale, inputs[0].zero_point)
-            case _:
-                return _Float(self._evaluate(node, [value.floats() for value in inputs]))
+        return None
 
-    def _layer(
-        self, node: Any, inputs: _Quantized, weight: tuple[str, str], bias: tuple[str, str], attributes: dict[str, Any]
-    ) -> _Accumulated:
+    def _layer(self, node: Any, inputs: _Quantized, weight: tuple[str, str], bias: tuple[str, str]) -> _Accumulated:
+        attributes = {a.name: self._onnx.helper.get_attribute_value(a) for a in node.attribute}
         integers, offsets = self._arrays[weight[0]], self._arrays[bias[0]]
         scales = np.float32(inputs.scale) * self._arrays[weight[1]]
         if node.op_type == "Gemm":
@@ -181,31 +226,18 @@ class IntegerReference:
         windows = (attributes["strides"], attributes["pads"], attributes["dilations"], attributes["group"])
         return _Accumulated(grid.integer_conv(inputs.centred(), integers, offsets, *windows), scales)
 
-    def _evaluate(self, node: Any, tensors: list[Floats]) -> Floats:
-        """Runs one operator of the graph in float with ONNX's own reference evaluator."""
-        onnx = self._onnx
-        from onnx.reference import ReferenceEvaluator
 
-        constants = {name: self._arrays[name] for name in node.input if name in self._arrays}
-        dynamic = self._dynamic_inputs(node, constants)
-        feeds = dict(zip(dynamic, tensors, strict=True)) | constants
-        kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
-        graph = onnx.helper.make_graph(
-            [node],
-            "one",
-            [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()],
-            [onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)],
-        )
-        try:
-            model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
-            outputs: Any = ReferenceEvaluator(model).run(None, feeds)
-        except (RuntimeError, NotImplementedError) as error:
-            raise EmqError(
-                f"the integer reference cannot run operator {node.op_type!r} ({node.name}): {error}"
-            ) from error
-        result: Floats = outputs[0]
-        return result
+def quantized_tensors(skeleton: bytes) -> list[str]:
+    """Names of the graph values that hold a site's codes, in the order in which they are computed."""
+    nodes = require("onnx", "export").load_from_string(skeleton).graph.node
+    return [name for node in nodes for name in node.output if name.endswith(CODES_SUFFIX)]
 
-    @staticmethod
-    def _dynamic_inputs(node: Any, constants: dict[str, Any]) -> Iterator[str]:
-        return (name for name in node.input if name and name not in constants)
+
+def layer_values(skeleton: bytes) -> list[str]:
+    """Names of the graph values that layers answer in float, in the order in which they are computed.
+
+    Where a quantizer reads a layer, the fused kernel answers in codes and such a value does not exist.
+    """
+    nodes = require("onnx", "export").load_from_string(skeleton).graph.node
+    fused = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    return [name for node in nodes for name in node.output if name.endswith(VALUES_SUFFIX) and name not in fused]

@@ -14,15 +14,6 @@ from emqdeploy.artefact import seal
 from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import EmqError, require
 
-INTEGER_OPERATORS = frozenset(
-    (
-        *("QuantizeLinear", "DequantizeLinear", "Clip", "Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool"),
-        *("AveragePool", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Concat"),
-        *("Slice", "Split", "Gather", "Shape", "Expand", "Constant", "Cast"),
-    )
-)
-"""Operators that an integer runtime fuses with the quantizers around them, or that only move values."""
-
 
 def open_graph(checkpoint: Checkpoint) -> Any:
     """Returns the checkpoint's graph as an ONNX model, its per-width initializers still open."""
@@ -41,25 +32,6 @@ def filled_graph(checkpoint: Checkpoint, bits: int) -> Any:
         if tensor.name in arrays:
             tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
     return model
-
-
-def float_operators(model: Any) -> dict[str, int]:
-    """Counts the operators of a graph that compute in float whatever the runtime, by type."""
-    counts: dict[str, int] = {}
-    for node in float_nodes(model):
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return counts
-
-
-def float_nodes(model: Any) -> list[Any]:
-    """Returns the nodes that compute in float: no integer form, or operands that are on no grid."""
-    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    return [
-        node
-        for node in model.graph.node
-        if node.op_type not in INTEGER_OPERATORS
-        or (node.op_type in ("MatMul", "Add") and not quantized.issuperset(node.input))
-    ]
 
 
 def sealed(model: Any, checkpoint: Checkpoint, widths: Sequence[int], stored_as: str, **extra: Any) -> bytes:

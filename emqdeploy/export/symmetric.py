@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import UsageError, require
 from emqdeploy.export.derive import Table, add_selector_input
-from emqdeploy.export.graph import Builder, filled_graph, float_nodes, open_graph
+from emqdeploy.export.graph import Builder, filled_graph, open_graph
 from emqdeploy.export.selector import if_model, several
+from emqdeploy.floating import float_nodes
 from emqdeploy.grid import MASTER_BITS
 
 _MOVERS = ("MaxPool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Identity", "Slice", "Gather")

@@ -143,28 +143,33 @@ class Patterns:
     def _find_float_adds(self) -> set[fx.Node]:
         """The sums of a residual stream that layer normalizations read.
 
-        A LayerNorm computes in float, so codes between it and the sums would only cost conversions and accuracy. The
-        stream is float wherever it leads to a LayerNorm, or comes from a sum that does, through sums alone.
+        A LayerNorm computes in float, so codes between it and the sums would only cost conversions and accuracy. A sum
+        belongs to such a stream if a LayerNorm or a sum of the stream reads it, or if it adds to one or to what a
+        LayerNorm reads as well.
         """
         sums = [node for node in self.nodes if self._is_tensor_sum(node)]
         found: set[fx.Node] = set()
         for node in reversed(sums):
-            if self._meets(node, found, forward=True):
+            if self._leads_to(node, found):
                 found.add(node)
         for node in sums:
-            if self._meets(node, found, forward=False):
+            if any(self._comes_from(term, found) for term in node.all_input_nodes):
                 found.add(node)
         return found
 
-    def _meets(self, node: fx.Node, found: set[fx.Node], forward: bool) -> bool:
-        """Whether a layer normalization (``forward`` only) or a sum in ``found`` is next, but for moves."""
-        for neighbour in node.users if forward else node.all_input_nodes:
-            if neighbour in found or (forward and self.calls(neighbour, "layer_norm")):
-                return True
-            passing = ("moves_values", "moves_axes", "joins", "average")
-            if any(self.calls(neighbour, kind) for kind in passing) and self._meets(neighbour, found, forward):
-                return True
-        return False
+    def _passes(self, node: fx.Node) -> bool:
+        return any(self.calls(node, kind) for kind in ("moves_values", "moves_axes", "joins", "average"))
+
+    def _leads_to(self, node: fx.Node, found: set[fx.Node]) -> bool:
+        return any(
+            user in found or self.calls(user, "layer_norm") or (self._passes(user) and self._leads_to(user, found))
+            for user in node.users
+        )
+
+    def _comes_from(self, node: fx.Node, found: set[fx.Node]) -> bool:
+        if node in found or any(self.calls(user, "layer_norm") for user in node.users):
+            return True
+        return self._passes(node) and any(self._comes_from(source, found) for source in node.all_input_nodes)
 
     # --- what cannot be quantized ---
 

@@ -30,6 +30,7 @@ EXTERNAL_FILE = "emq"
 """File name in the external-data records of the skeleton; the runtime replaces them all, the file never exists."""
 
 _DOMAIN = "emq"
+_TOKENS = "/tokens"
 
 _Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 
@@ -248,7 +249,10 @@ class _Expander:
         label = f"{node.outputs[0].name}" if alias else name
         scale = self._open(f"{name}.scale", ir.DataType.FLOAT, ())
         zero = self._constant(f"{name}.zero_point", np.array(128 if self.sites[name].signed else 0, np.uint8))
-        nodes = [ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{label}/quantize")]
+        source, tokens = node.inputs[0], self._tokens(node)
+        if tokens is not None:
+            source = tokens.inputs[0]
+        nodes = [ir.node("QuantizeLinear", [source, scale, zero], name=f"{label}/quantize")]
         # Repeating a site does not change its codes, so they are clamped only once.
         clamps = self._flag(node, "clamps")
         if self.sites[name].clamped and clamps:
@@ -257,7 +261,19 @@ class _Expander:
             nodes.append(ir.node("Clip", [nodes[-1].outputs[0], *bounds], name=f"{label}/clamp"))
         nodes[-1].outputs[0].name = f"{name}/codes" if clamps else f"{label}/steps"
         nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero], name=f"{label}/dequantize"))
+        if tokens is not None:
+            nodes += self._repeat_site(nodes[-1], tokens.inputs[1], f"{label}/tokens")
         self._replace(node, nodes)
+        if tokens is not None:
+            self.graph.remove(tokens, safe=True)
+
+    @staticmethod
+    def _tokens(site: ir.Node) -> ir.Node | None:
+        """The reshape between a linear layer and a site that alone reads it; behind the site it would move bytes."""
+        source = site.inputs[0]
+        producer = None if source is None else source.producer()
+        alone = source is not None and len(source.uses()) == 1
+        return producer if producer is not None and alone and (producer.name or "").endswith(_TOKENS) else None
 
     def _float(self, node: ir.Node) -> None:
         name = node.attributes["float"].as_string()
@@ -314,25 +330,25 @@ class _Expander:
             if sum(not isinstance(size, int) for size in shape) > 1:
                 raise EmqError(f"linear layer {name!r} reads a tensor of shape {shape}: only the batch may be free")
             features = self.weight_shapes[name][1]
-            before = self._repeat_site(source, [-1, features], f"{name}/rows")
-            rows = before[-1].outputs[0] if before else source
-            sizes = [size if isinstance(size, int) else -1 for size in shape]
-            after = [self._reshape(None, sizes, f"{name}/tokens")]
+            dequantize = source.producer()
+            assert dequantize is not None
+            before = self._repeat_site(dequantize, self._shape([-1, features]), f"{name}/rows")
+            rows = before[-1].outputs[0]
+            sizes = self._shape([size if isinstance(size, int) else -1 for size in shape])
+            after = [ir.node("Reshape", [None, sizes], name=f"{name}{_TOKENS}")]
         product = ir.node("Gemm", [rows, *(part.outputs[0] for part in parameters)], {"transB": 1}, name=name)
+        product.outputs[0].name = f"{name}/values"
         if after:
             after[0].replace_input_with(0, product.outputs[0])
         self._replace(node, [*parameters, *before, product, *after])
 
-    def _reshape(self, source: ir.Value | None, sizes: list[int], name: str) -> ir.Node:
-        shape = self._constant(f"shape_{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
-        return ir.node("Reshape", [source, shape], name=name)
+    def _shape(self, sizes: list[int]) -> ir.Value:
+        return self._constant(f"shape_{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
 
-    def _repeat_site(self, source: ir.Value, sizes: list[int], name: str) -> list[ir.Node]:
+    @staticmethod
+    def _repeat_site(dequantize: ir.Node, shape: ir.Value | None, name: str) -> list[ir.Node]:
         """Reshapes a dequantized tensor and tells the runtime that it is still on its grid."""
-        dequantize = source.producer()
-        assert dequantize is not None
-        reshape = self._reshape(source, sizes, f"{name}/reshape")
-        nodes = [reshape]
+        nodes = [ir.node("Reshape", [dequantize.outputs[0], shape], name=f"{name}/reshape")]
         for kind in ("QuantizeLinear", "DequantizeLinear"):
             inputs = [nodes[-1].outputs[0], *dequantize.inputs[1:]]
             nodes.append(ir.node(kind, inputs, name=f"{name}/{kind.removesuffix('Linear').lower()}"))

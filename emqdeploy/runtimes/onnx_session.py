@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError, UsageError, require
+from emqdeploy.reference import VALUES_SUFFIX
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -107,10 +108,11 @@ def create_session(
 
 
 def with_outputs(model: bytes, names: Sequence[str]) -> bytes:
-    """Returns the same graph with some uint8 values as further outputs."""
+    """Returns the same graph with some codes, and float answers of layers, as further outputs."""
     onnx = require("onnx", "export")
     proto = onnx.load_from_string(model)
     for name in names:
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+        kind = onnx.TensorProto.FLOAT if name.endswith(VALUES_SUFFIX) else onnx.TensorProto.UINT8
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
     data: bytes = proto.SerializeToString()
     return data

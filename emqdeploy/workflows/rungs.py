@@ -14,10 +14,10 @@ import numpy as np
 from emqdeploy.bundle import Artefact, Bundle
 from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import require
-from emqdeploy.export.graph import float_operators, open_graph
+from emqdeploy.floating import float_operators
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.parity import Parity
-from emqdeploy.reference import quantized_tensors
+from emqdeploy.reference import layer_values, quantized_tensors
 from emqdeploy.registry import Registry
 from emqdeploy.runtimes.base import LayerPrecision, Runtime, open_runtime
 from emqdeploy.runtimes.graphs import Graphs, filled_model
@@ -51,6 +51,8 @@ class Rung:
         most_images: how many images it gets at most; None means all.
         precision: what each layer is stored and computed as, where the rung knows.
         locate: finds the first tensor whose codes differ from the reference's, where `run` shows none.
+        followed: whether the reference goes on behind float operators with the codes that the rung had there, so that
+            every integer kernel is compared given its own inputs.
     """
 
     run: Callable[[Floats], tuple[Floats, Mapping[str, Codes]]]
@@ -59,6 +61,7 @@ class Rung:
     most_images: int | None = None
     precision: Callable[[], list[LayerPrecision]] | None = None
     locate: Callable[[Floats, Mapping[str, Codes]], str | None] | None = None
+    followed: bool = False
 
 
 RUNGS: Registry[Callable[[Checkpoint, int], Rung]] = Registry("rung")
@@ -69,6 +72,8 @@ def must_be_exact(parity: Parity, accuracy_points: float | None) -> str | None:
     """An integer runtime gives the reference's codes and logits, all of them."""
     if parity.differing_codes:
         return f"{parity.differing_codes} of {parity.codes} codes differ"
+    if parity.max_rounded_step > 1:
+        return f"codes behind float operators differ by up to {parity.max_rounded_step} steps, more than a rounding"
     return f"logits differ by {100 * parity.max_logit_error:.2g} %" if parity.max_logit_error else None
 
 
@@ -93,7 +98,7 @@ def must_agree(parity: Parity, accuracy_points: float | None) -> str | None:
 @RUNGS.register("onnxruntime")
 def fused(checkpoint: Checkpoint, bits: int) -> Rung:
     """The graph as onnxruntime runs it: integer kernels, every code visible."""
-    return _traced(checkpoint, bits, _strictest(checkpoint), optimise=True)
+    return _traced(checkpoint, bits, must_be_exact, optimise=True)
 
 
 @RUNGS.register("unfused")
@@ -177,14 +182,17 @@ def logits_of(runtime: Runtime, bits: int) -> Callable[[Floats], tuple[Floats, d
 
 
 def _traced(checkpoint: Checkpoint, bits: int, judge: Judge, optimise: bool) -> Rung:
+    followed = optimise and bool(float_operators(checkpoint.skeleton))
     tensors = quantized_tensors(checkpoint.skeleton)
+    if followed:
+        tensors += layer_values(checkpoint.skeleton)
     runtime: Any = open_runtime(checkpoint, "onnxruntime", bits=[bits], trace=tensors, optimise=optimise)
-    return Rung(runtime.run_traced, judge, runtime.close)
+    return Rung(runtime.run_traced, judge, runtime.close, followed=followed)
 
 
 def _strictest(checkpoint: Checkpoint) -> Judge:
     """Operators that stay in float round differently everywhere, so a network with some can only be close."""
-    return may_round if float_operators(open_graph(checkpoint)) else must_be_exact
+    return may_round if float_operators(checkpoint.skeleton) else must_be_exact
 
 
 def _first_difference(path: Path, tensors: list[str], images: Floats, codes: Mapping[str, Codes]) -> str | None:

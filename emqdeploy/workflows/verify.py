@@ -17,7 +17,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.parity import Parity
 from emqdeploy.progress import Report, silent
-from emqdeploy.reference import CODES_SUFFIX, IntegerReference
+from emqdeploy.reference import CODES_SUFFIX, VALUES_SUFFIX, IntegerReference
 from emqdeploy.runs import find_checkpoint
 from emqdeploy.runtimes.base import LayerPrecision, exported_bits, open_runtime, precision_summary
 from emqdeploy.runtimes.source import dataset_of, is_bundle
@@ -156,7 +156,7 @@ def _verify_width(
         expected = reference.run(images[part])
         for name, one in list(compared.items()):
             try:
-                _add(one, images[part], expected, None if labels is None else labels[part])
+                _add(one, reference, images[part], expected, None if labels is None else labels[part])
             except EmqError as error:
                 failed[name] = str(error)
                 compared.pop(name).rung.close()
@@ -184,7 +184,11 @@ def _verify_width(
 
 
 def _add(
-    one: _Compared, images: Floats, expected: tuple[Floats, dict[str, Codes]], labels: NDArray[Any] | None
+    one: _Compared,
+    reference: IntegerReference,
+    images: Floats,
+    expected: tuple[Floats, dict[str, Codes]],
+    labels: NDArray[Any] | None,
 ) -> None:
     """Runs a rung on a batch, or on as much of it as the rung may still get."""
     most = one.rung.most_images
@@ -193,8 +197,13 @@ def _add(
         return
     actual = one.rung.run(images[:count])
     logits, codes = expected
-    # A runtime that shows no codes is compared by its logits.
-    one.parity.add((logits[:count], {name: codes[name][:count] for name in actual[1]}), actual)
+    if one.rung.followed:
+        followed = reference.follow(images[:count], actual[1])
+        logits = followed.logits
+        one.parity.add_followed(followed, actual)
+    else:
+        # A runtime that shows no codes is compared by its logits.
+        one.parity.add((logits[:count], {name: codes[name][:count] for name in actual[1]}), actual)
     if labels is not None:
         one.correct += int((actual[0].argmax(1) == labels[:count]).sum())
         one.reference_correct += int((logits[:count].argmax(1) == labels[:count]).sum())
@@ -232,7 +241,7 @@ def _complete(bundle: Bundle, results: Sequence[dict[str, Any]], origin: str) ->
 
 
 def _layer_of(tensor: str | None) -> str | None:
-    return None if tensor is None else tensor.removesuffix(CODES_SUFFIX)
+    return None if tensor is None else tensor.removesuffix(CODES_SUFFIX).removesuffix(VALUES_SUFFIX)
 
 
 def _precision(compared: dict[str, _Compared], checkpoint: Checkpoint, bits: int) -> list[LayerPrecision]:

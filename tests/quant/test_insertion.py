@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,11 +15,9 @@ from emqdeploy.errors import EmqError
 from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.quant.skeleton import export_skeleton
-from emqdeploy.reference import IntegerReference, quantized_tensors
-from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 
 from ..conftest import settled
+from .fused import kernels_that_run
 
 SHAPE = (3, 8, 8)
 
@@ -223,13 +218,6 @@ PATTERNS = {
     ),
 }
 
-SHORT = {
-    "QLinearGlobalAveragePool": "QPool",
-    "DequantizeLinear": "DQ",
-    "QuantizeLinear": "Q",
-    "BatchNormalization": "Norm",
-}
-MOVES = ("Transpose", "Clip", "Reshape", "Flatten")
 pattern = pytest.mark.parametrize("name", list(PATTERNS))
 
 
@@ -277,25 +265,7 @@ def test_fused_graph(name: str, tmp_path: Path) -> None:
     """Every layer is one integer kernel, with any batch size, and the codes are those of the integer reference."""
     _, network = inserted(name)
     frozen = freeze(settled(network, batch()), (2, 8))
-    skeleton = export_skeleton(network, frozen, SHAPE)
-    tensors = quantized_tensors(skeleton)
-    for bits in (2, 8):
-        arrays = frozen.initializers(bits)
-        options = session_options(threads=1)
-        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-        session = create_session(skeleton, options, arrays)
-        graph = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
-        counts = Counter(SHORT.get(node.op_type, node.op_type) for node in graph.node if node.op_type not in MOVES)
-        assert " ".join(sorted(f"{kind}:{count}" for kind, count in counts.items())) == PATTERNS[name].operators
-        assert counts["QLinearConv"] + counts["QGemm"] == len(network.layers)
-        reference = IntegerReference(skeleton, arrays)
-        traced = create_session(with_outputs(skeleton, tensors), session_options(threads=1), arrays)
-        for count in (1, 3):
-            images = batch(count).numpy()
-            expected, codes = reference.run(images)
-            np.testing.assert_array_equal(session.run(["logits"], {"images": images})[0], expected)
-            for key, found in zip(tensors, traced.run(tensors, {"images": images}), strict=True):
-                np.testing.assert_array_equal(found, codes[key], err_msg=key)
+    assert kernels_that_run(network, frozen, SHAPE, tmp_path) == PATTERNS[name].operators
 
 
 def test_relu6_bounds_the_clip() -> None:
