@@ -23,8 +23,9 @@ class _FakeQuantize(torch.autograd.Function):
     """``s clamp(round(x / s), low, high)`` with the LSQ gradient (arXiv 1902.08153) for the logarithm of the clip.
 
     With ``s = clip / high`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``, where inside means that
-    the rounded value is in range: two dot products. Built from plain element-wise operators, because torch's own fused
-    operator is far slower on the CPU.
+    the rounded value is in range. Built from plain element-wise operators, because torch's own fused operator is far
+    slower on the CPU; sums of products rather than dot products, because flattening would make a compiled step, whose
+    tensors are channels-last, transpose them.
     """
 
     @staticmethod
@@ -42,8 +43,8 @@ class _FakeQuantize(torch.autograd.Function):
         steps, output, scale = ctx.saved_tensors
         passed = torch.ops.aten.hardtanh_backward(grad, steps, *ctx.range)
         images = -(-len(grad) // CLIP_GRADIENT_SHARE)
-        inside = torch.dot(passed[:images].reshape(-1), steps[:images].reshape(-1)) * scale
-        slope = torch.dot(grad[:images].reshape(-1), output[:images].reshape(-1)) - inside
+        inside = (passed[:images] * steps[:images]).sum() * scale
+        slope = (grad[:images] * output[:images]).sum() - inside
         return passed, slope * (ctx.grad_scale * len(grad) / images), None, None, None
 
 
