@@ -32,19 +32,25 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, log_clip: Tensor, low: int, high: int, grad_scale: float) -> Tensor:
         scale = log_clip.exp() / high
         steps = x * scale.reciprocal()
-        output = steps.round().clamp_(low, high).mul_(scale)
-        ctx.save_for_backward(steps, output, scale)
+        codes = steps.round().clamp_(low, high)
+        inside = None
+        if torch.compiler.is_compiling():
+            # A compiled step on the CPU stores and loads booleans one by one, forty times slower than bytes that come
+            # from arithmetic; and bytes are all that it has to keep for the backward pass.
+            inside = (1 - (steps.round() - codes).abs().clamp(max=1)).to(torch.uint8)
+        output = codes.mul_(scale)
+        ctx.save_for_backward(steps, output, scale, inside)
         ctx.range = (low - 0.5, high + 0.5)
         ctx.grad_scale = grad_scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        steps, output, scale = ctx.saved_tensors
-        passed = torch.ops.aten.hardtanh_backward(grad, steps, *ctx.range)
+        steps, output, scale, inside = ctx.saved_tensors
+        passed = torch.ops.aten.hardtanh_backward(grad, steps, *ctx.range) if inside is None else grad * inside
         images = -(-len(grad) // CLIP_GRADIENT_SHARE)
-        inside = (passed[:images] * steps[:images]).sum() * scale
-        slope = (grad[:images] * output[:images]).sum() - inside
+        within = (passed[:images] * steps[:images]).sum() * scale
+        slope = (grad[:images] * output[:images]).sum() - within
         return passed, slope * (ctx.grad_scale * len(grad) / images), None, None, None
 
 

@@ -166,16 +166,16 @@ def no_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) ->
 def snap(largest: Tensor, gain: Tensor, origin: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """The torch mirror of `emqdeploy.grid.snap`; all arguments and results ``(C,)``.
 
-    Maxima in the place of searches: a vectorized reduction costs a fraction of ``argmin`` and fuses when compiled.
+    Maxima in the place of searches, because a vectorized reduction costs a fraction of ``argmin`` and fuses when
+    compiled. What an ``m`` needs grows with ``m``, so every ``m`` up to ``m_max`` fits.
     """
     constant = gain <= 0
     ratio = origin / gain.masked_fill(constant, 1)
     m = torch.arange(1, limit + 1, device=gain.device, dtype=gain.dtype)
     exact = m * ratio[:, None]
     k = exact.round()
-    fits = m * largest[:, None] + k.abs() <= limit
-    m_max = (m * fits).amax(1, keepdim=True)
-    candidate = fits & (2 * m >= m_max)
+    m_max = (m * (m * largest[:, None] + k.abs() <= limit)).amax(1, keepdim=True)
+    candidate = (m <= m_max) & (2 * m >= m_max)
     error = ((exact - k).abs() / m).masked_fill(~candidate, torch.inf)
     # The largest m of smallest error; 1 where none fits, and k then takes what room is left.
     slope = (m * (candidate & (error <= error.amin(1, keepdim=True)))).amax(1).clamp(min=1)

@@ -130,3 +130,23 @@ def test_observed_clips_cover_less_at_fewer_bits() -> None:
     assert 0 < clips[0] < clips[-1] <= values.max() * 1.0001
     quantizer(torch.zeros(10))
     assert min(quantizer.clips().values()) == pytest.approx(1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_compiled_step_has_the_same_values_and_gradients(signed: bool) -> None:
+    """Compiled, the backward pass reads another saved tensor; nothing else may differ."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(16, 8, 5, 5, generator=generator).to(memory_format=torch.channels_last)
+    results = []
+    for compiled in (False, True):
+        quantizer = site(signed, clip=1.0)
+        quantizer.bits = 4
+        x = images.clone().requires_grad_()
+        forward = torch.compile(quantizer, fullgraph=True) if compiled else quantizer
+        output = forward(x)
+        (output * images.cos()).sum().backward()
+        results.append((output.detach(), x.grad, quantizer.log_clip.grad))
+    for eager, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5)
+    assert (results[1][1] == 0).any()
