@@ -8,6 +8,7 @@ import traceback
 # Importing a module registers its commands, in the order in which the help lists them.
 # isort: off
 from emqdeploy.cli import training  # noqa: F401
+from emqdeploy.cli import quantizing  # noqa: F401
 from emqdeploy.cli import exporting  # noqa: F401
 from emqdeploy.cli import measuring  # noqa: F401
 from emqdeploy.cli import looking  # noqa: F401

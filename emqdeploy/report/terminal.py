@@ -60,6 +60,19 @@ def accuracy_table(title: str, accuracy: dict[str, float], trained: list[int]) -
     return result
 
 
+def quantize_table(result: dict[str, Any], usable_drop: float) -> Table:
+    """Accuracy per bit-width beside the float model's."""
+    seconds, images = result["seconds"], result["calibration_images"]
+    title = f"{result['checkpoint']}: test accuracy without training, {images} images, {seconds:.0f} s of calibration"
+    shown = table(title, "bits", "accuracy", "to float", "")
+    shown.add_row("float", percent(result["float_accuracy"]), "", "as it came")
+    for bits, value in result["accuracy"].items():
+        usable = int(bits) in result["usable_bits"]
+        verdict = "usable" if usable else f"loses more than {usable_drop:g}: train it"
+        shown.add_row(bits, percent(value), f"{value - result['float_accuracy']:+.2f}", verdict)
+    return shown
+
+
 def verify_table(results: list[dict[str, Any]], images: str) -> Table:
     """Every rung of parity at every bit-width."""
     result = table(

@@ -1,0 +1,298 @@
+"""Quantizing without training: each step does what it says, and the whole gives a checkpoint that holds its word."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emqdeploy.checkpoint import load_checkpoint
+from emqdeploy.cli import main
+from emqdeploy.data import load_dataset
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.frozen import FrozenNetwork
+from emqdeploy.models import create_model
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.quant.deploy import deployed_reference, freeze
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.training.batches import image_source
+from emqdeploy.training.clips import CLIP_CHOICES, calibrate_clips
+from emqdeploy.training.posttraining import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
+from emqdeploy.training.quantize import (
+    QuantizeConfig,
+    QuantizeResult,
+    accuracies,
+    calibrate,
+    calibration_batches,
+    quantize,
+)
+from emqdeploy.training.quantize_command import advice
+
+WIDTHS = (2, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-8 trained on the digits for a few seconds, as a file of float weights."""
+    torch.manual_seed(0)
+    digits = load_dataset("digits")
+    images = torch.from_numpy(digits.preprocessing.normalize(digits.train.images[:]))
+    labels = torch.from_numpy(digits.train.labels)
+    model = create_model("resnet8", 10, 1, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(110):
+        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(step))[:64]
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("float") / "digits.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def network(float_model: Path) -> MultiBitNetwork:
+    """The trained model with quantizers in it."""
+    state = safetensors.torch.load_file(float_model)
+    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, WIDTHS)
+    return spec.build(lambda model: model.load_state_dict(state)).eval()
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Tensor]:
+    """A hundred training images in two batches."""
+    return calibration_batches(load_dataset("digits"), 200, seed=0)
+
+
+# --- the steps ----------------------------------------------------------------------------------------------------
+
+
+def test_calibration_images_show_every_class_in_every_batch(batches: list[Tensor]) -> None:
+    """Statistics of a batch that shows one class only would be that class's."""
+    digits = load_dataset("digits")
+    normalized = digits.preprocessing.normalize(digits.train.images[:])
+    for batch in batches:
+        found = {
+            int(digits.train.labels[np.flatnonzero((normalized == image).all((1, 2, 3)))[0]]) for image in batch.numpy()
+        }
+        assert found == set(range(10))
+    assert [len(batch) for batch in batches] == [100, 100]
+
+
+def test_clip_choices_on_known_values() -> None:
+    """The largest value, a percentile, and the clip that a fine search finds best."""
+    values = torch.cat([torch.linspace(0, 1, 10_000), torch.tensor([50.0])])
+    assert CLIP_CHOICES["max"](values, 15) == 50
+    assert CLIP_CHOICES["p99"](values, 15) == pytest.approx(0.99, abs=0.01)
+    outliers = torch.distributions.Laplace(0.0, 1.0).sample((50_000,)).abs()
+
+    def error(clip: float) -> float:
+        scale = clip / 15
+        return float(((outliers / scale).round().clamp(max=15) * scale - outliers).square().mean())
+
+    best = min(error(float(clip)) for clip in np.linspace(1, float(outliers.max()), 500))
+    assert error(CLIP_CHOICES["mse"](outliers, 15)) <= 1.02 * best
+    assert error(CLIP_CHOICES["mse"](outliers, 15)) < 0.5 * error(CLIP_CHOICES["max"](outliers, 15))
+
+
+@pytest.mark.parametrize("choice", list(CLIP_CHOICES))
+def test_every_clip_choice_survives_a_dead_tensor(network: MultiBitNetwork, choice: str, batches: list[Tensor]) -> None:
+    """A tensor that is always zero still gets a positive clip; the input's known range is kept."""
+    with torch.no_grad():
+        next(iter(network.norms.values())).weight.zero_()
+        next(iter(network.norms.values())).bias.zero_()
+    before = network.sites["input"].clips()
+    calibrate_clips(network, batches, choice)
+    assert network.sites["input"].clips() == before
+    assert all(clip > 0 for site in network.sites.values() for clip in site.clips().values())
+
+
+def test_equalization_keeps_the_float_function(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+    """Weights of every switchable channel reach the same peak, and the network computes what it did."""
+    plain = copy.deepcopy(network)
+    EQUALIZATIONS["peak"](network)
+    for layer in network.layers.values():
+        if not layer.pinned:
+            torch.testing.assert_close(layer.weight.flatten(1).abs().amax(1), torch.ones(len(layer.weight)))
+    network.set_bits(32)
+    with torch.no_grad():
+        torch.testing.assert_close(network(batches[0]), plain(batches[0]), rtol=1e-3, atol=1e-3)
+
+
+def outputs(network: nn.Module, images: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """What the named modules give."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: found.update({name: o}))
+        for name in names
+    ]
+    with torch.no_grad():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_matched_statistics_of_the_float_network_are_its_own(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+    """At a bit-width that changes nothing, the difference to the float network is nothing: a sample adds no noise."""
+    for layer in network.layers.values():
+        layer.quantizer.forward = lambda weight, bits, quantizer=layer.quantizer: (
+            type(quantizer)
+            .forward(  # type: ignore[method-assign, misc]
+                quantizer, weight, bits
+            )
+            ._replace(value=weight, residual=torch.zeros(len(weight)))
+        )
+    for site in network.sites.values():
+        site.forward = lambda x, site=site: x if site.signed else F.relu(x)  # type: ignore[method-assign, misc]
+    before = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in network.norms.items()}
+    STATISTICS["matched"](network, batches, (4,))
+    for name, norm in network.norms.items():
+        mean, var = norm.statistics(4)
+        torch.testing.assert_close(mean, before[name][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(var, before[name][1], rtol=1e-4, atol=1e-5)
+        assert torch.equal(norm.running_mean, before[name][0])
+
+
+def test_estimated_statistics_normalize_the_images(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+    """On the calibration images themselves, every estimated normalization puts out its shift and gain."""
+    calibrate_clips(network, batches, "mse")
+    STATISTICS["bits"](network, batches, (2,))
+    name = next(iter(network.norms))
+    with network.bits(2):
+        found = outputs(network.graph, torch.cat(batches), [name])[name]
+    norm = network.norms[name]
+    torch.testing.assert_close(found.mean((0, 2, 3)), norm.bias, rtol=0.02, atol=0.02)
+    STATISTICS["float"](network, batches, (2,))
+    assert not norm.estimated.any()
+
+
+def test_mean_correction_gives_every_layer_its_float_mean(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+    """After the correction the deployed layers have the float network's channel means, the last one included."""
+    calibrate_clips(network, batches, "mse")
+    STATISTICS["float"](network, batches, WIDTHS)
+    images = batches[:1]
+
+    def distance(frozen: FrozenNetwork) -> float:
+        deployed = deployed_reference(network, frozen, 2)
+        with network.bits(32):
+            wanted = outputs(network.graph, images[0], [network.norm_of.get(name, name) for name in network.layers])
+        found = outputs(deployed, images[0], list(network.layers))
+        means = [
+            (found[name].flatten(2).mean(2) if found[name].dim() == 4 else found[name]).mean(0)
+            - (output.flatten(2).mean(2) if output.dim() == 4 else output).mean(0)
+            for name, output in zip(network.layers, wanted.values(), strict=True)
+        ]
+        return max(float(mean.abs().max()) for mean in means)
+
+    frozen = freeze(network, WIDTHS)
+    corrected = BIAS_CORRECTIONS["mean"](network, frozen, images)
+    assert distance(frozen) > 0.3
+    assert distance(corrected) < 0.02
+    assert BIAS_CORRECTIONS["none"](network, frozen, images) is frozen
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+def config(file: Path, **changes: object) -> QuantizeConfig:
+    """Quantizes the fixture's model."""
+    return replace(QuantizeConfig(str(file), "resnet8", "digits", images=200), **changes)  # type: ignore[arg-type]
+
+
+def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(float_model: Path, tmp_path: Path) -> None:
+    """A trained model becomes a checkpoint of usable bit-widths, whose accuracy is that of its deployed numbers."""
+    lines: list[str] = []
+    result = quantize(config(float_model), tmp_path / "run", lines.append, threads=1)
+    assert result.float_accuracy > 95
+    assert result.usable == (4, 5, 6, 7, 8)
+    assert result.images == 200
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.network.widths == (4, 5, 6, 7, 8)
+    assert checkpoint.metadata["recipe"]["method"] == "post-training"
+    assert {int(bits) for bits in checkpoint.metadata["accuracy"]} == set(result.accuracy)
+    assert any("calibrating 5 bit-widths on 200 training images" in line for line in lines)
+    with pytest.raises(UsageError, match="already holds a checkpoint; choose another --out"):
+        quantize(config(float_model), tmp_path / "run")
+
+
+def test_from_the_command_line(
+    float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One JSON object with every stored bit-width, those between included; progress apart from it."""
+    monkeypatch.chdir(tmp_path)
+    base = ["quantize", str(float_model), "--data", "digits", "--model", "resnet8", "--images", "100", "--threads", "1"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*base, "--bits", "6,8", "--json"])
+    printed = capsys.readouterr()
+    values = json.loads(printed.out)
+    assert set(values["accuracy"]) == {"6", "7", "8"}
+    assert values["checkpoint"] == "runs/digits-resnet8-001/model.emq"
+    assert "calibrating" in printed.err
+
+
+def test_what_is_lost_is_recommended_for_training() -> None:
+    """The table and the advice name the bit-widths to use and the command that gets the others."""
+    chosen = QuantizeConfig("w.pth", "resnet8", "digits", bits=(1, 2, 8))
+    result = QuantizeResult(Path("runs/x/model.emq"), {1: 60.0, 2: 93.0, 8: 97.0}, 97.0, (8,), 512, 1.0, [])
+    text = advice(chosen, result)
+    assert "1, 2 bits lose more than 1 points" in text
+    assert "emqdeploy train --data digits --model resnet8 --pretrained w.pth --bits 1,2,8" in text
+    assert "emqdeploy export runs/x --bits 8" in text
+    assert "export" not in advice(chosen, replace(result, usable=()))
+
+
+def test_methods_combine_and_repeat(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+    """Every registered method gives numbers that work at 8 bits, the same ones every time."""
+    digits = load_dataset("digits")
+    test = image_source(digits.test, digits.preprocessing, "none", torch.device("cpu"))
+    for statistics, correction, equalization in itertools.product(STATISTICS, BIAS_CORRECTIONS, EQUALIZATIONS):
+        chosen = QuantizeConfig(
+            "w.pth", "resnet8", "digits", bits=(8,), statistics=statistics, bias_correction=correction
+        )
+        chosen = replace(chosen, equalization=equalization)
+        frozen, again = (calibrate(copy.deepcopy(network), batches, chosen) for _ in range(2))
+        assert accuracies({8: deployed_reference(network, frozen, 8)}, test)[8] > 94
+        arrays, others = frozen.initializers(8), again.initializers(8)
+        assert all((arrays[name] == others[name]).all() for name in arrays)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": ()}, "--bits is empty"),
+        ({"bits": (0, 4)}, "--bits is 0,4; allowed: 1..8"),
+        ({"activation_bits": 1}, "--act-bits is 1; allowed: 2..8"),
+        ({"images": 3}, "--images is 3; statistics need at least 16"),
+        ({"clips": "median"}, "unknown clip calibration 'median'; known: max, mse"),
+        ({"equalization": "x"}, "unknown equalization"),
+        ({"statistics": "x"}, "unknown statistics"),
+        ({"bias_correction": "x"}, "unknown bias correction"),
+        ({"usable_drop": -1.0}, "--usable-drop is -1.0"),
+    ],
+)
+def test_wrong_options(float_model: Path, changes: dict[str, object], message: str) -> None:
+    """Each wrong option is one sentence with what is allowed, before any work."""
+    with pytest.raises(UsageError, match=message):
+        config(float_model, **changes)
+
+
+def test_weights_of_other_models_and_classes_are_refused(float_model: Path, tmp_path: Path) -> None:
+    """Without training, a head that starts anew would be noise; nothing is written."""
+    with pytest.raises(EmqError, match=r"choose the --model that the weights were trained for"):
+        quantize(config(float_model, model="resnet20"), tmp_path / "run")
+    state = safetensors.torch.load_file(float_model)
+    state["fc.weight"], state["fc.bias"] = state["fc.weight"][:7], state["fc.bias"][:7]
+    safetensors.torch.save_file(state, tmp_path / "seven.safetensors")
+    with pytest.raises(EmqError, match=r"10 classes here and 7 in .*; train it with: emqdeploy train --pretrained"):
+        quantize(config(tmp_path / "seven.safetensors"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
