@@ -1,0 +1,92 @@
+"""Images of a folder, those that are there and those that keep arriving, with the class that their folder names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emqdeploy.errors import UsageError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+POLL_S = 0.1
+"""Between two looks for new files."""
+
+SETTLED_S = 0.4
+"""A new file counts when it has not been written to for so long."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image to classify.
+
+    Attributes:
+        path: of the file.
+        label: index of the class whose name its folder has, or None.
+    """
+
+    path: Path
+    label: int | None
+
+
+def arrivals(
+    folder: Path, classes: Sequence[str], watch: bool, repeat: bool, stop: Callable[[], bool]
+) -> Iterator[Arrival | None]:
+    """Yields the images of a folder and its folders, in alphabetical order, then in order of arrival.
+
+    A file that is still being written is left for a later look.
+
+    Args:
+        folder: what to read.
+        classes: names that make a folder a label.
+        watch: go on and wait for new files; None is yielded where there are none at the moment.
+        repeat: begin again at the end.
+        stop: says whether to end.
+
+    Raises:
+        UsageError: there is no such folder, or it holds no image and nothing is waited for.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; name one that holds images, as they are or in folders per class")
+    index = {name: number for number, name in enumerate(classes)}
+    found = [path for path in _images(folder) if not watch or _settled(path)]
+    if not found and not watch:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise UsageError(f"{folder} holds no images ({kinds}); add some, or wait for them with --watch")
+    while found and not stop():
+        for path in found:
+            if stop():
+                return
+            yield Arrival(path, index.get(path.parent.name))
+        if not repeat:
+            break
+    seen = set(found)
+    while watch and not stop():
+        ready = [path for path in _images(folder) if path not in seen and _settled(path)]
+        seen.update(ready)
+        for path in ready:
+            yield Arrival(path, index.get(path.parent.name))
+        if not ready:
+            yield None
+            time.sleep(POLL_S)
+
+
+def unknown_folders(folder: Path, classes: Sequence[str]) -> list[str]:
+    """Names of folders with images that are no class: their images count as unlabelled."""
+    return sorted({path.parent.name for path in _images(folder)} - set(classes) - {folder.name})
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+    )
+
+
+def _settled(path: Path) -> bool:
+    try:
+        state = path.stat()
+    except OSError:
+        return False
+    return state.st_size > 0 and time.time() - state.st_mtime >= SETTLED_S

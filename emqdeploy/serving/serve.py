@@ -1,0 +1,241 @@
+"""Classifies a stream of images under a policy and keeps account of what that costs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from emqdeploy.errors import EmqError, UsageError, cannot_write
+from emqdeploy.measuring.choices import measured_options, options_of_result, thread_modes, usable_cores
+from emqdeploy.measuring.devices import find_device
+from emqdeploy.measuring.scenarios.adaptive import decision_dict
+from emqdeploy.measuring.workbench import Stop, stop_on_signals
+from emqdeploy.progress import Report, silent
+from emqdeploy.runtimes.base import Runtime
+from emqdeploy.runtimes.policy import Governed, Option, parse_policy
+from emqdeploy.runtimes.source import Source, open_source
+from emqdeploy.serving.account import State, summary
+from emqdeploy.serving.folder import Arrival, arrivals, unknown_folders
+from emqdeploy.serving.sensors import Sensors
+
+VIEW_S = 0.1
+"""Between two looks of the live view."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What to classify, with what, under which policy.
+
+    Attributes:
+        path: the network; None takes the latest run.
+        folder: of images.
+        policy: budgets, as text.
+        bits: bit-widths to choose from; None takes every one.
+        runtime: the adapter.
+        threads: fixes the threads; None lets the policy choose.
+        table: a bench result to choose by; None times every setting first.
+        device: ``auto``, ``cpu``, ``cuda`` or ``jetson``: whose sensors to read.
+        energy: ``auto``, ``none`` or the name of an energy source.
+        fps: images a second at most.
+        watch: wait for new files after the last one.
+        repeat: begin again after the last one.
+        limit: images at most.
+        seconds: time at most.
+        log: file for one JSON object per image and decision.
+    """
+
+    path: Path | None
+    folder: Path
+    policy: str
+    bits: tuple[int, ...] | None = None
+    runtime: str = "onnxruntime"
+    threads: int | None = None
+    table: dict[str, Any] | None = None
+    device: str = "auto"
+    energy: str = "auto"
+    fps: float | None = None
+    watch: bool = False
+    repeat: bool = False
+    limit: int | None = None
+    seconds: float | None = None
+    log: Path | None = None
+
+    def check(self) -> None:
+        """Raises one sentence for what cannot be."""
+        parse_policy(self.policy)
+        for name in ("fps", "seconds", "limit"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1e9:
+                raise UsageError(f"--{name} is {value:g}; it must be above 0")
+        if self.repeat and self.watch:
+            raise UsageError("--repeat begins again at the end and --watch waits there; give one of them")
+
+
+View = Callable[[dict[str, Any]], None]
+"""Receives `State.shown` ten times a second."""
+
+
+def serve(settings: ServeSettings, view: View = lambda _: None, report: Report = silent) -> dict[str, Any]:
+    """Classifies until the folder, the limit or the user ends it.
+
+    Args:
+        settings: what to do.
+        view: shows what is going on.
+        report: receives what is done before the first image.
+
+    Returns:
+        the summary: settings, images, accuracy, latency, switches, energy, every decision.
+
+    Raises:
+        EmqError: one sentence: a folder without images, a policy that cannot be kept, a damaged network.
+    """
+    settings.check()
+    stop = Stop()
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(stop_on_signals(stop))
+        log = opened.enter_context(_log(settings.log))
+        source, runtimes = _open(settings, opened)
+        classes = list(source.metadata["classes"])
+        stream = _stream(settings, classes, report, stop)
+        first = next(stream, None)  # nothing is timed for a folder that holds nothing
+        options = _options(settings, source, runtimes, report)
+        sensors = Sensors(find_device(settings.device), settings.energy)
+        network = Governed(runtimes, settings.policy, options, sensor=sensors, clock=time.perf_counter)
+        state = State(network, classes, sensors)
+        for entry in network.policy.log:
+            report(entry.reason)
+        seen_s = 0.0
+        for arrival in _paced(itertools.chain([first], stream), settings, state, stop):
+            if arrival is not None:
+                _classify(arrival, source, state, log)
+            if state.seconds - seen_s >= VIEW_S:
+                seen_s = state.seconds
+                view(state.shown())
+        return {"network": str(source.path), "folder": str(settings.folder), **summary(state, options, stop())}
+
+
+def _stream(
+    settings: ServeSettings, classes: list[str], report: Report, stop: Callable[[], bool]
+) -> Iterator[Arrival | None]:
+    if settings.folder.is_dir():
+        unknown = unknown_folders(settings.folder, classes)
+        if unknown:
+            named = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+            report(f"{named}: no class of this network has that name, so these images count as unlabelled")
+    return arrivals(settings.folder, classes, settings.watch, settings.repeat, stop)
+
+
+def _open(settings: ServeSettings, opened: contextlib.ExitStack) -> tuple[Source, dict[str, Runtime]]:
+    """The network once per number of threads that the policy may choose."""
+    if settings.threads is not None or settings.table is not None or settings.runtime != "onnxruntime":
+        threads = settings.threads
+        if threads is None and settings.table is not None:
+            threads = settings.table["settings"].get("threads")
+        source = open_source(settings.path, settings.bits, settings.runtime, threads)
+        return source, {"": opened.enter_context(source.runtime)}
+    runtimes: dict[str, Runtime] = {}
+    for mode, count in thread_modes(usable_cores()).items():
+        source = open_source(settings.path, settings.bits, settings.runtime, count)
+        runtimes[mode] = opened.enter_context(source.runtime)
+    return source, runtimes
+
+
+def _options(settings: ServeSettings, source: Source, runtimes: dict[str, Runtime], report: Report) -> Sequence[Option]:
+    widths = list(settings.bits or next(iter(runtimes.values())).available_bits)
+    if settings.table is not None:
+        found = [option for option in options_of_result(settings.table) if option.setting.bits in widths]
+        if not found:
+            raise UsageError(
+                "the table holds none of this network's bit-widths; bench this network, or leave --table out"
+            )
+        return found
+    report(f"timing {len(widths) * len(runtimes)} settings for the policy")
+    image = np.zeros((1, *source.input_shape), np.float32)
+    return measured_options(runtimes, widths, source.accuracy, image, seconds=0.2)
+
+
+def _paced(
+    stream: Iterator[Arrival | None], settings: ServeSettings, state: State, stop: Callable[[], bool]
+) -> Iterator[Arrival | None]:
+    """The stream, no faster than asked for, and no longer."""
+    due = time.perf_counter()
+    for arrival in stream:
+        if settings.fps is not None and arrival is not None:
+            while (left := due - time.perf_counter()) > 0 and not stop():
+                time.sleep(min(left, 0.2))
+            due = max(due, time.perf_counter() - 1 / settings.fps) + 1 / settings.fps
+        if stop() or (settings.seconds is not None and state.seconds >= settings.seconds):
+            return
+        yield arrival
+        if settings.limit is not None and state.images >= settings.limit:
+            return
+
+
+def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | None) -> None:
+    network = state.network
+    began = time.perf_counter()
+    try:
+        image = source.preprocessing.load_image(arrival.path)
+    except EmqError as error:
+        state.unreadable += 1
+        _write(
+            log, {"event": "unreadable", "t_s": round(state.seconds, 4), "file": str(arrival.path), "why": str(error)}
+        )
+        return
+    read_ms = 1e3 * (time.perf_counter() - began)
+    setting = network.setting
+    logits = network(image)[0].astype(np.float64)
+    found = int(logits.argmax())
+    odds = np.exp(logits - logits.max())
+    assert network.last is not None
+    taken = network.last.latency_ms
+    correct = None if arrival.label is None else found == arrival.label
+    state.count(str(setting), taken, correct)
+    state.latest = {
+        "event": "image",
+        "t_s": round(state.seconds, 4),
+        "file": str(arrival.path),
+        "class": state.classes[found],
+        "probability": round(float(odds[found] / odds.sum()), 4),
+        "label": None if arrival.label is None else state.classes[arrival.label],
+        "correct": correct,
+        "bits": setting.bits,
+        "mode": setting.mode,
+        "latency_ms": round(taken, 4),
+        "read_ms": round(read_ms, 4),
+        **{key: value for key, value in asdict(network.last).items() if key != "latency_ms"},
+    }
+    _write(log, state.latest)
+    if network.decision is not None:
+        state.switches += 1
+        _write(log, {"event": "switch", "t_s": round(state.seconds, 4), **decision_dict(network.decision)})
+
+
+@contextlib.contextmanager
+def _log(path: Path | None) -> Iterator[IO[str] | None]:
+    """The log, open from the start, so that a wrong place is noticed before the work."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        yield file
+
+
+def _write(log: IO[str] | None, entry: dict[str, Any]) -> None:
+    if log is not None:
+        try:
+            log.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise cannot_write(log.name, error) from error

@@ -1,0 +1,188 @@
+"""`emqdeploy run`: a folder or a camera's folder is classified under a policy, and accounted for."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from emqdeploy.checkpoint import Checkpoint, save_checkpoint
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.report.live import LiveView, line
+from emqdeploy.report.run_table import run_parts
+from emqdeploy.serving.folder import arrivals, unknown_folders
+from emqdeploy.serving.serve import ServeSettings, serve
+
+from ..conftest import Deployed
+
+
+@pytest.fixture(scope="module")
+def network(small: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network as a checkpoint with everything that serving asks for."""
+    metadata = small.checkpoint.metadata | {
+        "preprocessing": {"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.4]},
+        "accuracy": {str(bits): 90.0 + bits for bits in range(1, 9)},
+        "data": {"name": "digits", "image_size": None},
+    }
+    path = tmp_path_factory.mktemp("network") / "model.emq"
+    save_checkpoint(path, Checkpoint(small.checkpoint.network, small.checkpoint.skeleton, metadata, {}))
+    return path
+
+
+def picture(path: Path, seed: int) -> None:
+    """A grey image of 8 x 8 pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Images of two classes, one of a folder that is no class, and a file that is no image."""
+    for number in range(6):
+        picture(tmp_path / "photos" / ("3" if number % 2 else "7") / f"{number}.png", number)
+    picture(tmp_path / "photos" / "holiday" / "beach.png", 9)
+    (tmp_path / "photos" / "7" / "broken.png").write_bytes(b"not an image")
+    (tmp_path / "photos" / "notes.txt").write_text("no image at all")
+    return tmp_path / "photos"
+
+
+def settings(network: Path, folder: Path, **more: Any) -> ServeSettings:
+    """Two bit-widths, one thread, no sensors."""
+    return ServeSettings(network, folder, "latency_p99=5s,accuracy>=92", (2, 8), threads=1, energy="none", **more)
+
+
+def test_a_folder_is_classified_and_logged(network: Path, photos: Path, tmp_path: Path) -> None:
+    """Labels come from folder names; a line per image; what is unreadable is counted, not fatal."""
+    told: list[str] = []
+    result = serve(settings(network, photos, log=tmp_path / "log.jsonl"), report=told.append)
+    assert (result["images"], result["labelled"], result["unreadable"]) == (7, 6, 1)
+    assert result["by_setting"]["8 bits"]["accuracy"] == result["accuracy"]
+    assert [budget["met"] for budget in result["budgets"]] == [True, True]
+    assert result["energy"] == {"not_measured": "it was not asked for"}
+    lines = [json.loads(entry) for entry in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["event"] for entry in lines].count("image") == 7
+    assert [entry["event"] for entry in lines].count("unreadable") == 1
+    assert {entry["label"] for entry in lines if entry["event"] == "image"} == {"3", "7", None}
+    assert any("holiday" in one and "unlabelled" in one for one in told)
+    assert run_parts(result)[-1] == "1 files were not readable as images"
+    json.dumps(result)
+
+
+def test_limits_and_repetition(network: Path, photos: Path) -> None:
+    """As many images as asked for, however few there are; a rate is an upper bound."""
+    result = serve(settings(network, photos, repeat=True, limit=20))
+    assert result["images"] == 20
+    result = serve(settings(network, photos, repeat=True, seconds=0.4, fps=10.0))
+    assert 1 <= result["images"] <= 6
+
+
+def test_new_files_are_waited_for(tmp_path: Path) -> None:
+    """A camera writes slowly: a file counts when its size stands still, and only once."""
+    camera = tmp_path / "camera"
+    camera.mkdir()
+    done = threading.Event()
+
+    def shoot() -> None:
+        picture(camera / "first.png", 1)
+        whole = (camera / "first.png").read_bytes()
+        with (camera / "second.png").open("wb") as file:
+            for start in range(0, len(whole), 40):
+                file.write(whole[start : start + 40])
+                file.flush()
+                time.sleep(0.15)
+
+    writer = threading.Thread(target=shoot)
+    writer.start()
+    found: list[Path] = []
+    idle = 0
+    for arrival in arrivals(camera, (), True, False, done.is_set):
+        if arrival is None:
+            idle += 1
+            if (len(found) == 2 and not writer.is_alive()) or idle > 100:
+                done.set()
+        else:
+            assert Image.open(arrival.path).size == (8, 8)
+            found.append(arrival.path)
+    writer.join()
+    assert [path.name for path in found] == ["first.png", "second.png"]
+
+
+def test_bad_input_is_one_sentence(network: Path, photos: Path, tmp_path: Path) -> None:
+    """Folders, rates, policies, tables and logs that cannot be."""
+    (tmp_path / "empty").mkdir()
+    for folder, says in ((tmp_path / "nowhere", "is not a folder"), (tmp_path / "empty", "holds no images")):
+        with pytest.raises(UsageError, match=says):
+            serve(settings(network, folder))
+    for more, says in (({"fps": 0.0}, "--fps is 0"), ({"repeat": True, "watch": True}, "one of them")):
+        with pytest.raises(UsageError, match=says):
+            serve(settings(network, photos, **more))
+    with pytest.raises(UsageError, match=r"0\.50 points short"):
+        serve(replace(settings(network, photos), policy="accuracy>=98.5"))
+    with pytest.raises(EmqError, match="cannot write"):
+        serve(settings(network, photos, log=tmp_path / "no" / "log.jsonl"))
+    assert unknown_folders(photos, ["3", "7"]) == ["holiday"]
+
+
+def test_what_nothing_can_meet_is_in_the_summary(network: Path, photos: Path) -> None:
+    """A microsecond: the run goes on, the account says that the budget was missed, and by what."""
+    tight = replace(settings(network, photos, repeat=True, limit=400), policy="latency_p50=1us")
+    result = serve(tight)
+    assert result["budgets"][0]["met"] is False
+    assert any("misses latency_p50<=0.001ms by" in entry["reason"] for entry in result["decisions"])
+
+
+def test_the_live_view_draws_a_panel_on_a_terminal(network: Path, photos: Path) -> None:
+    """On a terminal a panel, elsewhere a line; the words are those of the state."""
+    seen: list[dict[str, Any]] = []
+    serve(settings(network, photos, repeat=True, seconds=0.5), view=seen.append)
+    screen = io.StringIO()
+    with LiveView(Console(file=screen, force_terminal=True, width=100)) as view:
+        view(seen[-1])
+    drawn = screen.getvalue()
+    for word in ("8 bits", "p99", "accuracy", "power", "not measured", "Ctrl-C"):
+        assert word in drawn
+    assert "8 bits" in line(seen[-1])
+
+
+def test_ctrl_c_ends_with_a_summary(network: Path, photos: Path) -> None:
+    """The first one stops after the image at hand; --json still prints one object."""
+    command = [
+        sys.executable,
+        "-m",
+        "emqdeploy",
+        "run",
+        str(network),
+        "--source",
+        str(photos),
+        "--bits",
+        "8",
+        "--watch",
+    ]
+    process = subprocess.Popen(
+        [*command, "--threads", "1", "--energy", "none", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    while b"images," not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    result = json.loads(out)
+    assert process.returncode == 0
+    assert result["interrupted"] is True
+    assert result["images"] == 7
+    assert b"Traceback" not in err
