@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emqdeploy.bundle import Bundle
 from emqdeploy.errors import EmqError
 from emqdeploy.measuring.devices import Device, find_device
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.fresh import cost_of_loading
-from emqdeploy.measuring.opening import Opening
+from emqdeploy.measuring.opening import Opening, find_network
 from emqdeploy.measuring.power import check_source, measure_energy
 from emqdeploy.measuring.result import SCHEMA
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects, resident_size
+from emqdeploy.measuring.subjects import default_runtime, describe_source, new_row, open_subjects, resident_size
 from emqdeploy.measuring.testset import TestSet, read_test_set
-from emqdeploy.measuring.workbench import Stop, Subject, Workbench, stop_on_signals
+from emqdeploy.measuring.workbench import CHECKS, Stop, Subject, Workbench, stop_on_signals
 from emqdeploy.progress import Report, silent
 from emqdeploy.runtimes.machine import environment
-from emqdeploy.runtimes.source import Source
+from emqdeploy.runtimes.source import Source, is_bundle
 from emqdeploy.runtimes.use import measured_accuracy
 
 TIMED_IMAGES = 64
@@ -54,6 +56,7 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
     started = time.perf_counter()
     device = find_device(settings.device)
     check_source(settings.energy)
+    _build_engines(settings, device, report)
     subjects = open_subjects(settings, device)
     images, test, notes = _images(settings, subjects[0].source, report)
     if subjects[0].runtime.name != device.runtimes[0] and not settings.runtimes:
@@ -66,19 +69,47 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
     workbench = Workbench(
         settings, subjects, images, None if test is None else test.split, monitor, report, stop, result
     )
+    for name in set(settings.scenarios) & set(CHECKS):
+        CHECKS[name](workbench)
     with stop_on_signals(stop), _locked_clocks(device, settings.lock_clocks):
         for name, scenario in chosen:
             if not stop():
-                result["scenarios"][name] = scenario(workbench)
+                _run(name, scenario, workbench)
         measure_energy(workbench, device.energy_sources)
         _accuracy(workbench)
         _loading(workbench)
     result["environment"]["after"] = device.state()
     result["seconds"] = round(time.perf_counter() - started, 3)
-    result["complete"] = not stop()
+    result["complete"] = not stop() and not any("failed" in one for one in result["scenarios"].values())
     if stop():
         result["notes"].append("interrupted: what was measured until then is here, the rest is missing")
     return result
+
+
+def _run(name: str, scenario: Callable[[Workbench], dict[str, Any]], bench: Workbench) -> None:
+    """Runs a scenario; one that fails after others succeeded is noted, so that what was measured is not lost."""
+    scenarios = bench.result["scenarios"]
+    try:
+        scenarios[name] = scenario(bench)
+    except EmqError as error:
+        if not scenarios:
+            raise
+        scenarios[name] = {"failed": str(error)}
+        bench.result["notes"].append(f"scenario {name} failed: {error}")
+
+
+def _build_engines(settings: BenchSettings, device: Device, report: Report) -> None:
+    """Builds the engines that this device lacks, where TensorRT is to run a bundle that has what they are made from."""
+    path = find_network(None if settings.path is None else Path(settings.path))
+    if "tensorrt" not in (settings.runtimes or (default_runtime(device),)) or not is_bundle(path):
+        return
+    from emqdeploy.runtimes import cuda
+    from emqdeploy.workflows.engines import FORM, build_missing_engines
+
+    if not any(artefact.target == FORM for artefact in Bundle.open(path).artefacts):
+        return
+    gpu = {"device": cuda.device_name(), "compute_capability": cuda.compute_capability()}
+    build_missing_engines(path, gpu, report)
 
 
 @contextlib.contextmanager

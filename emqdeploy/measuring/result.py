@@ -16,15 +16,15 @@ None, or a dictionary ``{"not_measured": why}`` where a reason is at hand; it is
 ``rows``                what was measured, in the order of the table; see below
 ``resident``            all widths of a runtime in one process: ``runtime``, ``kind``, ``flavour``, ``bits``,
                         ``rss_bytes``, ``load_ms``, ``size_bytes``
-``scenarios``           by name, what the scenario adds: ``single`` (``clock``, ``block``, ``warm_up``, ``monitor``,
-                        ``runtimes``: the same bit-width in two of them),
-                        ``offline`` (``rows``: label, batch, images per second), ``switch`` (``rows``: a summary
-                        per target), and those that others register
+``scenarios``           by name, what the scenario adds, or ``failed``: why it broke off. ``single``: ``clock``,
+                        ``block``, ``warm_up``, ``monitor``, ``runtimes`` (the same bit-width in two of them);
+                        ``offline``: ``rows`` of label, batch and ``images_per_second`` or ``not_measured``;
+                        ``switch``: ``rows``, a summary per target; and those that others register
 ``switches``            every timed switch in order: ``from``, ``to``, ``runtime``, ``set_bits_ms``,
                         ``first_output_ms`` (of the first inference after the switch), ``steady_ms`` (median of those
                         that follow), ``t_s`` (since the scenario's start)
 ``notes``               sentences a reader of the figures should know
-``complete``            False where the run was interrupted: what is there was measured, the rest is missing
+``complete``            False where the run was interrupted or a scenario failed: what is there was measured
 ======================  ==========================================================================================
 
 A row:

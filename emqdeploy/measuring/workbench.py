@@ -102,6 +102,9 @@ SCENARIOS: Registry[Callable[[Workbench], dict[str, Any]]] = Registry("scenario"
 """Scenarios by name: each measures, may write into rows and ``result["switches"]``, and returns what stands under
 ``result["scenarios"][name]``. It looks at ``stop`` between blocks and then returns what it has."""
 
+CHECKS: Registry[Callable[[Workbench], None]] = Registry("check of a scenario")
+"""By a scenario's name, where it has one: raises for settings that it cannot follow, before anything is timed."""
+
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Stop) -> Iterator[None]:

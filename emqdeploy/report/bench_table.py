@@ -65,7 +65,7 @@ def _throughput(result: dict[str, Any]) -> list[Table]:
     if not rows:
         return []
     batches = sorted({row["batch"] for row in rows})
-    speed = {(row["label"], row["batch"]): row["images_per_second"] for row in rows}
+    speed = {(row["label"], row["batch"]): row.get("images_per_second") for row in rows}
     throughput = table("Images per second", "", *(f"batch {batch}" for batch in batches))
     for label in dict.fromkeys(row["label"] for row in rows):
         found = [speed.get((label, batch)) for batch in batches]

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.result import load_result, save_result
 from emqdeploy.measuring.settings import BenchSettings
+from emqdeploy.measuring.testset import limited, load_test_set, read_test_set, save_test_set
+from emqdeploy.measuring.workbench import SCENARIOS, Workbench
 
 
 def test_every_row_says_everything(measured: dict[str, Any]) -> None:
@@ -124,3 +131,63 @@ def test_measuring_needs_no_torch(digits: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["complete"] is True
+
+
+def test_an_interrupted_bench_keeps_what_it_has(digits: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle: the file is written, marked as incomplete, and the exit code says so."""
+    out = tmp_path / "bench.json"
+    arguments = ["bench", str(digits), "--bits", "8,2", "--seconds", "600", "--energy", "none", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emqdeploy", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("timing"):
+            break
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    result = load_result(out)
+    assert result["complete"] is False
+    assert all(row["latency_ms"]["samples"] > 0 and row["accuracy"] is None for row in result["rows"])
+    assert "interrupted: what was measured until then is here" in printed
+
+
+def test_a_scenario_that_fails_loses_nothing(digits: Path) -> None:
+    """What was measured before stays, the failure is noted; a bench of which nothing works is an error."""
+
+    @SCENARIOS.register("broken")
+    def broken(workbench: Workbench) -> dict[str, Any]:
+        raise EmqError("the engine is gone")
+
+    try:
+        settings = BenchSettings(str(digits), (8,), scenarios=("single", "broken"), samples=10, limit=20, energy="none")
+        result = bench(settings)
+        assert result["rows"][0]["latency_ms"]["samples"] == 10
+        assert result["scenarios"]["broken"] == {"failed": "the engine is gone"}
+        assert result["complete"] is False
+        with pytest.raises(EmqError, match="the engine is gone"):
+            bench(replace(settings, scenarios=("broken",)))
+    finally:
+        del SCENARIOS._entries["broken"]
+
+
+def test_a_test_set_travels_as_a_file(digits: Path, tmp_path: Path) -> None:
+    """The images that went along to a device give the same accuracy; anything else is refused."""
+    settings = BenchSettings(str(digits))
+    path = tmp_path / "test.npz"
+    test = read_test_set(settings, load_checkpoint(digits).metadata)
+    save_test_set(path, test)
+    back = load_test_set(path)
+    assert (back.name, back.classes) == (test.name, test.classes)
+    assert np.array_equal(back.split.images, test.split.images)
+    assert np.array_equal(back.split.labels, test.split.labels)
+    spread = limited(test, 10).split.labels
+    assert len(spread) == 10
+    assert (spread[0], spread[-1]) == (test.split.labels[0], test.split.labels[-1])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(EmqError, match="not a test set"):
+        load_test_set(path)
+    with pytest.raises(EmqError, match="cannot read"):
+        load_test_set(tmp_path / "nowhere.npz")

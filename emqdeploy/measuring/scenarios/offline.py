@@ -7,12 +7,27 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.errors import EmqError
+from emqdeploy.grid import Floats
 from emqdeploy.measuring.statistics import percentiles
-from emqdeploy.measuring.workbench import SCENARIOS, Workbench
+from emqdeploy.measuring.workbench import SCENARIOS, Subject, Workbench
 
 MIN_BATCHES = 5
 SECONDS = 0.5
 """Every subject runs each batch size so often and so long, whichever is more."""
+
+
+def _that_take(bench: Workbench, images: Floats, rows: list[dict[str, Any]]) -> list[Subject]:
+    """Warms up and returns the subjects that take this batch; one built for smaller ones gets a row that says so."""
+    found = []
+    for subject in bench.subjects:
+        try:
+            subject.select()
+            subject(images)
+            found.append(subject)
+        except EmqError as error:
+            rows.append({"label": subject.label, "batch": len(images), "not_measured": str(error)})
+    return found
 
 
 def _enough(wanted: int | None, samples: list[float], seconds: float) -> bool:
@@ -25,7 +40,7 @@ def _enough(wanted: int | None, samples: list[float], seconds: float) -> bool:
 def offline(bench: Workbench) -> dict[str, Any]:
     """Throughput of every subject at every batch size, subjects in turns, one batch each."""
     started = time.perf_counter()
-    rows = []
+    rows: list[dict[str, Any]] = []
     seconds = bench.settings.seconds or SECONDS
     for size in bench.settings.batches:
         if bench.stop():
@@ -33,18 +48,16 @@ def offline(bench: Workbench) -> dict[str, Any]:
         bench.report(f"throughput at batch {size}")
         repeats = -(-size // len(bench.images))
         images = np.ascontiguousarray(np.concatenate([bench.images] * repeats)[:size])
-        taken: list[list[float]] = [[] for _ in bench.subjects]
-        for subject in bench.subjects:
-            subject.select()
-            subject(images)
-        while not bench.stop() and not _enough(bench.settings.samples, taken[-1], seconds):
-            for subject, samples in zip(bench.subjects, taken, strict=True):
+        subjects = _that_take(bench, images, rows)
+        taken: list[list[float]] = [[] for _ in subjects]
+        while not bench.stop() and subjects and not _enough(bench.settings.samples, taken[-1], seconds):
+            for subject, samples in zip(subjects, taken, strict=True):
                 subject.select()
                 start = time.perf_counter_ns()
                 subject(images)
                 samples.append((time.perf_counter_ns() - start) / 1e6)
             bench.monitor.tick()
-        for subject, samples in zip(bench.subjects, taken, strict=True):
+        for subject, samples in zip(subjects, taken, strict=True):
             if samples:
                 rows.append(
                     {

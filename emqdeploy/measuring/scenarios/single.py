@@ -28,7 +28,7 @@ def single(bench: Workbench) -> dict[str, Any]:
     warm_up = [_warm_up(bench, subject) for subject in bench.subjects]
     bench.report(f"timing {len(bench.subjects)} networks one image at a time, in turns")
     windows = len(bench.monitor.windows)
-    samples = _take_turns(bench)
+    samples = take_turns(bench)
     bench.monitor.look()
     first = samples[0]
     for subject, taken, warmed in zip(bench.subjects, samples, warm_up, strict=True):
@@ -76,7 +76,7 @@ def _verdict(compared: dict[str, Any]) -> str:
     return f"{compared['bits']} bits: {fast} is faster here, {slow} takes {low:.2f} to {high:.2f} times as long"
 
 
-def _take_turns(bench: Workbench) -> list[list[float]]:
+def take_turns(bench: Workbench) -> list[list[float]]:
     """Milliseconds per subject; every other round runs in reverse, and the first call of a block is not counted."""
     images = bench.singles
     samples: list[list[float]] = [[] for _ in bench.subjects]

@@ -12,7 +12,7 @@ import numpy as np
 
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.measuring.statistics import percentiles
-from emqdeploy.measuring.workbench import SCENARIOS, Subject, Workbench
+from emqdeploy.measuring.workbench import CHECKS, SCENARIOS, Subject, Workbench
 from emqdeploy.registry import Registry
 
 TRACES: Registry[Callable[[Sequence[int], int], Iterator[int]]] = Registry("trace")
@@ -75,15 +75,8 @@ def switch(bench: Workbench) -> dict[str, Any]:
     """Follows the trace in every runtime that holds several widths; every switch is kept."""
     started = time.perf_counter()
     rows = []
-    groups: dict[int, list[Subject]] = {}
-    for subject in bench.subjects:
-        if subject.bits is not None:
-            groups.setdefault(id(subject.runtime), []).append(subject)
-    for group in groups.values():
-        if len(group) < 2:
-            continue
-        widths = [subject.bits for subject in group if subject.bits is not None]
-        trace = read_trace(bench.settings.trace, widths, bench.settings.switches, bench.settings.seed)
+    for group in _groups(bench):
+        trace = _trace(bench, group)
         bench.report(f"switching {len(trace)} times in {group[0].runtime.name}")
         taken = _follow(bench, group, trace, started)
         bench.result["switches"] += taken
@@ -101,6 +94,27 @@ def switch(bench: Workbench) -> dict[str, Any]:
         "rows": rows,
         "seconds": time.perf_counter() - started,
     }
+
+
+@CHECKS.register("switch")
+def check(bench: Workbench) -> None:
+    """Raises for a trace that cannot be followed."""
+    for group in _groups(bench):
+        _trace(bench, group)
+
+
+def _groups(bench: Workbench) -> list[list[Subject]]:
+    """The subjects that share a runtime, where there are several bit-widths to switch between."""
+    groups: dict[int, list[Subject]] = {}
+    for subject in bench.subjects:
+        if subject.bits is not None:
+            groups.setdefault(id(subject.runtime), []).append(subject)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _trace(bench: Workbench, group: list[Subject]) -> list[int]:
+    widths = [subject.bits for subject in group if subject.bits is not None]
+    return read_trace(bench.settings.trace, widths, bench.settings.switches, bench.settings.seed)
 
 
 def _follow(bench: Workbench, group: list[Subject], trace: list[int], started: float) -> list[dict[str, Any]]:
