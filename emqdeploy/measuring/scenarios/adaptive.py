@@ -28,7 +28,7 @@ import numpy as np
 from emqdeploy.errors import UsageError
 from emqdeploy.measuring.choices import measured_options, thread_modes, usable_cores
 from emqdeploy.measuring.load import load
-from emqdeploy.measuring.workbench import SCENARIOS, Subject, Workbench
+from emqdeploy.measuring.workbench import CHECKS, SCENARIOS, Subject, Workbench
 from emqdeploy.runtimes.base import Runtime
 from emqdeploy.runtimes.policy import Goals, Governed, Option, parse_policy
 from emqdeploy.runtimes.policy.options import describe
@@ -71,12 +71,17 @@ class _Timeline:
         }
 
 
+@CHECKS.register("adaptive")
+def check(bench: Workbench) -> None:
+    """Raises for a policy that does not parse."""
+    if bench.settings.policy is not None:
+        parse_policy(bench.settings.policy)
+
+
 @SCENARIOS.register("adaptive")
 def adaptive(bench: Workbench) -> dict[str, Any]:
     """Serves through a quiet phase, one with a core taken, and a quiet one again."""
     started = time.perf_counter()
-    if bench.settings.policy is not None:
-        parse_policy(bench.settings.policy)  # a wrong text is refused before anything is timed
     subject = next((one for one in bench.subjects if one.kind == "width"), None)
     if subject is None:
         raise UsageError("the adaptive scenario chooses among bit-widths and there are none here; leave it out")
