@@ -48,3 +48,25 @@ def doctor(json_: JsonOption = False) -> None:
 
     result = examine()
     finish(result, json_, *doctor_parts(result))
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; the curves of several lie over one another.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Path of the pictures without suffix; RUN/accuracy by default.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Draw accuracy per bit-width over sample passes and over time, as PNG and SVG; also while a run goes on.
+
+    [bold]Examples[/bold]
+
+      emqdeploy plot runs/digits-resnet8-001
+
+      emqdeploy plot runs/digits-resnet8-001 runs/digits-resnet8-002 --out compared
+    """
+    from emqdeploy.report.curves import plot_runs
+
+    result = plot_runs(runs, out)
+    finish(result, json_, *(f"wrote {file}" for file in result["files"]))

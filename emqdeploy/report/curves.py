@@ -1,0 +1,117 @@
+"""Pictures of training: accuracy per bit-width over sample passes and over time, from the metrics of runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emqdeploy.errors import EmqError, UsageError, require, writable_dir
+from emqdeploy.files import atomic_path
+
+METRICS_FILE = "metrics.jsonl"
+SUFFIXES = (".png", ".svg")
+LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def plot_runs(paths: list[Path], out: Path | None = None) -> dict[str, Any]:
+    """Draws validation accuracy per bit-width, the curves of several runs over one another.
+
+    Args:
+        paths: run directories.
+        out: path of the pictures without suffix; ``accuracy`` in the run directory by default, in the working directory
+            where there are several runs.
+
+    Returns:
+        ``files`` written, and per run the last accuracy by bit-width.
+
+    Raises:
+        UsageError: a path holds no metrics, or none yet with an accuracy.
+        EmqError: matplotlib is missing, or a picture cannot be written.
+    """
+    runs = {path: read_curves(path) for path in paths}
+    stem = out or (paths[0] / "accuracy" if len(paths) == 1 else Path("accuracy"))
+    stem = stem.with_suffix("") if stem.suffix in SUFFIXES else stem
+    figure = _draw(dict(zip(_labels(paths), runs.values(), strict=True)))
+    writable_dir(stem.parent)
+    files = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
+    for file in files:
+        with atomic_path(file) as temporary:
+            figure.savefig(temporary, dpi=150)
+    last = {str(path): {bits: points[-1]["accuracy"] for bits, points in run.items()} for path, run in runs.items()}
+    return {"files": [str(file) for file in files], "accuracy": last}
+
+
+def read_curves(run: Path) -> dict[str, list[dict[str, float]]]:
+    """Returns per bit-width the points ``passes``, ``minutes``, ``accuracy`` of a run that validated at least once.
+
+    Networks that were trained one per bit-width lie in ``RUN/w1``, ``RUN/w2``, ...; their curves stand side by side.
+    """
+    files = [file for file in (run / METRICS_FILE, *sorted(run.glob(f"w*/{METRICS_FILE}"))) if file.is_file()]
+    if not files:
+        raise UsageError(f"{run} holds no {METRICS_FILE}; name the directory of a run, such as runs/digits-resnet8-001")
+    curves: dict[str, list[dict[str, float]]] = {}
+    for file in files:
+        for record in _records(file):
+            for bits, accuracy in record["validation_accuracy"].items():
+                point = {"passes": record["sample_passes"], "minutes": record["seconds"] / 60, "accuracy": accuracy}
+                curves.setdefault(bits, []).append(point)
+    if not curves:
+        raise UsageError(f"{files[0]} holds no accuracy yet; plot again after the first validation")
+    return {bits: curves[bits] for bits in sorted(curves, key=int)}
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            _ = record["validation_accuracy"].items(), record["sample_passes"] + record["seconds"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                break  # a run that is writing just now
+            raise EmqError(f"line {number} of {file} is damaged; remove that line") from error
+        records.append(record)
+    return records
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    """The shortest names that tell runs apart."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _draw(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Any:
+    require("matplotlib", "plot")
+    from matplotlib.figure import Figure  # without pyplot: no window, whatever the machine has
+    from matplotlib.lines import Line2D
+
+    widths = sorted({bits for run in runs.values() for bits in run}, key=int)
+    colour = {bits: f"C{index}" for index, bits in enumerate(widths)}
+    looks: list[dict[str, Any]] = [
+        {"linestyle": LINE_STYLES[index % 4], "marker": MARKERS[index % 6], "markersize": 3.5}
+        for index in range(len(runs))
+    ]
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, key, label in zip(axes, ("passes", "minutes"), ("sample passes", "minutes"), strict=True):
+        for look, run in zip(looks, runs.values(), strict=True):
+            for bits, points in run.items():
+                x, y = [point[key] for point in points], [point["accuracy"] for point in points]
+                axis.plot(x, y, color=colour[bits], linewidth=1.4, **look)
+        axis.set_xlabel(label)
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    axes[0].set_ylabel("validation accuracy, %")
+    names = ["float" if bits == "32" else f"{bits} bits" for bits in widths]
+    handles = [Line2D([], [], color=colour[bits], label=name) for bits, name in zip(widths, names, strict=True)]
+    if len(runs) > 1:
+        handles += [Line2D([], [], color="grey", label=name, **look) for look, name in zip(looks, runs, strict=True)]
+    else:
+        figure.suptitle(next(iter(runs)), fontsize=11)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    return figure
