@@ -24,6 +24,9 @@ from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python module of each flavour of TensorRT, by the name that a manifest uses."""
 
+EXTRAS = {"tensorrt": "tensorrt-classic", "tensorrt-rtx": "tensorrt"}
+"""The extra of emqdeploy that installs each."""
+
 IMAGES, LOGITS, SELECTOR_INPUT = "images", "logits", "bits"
 
 
@@ -31,7 +34,7 @@ def load_tensorrt(flavour: str) -> Any:
     """Imports a flavour of TensorRT, or raises the sentence that says how to install it."""
     if flavour not in MODULES:
         raise UsageError(f"unknown TensorRT {flavour!r}; known: {', '.join(MODULES)}")
-    return require(MODULES[flavour], flavour)
+    return require(MODULES[flavour], EXTRAS[flavour])
 
 
 def check_built_for(built_for: Mapping[str, Any], here: Mapping[str, str], name: str) -> None:
@@ -269,7 +272,7 @@ class TensorRtRuntime(Runtime):
 def tensorrt_here() -> str | None:
     """Why TensorRT cannot run here, in one sentence; None where it can."""
     if all(importlib.util.find_spec(module) is None for module in MODULES.values()):
-        return 'TensorRT is not installed; run: pip install "emqdeploy[tensorrt-rtx]"'
+        return 'TensorRT is not installed; run: pip install "emqdeploy[tensorrt]"'
     try:
         cuda.compute_capability()
     except EmqError as error:

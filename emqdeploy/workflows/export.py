@@ -8,7 +8,7 @@ from typing import Any
 from emqdeploy.bundle import Artefact, BundleWriter
 from emqdeploy.checkpoint import Checkpoint, load_checkpoint
 from emqdeploy.errors import EmqError
-from emqdeploy.export import tensorrt_target  # noqa: F401  (registers its targets)
+from emqdeploy.export import openvino_target, tensorrt_target  # noqa: F401  (register their targets)
 from emqdeploy.export.selector import SELECTORS
 from emqdeploy.export.settings import ExportSettings
 from emqdeploy.export.storage import STORAGES
@@ -16,6 +16,7 @@ from emqdeploy.export.targets import TARGETS, Job, Product
 from emqdeploy.progress import Report, silent
 from emqdeploy.runs import find_checkpoint
 from emqdeploy.runtimes import cuda
+from emqdeploy.workflows import proof_openvino, proof_tensorrt  # noqa: F401  (register their provers)
 from emqdeploy.workflows.proof import PROVERS, Proven, Prover
 from emqdeploy.workflows.verify import PARITY_IMAGES, parity_images
 

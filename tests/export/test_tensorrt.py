@@ -20,7 +20,8 @@ from emqdeploy.export.tensorrt_engine import RTX, build_engine, check_capabiliti
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.runtimes.onnx_session import create_session, session_options
-from emqdeploy.workflows.proof import Prover, symmetric_parity
+from emqdeploy.workflows.proof import Prover
+from emqdeploy.workflows.proof_tensorrt import symmetric_parity
 
 from ..conftest import Deployed, deploy
 
