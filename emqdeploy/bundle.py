@@ -7,22 +7,16 @@ bundle needs neither torch nor a runtime.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from emqdeploy import __version__
-from emqdeploy.errors import EmqError, UsageError, cannot_write, writable_dir
-from emqdeploy.files import atomic_path, atomic_write_text
+from emqdeploy.errors import EmqError, UsageError
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
@@ -232,124 +226,6 @@ class Bundle:
         raise UsageError(f"{self.path} holds no {wanted}; it holds {held}; add it with: emqdeploy export --target")
 
 
-class BundleWriter:
-    """Adds artefacts to a bundle, each whole or not at all; what the bundle held before stays.
-
-    Use it as a context manager: it holds a lock, so that two exports never mix in one directory.
-
-    Args:
-        directory: the bundle; created where it does not exist.
-        about: the manifest's fields about the network: ``model``, ``classes``, ``preprocessing``, ``input``, ``data``,
-            ``accuracy``, ``trained_bits``.
-    """
-
-    def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
-        self.directory = directory
-        self._about = dict(about)
-        self._artefacts: dict[str, Artefact] = {}
-        self._files: dict[str, dict[str, Any]] = {}
-        self._checkpoint: str | None = None
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> BundleWriter:
-        created = not self.directory.exists()
-        writable_dir(self.directory)
-        with self._stack:
-            self._stack.enter_context(_locked(self.directory))
-            if (self.directory / MANIFEST_FILE).exists():
-                held = Bundle.open(self.directory)
-                self._artefacts = {artefact.id: artefact for artefact in held.artefacts}
-                self._files, self._checkpoint = held.files, held.checkpoint
-            if created:
-                # An export that fails before its first artefact leaves no empty directory behind.
-                self._stack.callback(self._remove_if_empty)
-            staging = tempfile.TemporaryDirectory(dir=self.directory, prefix=".unproven-")
-            self.staging = Path(self._stack.enter_context(staging))
-            self._stack = self._stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Gives the lock back and removes what was never proven."""
-        self._stack.close()
-
-    def _remove_if_empty(self) -> None:
-        with contextlib.suppress(OSError):
-            self.directory.rmdir()
-
-    def stage_checkpoint(self, path: Path) -> Path:
-        """Lends the checkpoint below `staging`; it enters the bundle with the first artefact.
-
-        Raises:
-            UsageError: the bundle holds artefacts of another checkpoint.
-        """
-        held = self._files.get(self._checkpoint or "")
-        if held is not None and held["sha256"] != sha256(path):
-            raise UsageError(
-                f"{self.directory} is the bundle of another checkpoint than {path}; choose another --out or remove it"
-            )
-        self._checkpoint = self._checkpoint or path.name
-        staged = self.staging / self._checkpoint
-        try:
-            shutil.copyfile(path, staged)
-        except OSError as error:
-            raise cannot_write(staged, error) from error
-        return staged
-
-    def add(self, staged: Path, name: str, companions: Mapping[str, Path] | None = None, **about: Any) -> Artefact:
-        """Moves a proven file to its place and records it; an artefact of the same id is replaced.
-
-        Args:
-            staged: the file, below `staging`.
-            name: its place in the bundle.
-            companions: staged files that it needs, by their place in the bundle.
-            **about: the fields of `Artefact` that do not follow from the file.
-        """
-        about["shared"] = (*about.get("shared", ()), *(companions or {}))
-        artefact = Artefact(file=name, sha256=sha256(staged), size_bytes=staged.stat().st_size, **about)
-        if self._checkpoint is not None and self._checkpoint not in self._files:
-            self._place(self.staging / self._checkpoint, self._checkpoint, keep=True)
-        for place, path in (companions or {}).items():
-            self._place(path, place)
-        self._move(staged, name)
-        self._artefacts.pop(artefact.id, None)
-        self._artefacts[artefact.id] = artefact
-        self._write()
-        return artefact
-
-    def amend(self, id_: str, **changes: Any) -> None:
-        """Changes what the manifest says about an artefact, once more is known of it."""
-        self._artefacts[id_] = replace(self._artefacts[id_], **changes)
-        self._write()
-
-    def _place(self, staged: Path, name: str, keep: bool = False) -> None:
-        record = {"sha256": sha256(staged), "size_bytes": staged.stat().st_size}
-        if keep:
-            with atomic_path(self.directory / name) as temporary:
-                shutil.copyfile(staged, temporary)
-        else:
-            self._move(staged, name)
-        self._files[name] = record
-
-    def _move(self, staged: Path, name: str) -> None:
-        target = self.directory / name
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged, target)
-        except OSError as error:
-            raise cannot_write(target, error) from error
-
-    def _write(self) -> None:
-        values = {
-            "schema": SCHEMA,
-            "emqdeploy": __version__,
-            **self._about,
-            "checkpoint": self._checkpoint,
-            "files": self._files,
-            "artefacts": [artefact.to_dict() for artefact in self._artefacts.values()],
-        }
-        atomic_write_text(self.directory / MANIFEST_FILE, json.dumps(values, indent=2) + "\n")
-
-
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
@@ -401,16 +277,3 @@ def _check_hash(directory: Path, name: str, expected: str) -> None:
         raise EmqError(f"cannot read {path}: {error.strerror}; export again") from error
     if actual != expected:
         raise EmqError(f"{path} was altered: it does not match its hash in the bundle's manifest; export again")
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds the directory for one export; the operating system drops the lock however the process ends."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise EmqError(f"another export is writing to {directory}; wait for it or choose another --out") from error
-    finally:
-        os.close(handle)

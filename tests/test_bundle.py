@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from emqdeploy.bundle import NOT_RUN, VERIFIED, Artefact, Bundle, BundleWriter
+from emqdeploy.bundle import NOT_RUN, VERIFIED, Artefact, Bundle
+from emqdeploy.bundle_writer import BundleWriter
 from emqdeploy.errors import EmqError, UsageError
 
 ABOUT: dict[str, Any] = {
@@ -101,7 +102,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
 def test_the_second_of_two_exports_is_refused(bundle: Path) -> None:
     """A real second process; the lock goes with the first export, also when that is killed."""
     code = (
-        "import sys; from pathlib import Path; from emqdeploy.bundle import BundleWriter\n"
+        "import sys; from pathlib import Path; from emqdeploy.bundle_writer import BundleWriter\n"
         "with BundleWriter(Path(sys.argv[1]), {}): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(bundle)]

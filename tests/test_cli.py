@@ -85,6 +85,43 @@ def test_export_without_a_path_takes_the_latest_run(run: Run) -> None:
     assert not list(Path("runs").glob("**/.unproven*"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "package", "ids", "computed"),
+    [
+        ("--bits 2,4 --storage packed", "onnx", "onnx-packed-w2 onnx-packed-w4", "int8"),
+        ("--bits 1,8 --storage master", "onnx", "onnx-master-w1 onnx-master-w8", "int8"),
+        ("--bits 2,8 --selector if", "onnx", "onnx-w2 onnx-w8 onnx-selector-if", "int8"),
+        ("--bits 2,8 --selector derive", "onnx", "onnx-w2 onnx-w8 onnx-selector-derive", "int8"),
+        ("--bits 2 --layout triton", "onnx", "triton-onnx-w2", "int8"),
+        ("--bits 2,8 --target openvino", "openvino", "openvino-w2 openvino-w8", "int8"),
+        ("--bits 8 --target tensorrt-onnx", "onnx", "tensorrt-onnx-w8", "unknown until loaded"),
+        ("--bits 8 --target tensorrt", "tensorrt_rtx", "tensorrt-rtx-w8", "unknown until loaded"),
+    ],
+)
+def test_every_target_enters_the_bundle(
+    run: Run, tmp_path: Path, arguments: str, package: str, ids: str, computed: str
+) -> None:
+    """Each form is proven, says what it computes in, and is found again in the manifest with its hash."""
+    from emqdeploy.bundle import NOT_RUN, VERIFIED, Bundle
+
+    pytest.importorskip(package)
+    outcome = run("export", *arguments.split(), "--out", str(tmp_path / "bundle"), "--json")
+    assert outcome.code == 0, outcome.err
+    assert " ".join(artefact["id"] for artefact in outcome.json["artefacts"]) == ids
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert " ".join(artefact.id for artefact in bundle.artefacts) == ids
+    for artefact in bundle.artefacts:
+        assert bundle.file_of(artefact).is_file()
+        assert artefact.computed_as == computed
+        assert artefact.status == (VERIFIED if computed == "int8" else NOT_RUN)
+        assert artefact.parity["images"] >= 40
+        assert artefact.parity["unsafe_flips"] == 0
+        assert len(artefact.layers) == 10
+    assert not list((tmp_path / "bundle").glob(".*"))
+    table = run("export", *arguments.split(), "--out", str(tmp_path / "bundle"))
+    assert ids.split()[0].rpartition("-w")[2] in table.out
+
+
 def test_bench_measures_every_bit_width(run: Run, tmp_path: Path) -> None:
     """One row per bit-width with everything that was measured, and the files that were asked for."""
     out, csv = tmp_path / "bench.json", tmp_path / "bench.csv"
@@ -217,6 +254,15 @@ CHECKPOINT = "runs/digits-resnet8-001/model.emq"
         ("export --target tflite", 2, "known: onnx"),
         ("export --bits 9", 2, "allowed: 1..8"),
         ("export --out train.json", 1, "cannot write"),
+        ("export --storage zip", 2, "known: int8, master, packed"),
+        ("export --selector switch", 2, "known: derive, if"),
+        ("export --selector if --bits 4", 2, "only 4 is given; name several"),
+        ("export --layout docker", 2, "known: plain, triton"),
+        ("export --layout triton --storage master", 2, "needs self-contained files"),
+        ("export --layout triton --target tensorrt-onnx", 2, "use --target tensorrt"),
+        ("export --target tensorrt-onnx --storage packed", 2, "is a form of --target onnx"),
+        ("export --target openvino --selector if", 2, "is not for --target openvino"),
+        ("export --max-batch 0", 2, "give at least 1"),
         ("bench --device toaster", 2, "known: auto, cpu"),
         ("bench --scenario triple", 2, "known: offline, single, switch"),
         ("bench --trace nowhere", 2, "known: random, round-robin"),

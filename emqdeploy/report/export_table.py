@@ -19,7 +19,7 @@ def export_parts(result: dict[str, Any]) -> list[Table | str]:
         files.add_row(
             ",".join(map(str, artefact["bits"])) or artefact["flavour"],
             artefact["path"].removeprefix(result["bundle"]).lstrip("/"),
-            size(artefact["size_bytes"]),
+            size(artefact["total_bytes"]),
             artefact["stored_as"],
             artefact["computed_as"],
             _integer_layers(artefact),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.bundle import Artefact, BundleWriter
+from emqdeploy.bundle import Artefact
+from emqdeploy.bundle_writer import BundleWriter
 from emqdeploy.checkpoint import Checkpoint, load_checkpoint
 from emqdeploy.errors import EmqError
 from emqdeploy.export import openvino_target, tensorrt_target  # noqa: F401  (register their targets)
@@ -80,8 +81,10 @@ def _add(writer: BundleWriter, product: Product, proven: Proven) -> Artefact:
 
 
 def _row(directory: Path, artefact: Artefact) -> dict[str, Any]:
+    own = [name for name in artefact.shared if name.startswith(str(Path(artefact.file).with_suffix("")))]
     return artefact.to_dict() | {
         "path": str(directory / artefact.file),
+        "total_bytes": artefact.size_bytes + sum((directory / name).stat().st_size for name in own),
         "stored_as": artefact.stored_as,
         "computed_as": artefact.computed_as,
         "integer_layers": artefact.integer_layers,

@@ -39,7 +39,7 @@ def prove_openvino(prover: Prover, product: Product) -> Proven:
         "reference": "integer reference",
         "runtime": "openvino on this CPU",
         "images_from": prover.origin,
-        "note": "openvino: decisions were compared; it rounds in its own way, so its codes are not those of onnxruntime",
+        "note": "compared: decisions in OpenVINO, which rounds in its own way, so its codes are its own",
         **parity.to_dict(),
     }
     return Proven(layers, described, prover.float_ops)

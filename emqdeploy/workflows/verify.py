@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emqdeploy.bundle import VERIFIED, Bundle, BundleWriter
+from emqdeploy.bundle import VERIFIED, Bundle
+from emqdeploy.bundle_writer import BundleWriter
 from emqdeploy.checkpoint import SUFFIX, Checkpoint, load_checkpoint
 from emqdeploy.data import Preprocessing
 from emqdeploy.errors import EmqError, UsageError
