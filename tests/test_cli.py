@@ -264,7 +264,7 @@ CHECKPOINT = "runs/digits-resnet8-001/model.emq"
         ("export --target openvino --selector if", 2, "is not for --target openvino"),
         ("export --max-batch 0", 2, "give at least 1"),
         ("bench --device toaster", 2, "known: auto, cpu"),
-        ("bench --scenario triple", 2, "known: offline, single, switch"),
+        ("bench --scenario triple", 2, "known: adaptive, offline, single, switch"),
         ("bench --trace nowhere", 2, "known: random, round-robin"),
         ("bench --batch 1,x", 2, "whole numbers"),
         ("bench --data fashion", 2, "unknown data set"),
