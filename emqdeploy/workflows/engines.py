@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.bundle import NOT_RUN, Artefact, Bundle, BundleWriter
+from emqdeploy.bundle import NOT_RUN, Artefact, Bundle
+from emqdeploy.bundle_writer import BundleWriter
 from emqdeploy.export.tensorrt_engine import CLASSIC, build_engine, load
 from emqdeploy.progress import Report, silent
 
