@@ -98,6 +98,9 @@ def image_names(root: Path, folder: str) -> list[str]:
 def labelled_files(root: Path, files: Mapping[str, Sequence[str]], classes: Sequence[str], size: int) -> Split:
     """Return all files and their class numbers as a split; nothing is decoded yet.
 
+    The classes are mixed, always alike: whoever takes the first few hundred images, to calibrate or to prove parity,
+    then sees all of them.
+
     Raises:
         UsageError: A class of the files is not among ``classes``.
     """
@@ -110,4 +113,5 @@ def labelled_files(root: Path, files: Mapping[str, Sequence[str]], classes: Sequ
         )
     labels: list[npt.NDArray[np.int64]] = [np.full(len(found), number[name], np.int64) for name, found in files.items()]
     names = [path for found in files.values() for path in found]
-    return Split(ImageFiles(root, names, 3, size, size), np.concatenate(labels))
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(names))
+    return Split(ImageFiles(root, names, 3, size, size), np.concatenate(labels)).subset(order)

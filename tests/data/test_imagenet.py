@@ -47,7 +47,7 @@ def test_tinyimagenet(tmp_path: Path, place: str) -> None:
     tiny = load_dataset("tinyimagenet", data_dir=tmp_path / "d")
     assert tiny.classes == ("goldfish", "crane (n02012849)", "crane (n03126707)")
     assert tiny.train.images.shape == (12, 3, 64, 64)
-    assert tiny.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert np.bincount(tiny.train.labels).tolist() == [4, 4, 4]
     np.testing.assert_allclose(tiny.train.images[:].mean((1, 2, 3)) // 10, tiny.train.labels + 1)
     assert tiny.test.labels.tolist() == [1, 2, 0, 1, 2, 0]
     np.testing.assert_allclose(tiny.test.images[:].mean((1, 2, 3)), np.arange(100, 106))
@@ -114,8 +114,8 @@ def test_imagenet_with_folders(tmp_path: Path) -> None:
     data = load_dataset("imagenet", data_dir=tmp_path)
     assert data.classes[0] == "goldfish"
     assert data.train.images.shape == (6, 3, 224, 224)
-    assert data.test.labels.tolist() == [0, 1, 2]
-    assert data.test.images[:].mean((1, 2, 3)).round().tolist() == [70, 71, 72]
+    assert sorted(data.test.labels) == [0, 1, 2]
+    np.testing.assert_allclose(data.test.images[:].mean((1, 2, 3)).round(), 70 + data.test.labels)
     assert data.augmentation == "resized-crop-flip"
     assert len(load_dataset("imagenet", data_dir=tmp_path, limit=3, image_size=64).train) == 3
 
