@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from emqdeploy.errors import UsageError
 from emqdeploy.grid import MASTER_BITS, CodeRange, Codes, Floats, Grid, code_range, integer_bias
 
+UNIT_SUFFIX = "_as_conv"
+"""Names the layer that computes a normalization which follows no layer: ``bn1_as_conv`` for ``bn1``."""
+
 
 @dataclass(frozen=True)
 class FrozenLayer:

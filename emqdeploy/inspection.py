@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.checkpoint import load_checkpoint
-from emqdeploy.frozen import FrozenLayer
+from emqdeploy.errors import EmqError
+from emqdeploy.floating import float_operators
+from emqdeploy.frozen import UNIT_SUFFIX, FrozenLayer
 from emqdeploy.runs import find_checkpoint
 
 TABLE_BITS_PER_CHANNEL = 32 + 32 + 8 + 8 + 8
@@ -24,6 +26,7 @@ def inspect(path: Path | None) -> dict[str, Any]:
         layers.append(
             {
                 "name": name,
+                "kind": _kind(name, layer),
                 "shape": list(layer.codes.shape),
                 "stored_as": "int8, whole" if layer.pinned else f"{max(network.widths)} bit-planes",
                 "pinned": layer.pinned,
@@ -50,8 +53,24 @@ def inspect(path: Path | None) -> dict[str, Any]:
         "size_bytes_per_bits": {str(bits): load_checkpoint(found, bits).bytes_read for bits in network.widths},
         "layers": layers,
         "activations": sites,
+        "float_ops": _float_ops(checkpoint.skeleton),
         "metadata": checkpoint.metadata,
     }
+
+
+def _kind(name: str, layer: FrozenLayer) -> str:
+    """What a layer is; a normalization that follows no layer is deployed as a depthwise 1x1 convolution."""
+    if name.endswith(UNIT_SUFFIX):
+        return "normalization"
+    return "convolution" if layer.codes.ndim == 4 else "linear"
+
+
+def _float_ops(skeleton: bytes) -> dict[str, int] | None:
+    """Operators between the layers that compute in float at every bit-width; None where the onnx package is missing."""
+    try:
+        return float_operators(skeleton)
+    except EmqError:
+        return None
 
 
 def _effective_bits(layer: FrozenLayer, bits: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -12,11 +13,13 @@ import torch
 from torch import fx, nn
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.models import MODELS, create_model, import_torchvision, repair
+from emqdeploy.models import MODELS, create_model, import_torchvision, repair, trust
 from emqdeploy.quant.tracing import trace
 
 SIZES = {
-    **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56", "preact-resnet20", "preact-resnet20-x5"), 8),
+    **dict.fromkeys(
+        ("resnet8", "resnet20", "resnet32", "resnet56", "preact-resnet8", "preact-resnet20", "preact-resnet20-x5"), 8
+    ),
     **dict.fromkeys(("mobilenet-micro", "vit-micro"), 8),
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "mobilenet_v2", "vit_b_16"), 32),
 }
@@ -95,9 +98,9 @@ def test_dashes_underscores_and_case_do_not_matter() -> None:
     assert isinstance(create_model("preact_resnet20", 3, 1, 8), nn.Module)
 
 
+@pytest.mark.skipif(not find_spec("timm"), reason="timm is not installed")
 def test_any_timm_model() -> None:
     """By its own name, for any channels and size that it takes; a wrong name gets near ones."""
-    pytest.importorskip("timm")
     model = create_model("timm/vit_tiny_patch16_224", 7, 1, 32)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     assert create_model("timm/resnet10t", 7, 3, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
@@ -139,7 +142,8 @@ def test_the_users_function(own_code: str) -> None:
         with pytest.raises(EmqError, match=r"your own function .*: --model"):
             create_model(f"{own_code}:{function}", 5, 1, 8)
         assert own_code not in sys.modules or function == "everything"
-        model = create_model(f"{own_code}:{function}", 5, 1, 8, users_code=True)
+        trust(f"{own_code}:{function}")
+        model = create_model(f"{own_code}:{function}", 5, 1, 8)
         assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
     assert sys.path == before
 
@@ -155,15 +159,17 @@ def test_the_users_function(own_code: str) -> None:
 )
 def test_what_is_wrong_with_the_users_function(own_code: str, function: str, message: str) -> None:
     """One sentence each."""
+    trust(f"{own_code}:{function}")
     with pytest.raises(EmqError, match=message) as error:
-        create_model(f"{own_code}:{function}", 5, 1, 8, users_code=True)
+        create_model(f"{own_code}:{function}", 5, 1, 8)
     assert "\n" not in str(error.value)
 
 
 def test_a_module_that_is_not_there() -> None:
     """The name of the module stands in the sentence."""
+    trust("no_such_module:net")
     with pytest.raises(UsageError, match=r"cannot import 'no_such_module': .*; name a model as pkg.module:function"):
-        create_model("no_such_module:net", 5, 1, 8, users_code=True)
+        create_model("no_such_module:net", 5, 1, 8)
 
 
 def test_torchvision_loads_in_a_fresh_process() -> None:

@@ -101,6 +101,10 @@ def verify(
     bits: BitsOption = None,
     images: Annotated[int | None, typer.Option(min=1, help="Test images; all by default.")] = None,
     data_dir: DataDirOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Your own pkg.module:function, named again: a file may not have it imported for torch."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Compare every way to run a network here with the integer reference; exit code 1 on a difference.
@@ -120,7 +124,7 @@ def verify(
     from emqdeploy.report.terminal import verify_table
     from emqdeploy.workflows.verify import verify as run
 
-    result = run(path, parse_bits(bits), images, data_dir, say)
+    result = run(path, parse_bits(bits), images, data_dir, model, say)
     notes = [f"completed in the manifest: {', '.join(result['completed'])}"] if result["completed"] else []
     finish(result, json_, verify_table(result["results"], result["images"]), *notes)
     if not result["ok"]:

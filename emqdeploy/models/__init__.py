@@ -10,24 +10,23 @@ from torch import nn
 
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.models import small, vision  # noqa: F401  (register their models)
-from emqdeploy.models.external import TIMM, build_timm, build_users, is_users
+from emqdeploy.models.external import TIMM, build_timm, build_users, is_trusted, is_users, trust
 from emqdeploy.models.registry import MODELS, canonical
 from emqdeploy.models.repair import import_torchvision
 
-__all__ = ["MODELS", "create_model", "import_torchvision"]
+__all__ = ["MODELS", "create_model", "import_torchvision", "trust"]
 
 
-def create_model(name: str, num_classes: int, in_channels: int, image_size: int, users_code: bool = False) -> nn.Module:
+def create_model(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Builds a float model with freshly drawn weights.
 
     Args:
         name: a name in ``MODELS`` (``-`` and ``_`` are the same), ``timm/NAME``, or ``pkg.module:function``, which is
-            called with those of ``num_classes``, ``in_channels`` and ``image_size`` that its signature takes.
+            called with those of ``num_classes``, ``in_channels`` and ``image_size`` that its signature takes, once
+            `trust` was called for it.
         num_classes: number of logits.
         in_channels: C of the input ``(N, C, H, W)``.
         image_size: H = W of the input in pixels.
-        users_code: whether ``pkg.module:function`` may be imported: only where the user named it, never because a file
-            does.
 
     Returns:
         A module that maps ``(N, C, H, W)`` to logits ``(N, num_classes)``.
@@ -45,7 +44,7 @@ def create_model(name: str, num_classes: int, in_channels: int, image_size: int,
     if name.startswith(TIMM):
         return _answering(name, build_timm(name.removeprefix(TIMM), *numbers), *numbers)
     if is_users(name):
-        if not users_code:
+        if not is_trusted(name):
             raise EmqError(
                 f"this network is your own function {name}, and a file may not have code imported; name it yourself:"
                 f" --model {name}"

@@ -114,20 +114,21 @@ class PreActivationResNet(nn.Module):
     """The pre-activation ResNet-20 that Any-Precision and its successors report on: no ReLU before the pooling.
 
     Args:
+        blocks_per_stage: 3 gives ResNet-20.
         widen: 1 gives 16, 32, 64 channels; 5 the 80, 160, 320 of Any-Precision.
         num_classes: number of logits.
         in_channels: C of the input.
         image_size: any; the last pooling is global.
     """
 
-    def __init__(self, widen: int, num_classes: int, in_channels: int, image_size: int) -> None:
+    def __init__(self, blocks_per_stage: int, widen: int, num_classes: int, in_channels: int, image_size: int) -> None:
         super().__init__()
         widths = [16 * widen, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = _conv3x3(in_channels, widths[0], 1)
         blocks = []
         for stage, (before, after) in enumerate(itertools.pairwise(widths)):
             blocks.append(PreActivationBlock(before, after, 2 if stage else 1))
-            blocks.extend(PreActivationBlock(after, after, 1) for _ in range(2))
+            blocks.extend(PreActivationBlock(after, after, 1) for _ in range(blocks_per_stage - 1))
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(widths[-1])
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -217,7 +218,8 @@ def _draw_weights(network: nn.Module) -> None:
 
 for _name, _blocks in (("resnet8", 1), ("resnet20", 3), ("resnet32", 5), ("resnet56", 9)):
     model(_name)(partial(SmallResNet, _blocks))
-model("preact-resnet20")(partial(PreActivationResNet, 1))
-model("preact-resnet20-x5")(partial(PreActivationResNet, 5))
+model("preact-resnet8")(partial(PreActivationResNet, 1, 1))
+model("preact-resnet20")(partial(PreActivationResNet, 3, 1))
+model("preact-resnet20-x5")(partial(PreActivationResNet, 3, 5))
 model("mobilenet-micro")(SeparableNet)
 model("vit-micro", smallest_image=4, multiple=2)(partial(SmallViT, 3))

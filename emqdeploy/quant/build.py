@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from emqdeploy.models import create_model
+from emqdeploy.models import create_model, trust
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.weights import WeightConfig
@@ -42,7 +42,9 @@ class NetworkSpec:
             users_code: whether a model ``pkg.module:function`` may be imported; only where the user named it.
         """
         channels, height, _ = self.input_shape
-        model = create_model(self.model, self.classes, channels, height, users_code)
+        if users_code:
+            trust(self.model)
+        model = create_model(self.model, self.classes, channels, height)
         if initial is not None:
             initial(model)
         return insert_quantizers(model, self.insertion, self.trained_bits, self.input_range)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx, nn
 
 from emqdeploy.errors import EmqError
+from emqdeploy.frozen import UNIT_SUFFIX
 from emqdeploy.grid import LIMIT_SIGNED_INPUT, LIMIT_UNSIGNED_INPUT, MASTER_BITS
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.layers import SameGrid, UnitConv2d, quantize_layer, unit_layer
@@ -32,9 +33,6 @@ SMALL_GROUP = 32
 """Channels of fewer weights cannot carry a mean and a norm of their own: 7 bits a weight for a depthwise 3x3."""
 
 INPUT_SITE = "input"
-
-UNIT_SUFFIX = "_as_conv"
-"""Names the unit layer that computes a normalization: ``bn1_as_conv`` before ``bn1``."""
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,11 @@ def verify_table(results: list[dict[str, Any]], images: str) -> Table:
             )
         for name, reason in entry["failed"].items():
             result.add_row("", name, *[""] * 5, f"[red]{reason}")
-        for name, reason in entry["skipped"].items():
-            result.add_row("", name, *[""] * 5, f"not run: {reason}")
+        for name in entry["skipped"]:
+            result.add_row("", name, *[""] * 5, "not run")
+    # Reasons are whole sentences, the same at every bit-width: below the table, or they would squeeze its columns.
+    reasons = {name: reason for entry in results for name, reason in entry["skipped"].items()}
+    result.caption = "\n".join(f"{name} was not run: {escape(reason)}" for name, reason in reasons.items()) or None
     return result
 
 
@@ -112,7 +115,8 @@ def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
         for bits in widths:
             mark = "*" if str(bits) in layer["channels_below_nominal"] else ""
             cells.append(f"{layer['effective_bits'][str(bits)]:.2f}{mark}")
-        layers.add_row(layer["name"], "x".join(map(str, layer["shape"])), layer["stored_as"], layer["input"], *cells)
+        name = layer["name"] if layer["kind"] != "normalization" else f"{layer['name']} (normalization)"
+        layers.add_row(name, "x".join(map(str, layer["shape"])), layer["stored_as"], layer["input"], *cells)
     sizes = table("Bit-widths", "bits", "", "accuracy", "bytes to load")
     for bits in widths:
         sizes.add_row(
@@ -126,7 +130,15 @@ def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
         f" {description['weights']} quantized weights, {size(description['size_bytes'])},"
         f" input {tuple(metadata['network']['input_shape'])}, {len(metadata['classes'])} classes"
     )
-    return [head, sizes, layers]
+    return [head, sizes, layers, *_float_line(description["float_ops"])]
+
+
+def _float_line(counts: dict[str, int] | None) -> list[str]:
+    """What computes in float between the layers, if anything."""
+    if counts is None:
+        return ["operators between the layers are not listed: that needs the onnx package"]
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return [f"computed in float, whatever the bit-width: {found}"] if found else []
 
 
 def demo_parts(result: dict[str, Any]) -> list[Table | str]:

@@ -14,7 +14,7 @@ from emqdeploy.bundle import VERIFIED, Bundle
 from emqdeploy.bundle_writer import BundleWriter
 from emqdeploy.checkpoint import SUFFIX, Checkpoint, load_checkpoint
 from emqdeploy.data import Preprocessing
-from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.parity import Parity
 from emqdeploy.progress import Report, silent
@@ -71,6 +71,7 @@ def verify(
     bits: Sequence[int] | None = None,
     count: int | None = None,
     data_dir: Path | None = None,
+    model: str | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
     """Verifies a checkpoint, and every file of its bundle.
@@ -80,6 +81,7 @@ def verify(
         bits: bit-widths; None takes all stored ones, of a bundle the exported ones.
         count: test images; None takes all.
         data_dir: where the data set's files lie.
+        model: the network's own function ``pkg.module:function``, named again so that torch may import it.
         report: receives one line about what is being done.
 
     Returns:
@@ -98,6 +100,8 @@ def verify(
         beside = found.parent / BUNDLE_BESIDE
         bundle = Bundle.open(beside) if is_bundle(beside) else None
     checkpoint = load_checkpoint(found)
+    if model is not None:
+        _trust(model, checkpoint)
     exported = exported_bits(bundle) if bundle is not None and bundle.checkpoint_path == found else ()
     widths = list(bits or exported or checkpoint.network.widths)
     for width in widths:
@@ -115,6 +119,17 @@ def verify(
         "ok": all(result["ok"] for result in results),
         "results": results,
     }
+
+
+def _trust(model: str, checkpoint: Checkpoint) -> None:
+    """Lets torch build the network from the user's own function, where the user names the one that it was made from."""
+    stored = checkpoint.metadata["network"]["model"]
+    if model != stored:
+        raise UsageError(f"this network is {stored}, not {model}; name the same model, or none")
+    require("torch", "train")
+    from emqdeploy.models import trust
+
+    trust(model)
 
 
 def _checkpoint_in(bundle: Bundle) -> Path:
