@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from emqdeploy.runtimes.residency import Active, Engine, Residency, parse_policy
 if TYPE_CHECKING:
     from emqdeploy.bundle import Bundle
     from emqdeploy.checkpoint import Checkpoint
+    from emqdeploy.data import Preprocessing
 
 _CLOSED = "this runtime is closed; open it again"
 
@@ -55,16 +56,18 @@ class Runtime(ABC):
     Attributes:
         name: of the runtime.
         device: what computes, in the runtime's own words.
+        metadata: what the bundle or checkpoint says about the network; empty where it was not opened by `from_bundle`.
 
     Example:
         >>> from emqdeploy.runtimes import Runtime
-        >>> with Runtime.from_bundle("runs/digits-resnet8-001/onnx") as network:  # doctest: +SKIP
+        >>> with Runtime.from_bundle("runs/digits-resnet8-001/bundle") as network:  # doctest: +SKIP
         ...     network.set_bits(4)
-        ...     logits = network.run(images)
+        ...     logits = network.run(network.preprocessing.load_image("digit.png"))
     """
 
     name: ClassVar[str]
     device: str = "cpu"
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -117,6 +120,18 @@ class Runtime(ABC):
 
         widths = (bits,) if isinstance(bits, int) else bits
         return open_network(Path(path), runtime, bits=widths, residency=residency, threads=threads, **options)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the network's input; of a network that was opened by `from_bundle`."""
+        from emqdeploy.data import Preprocessing
+
+        return Preprocessing.from_dict(self.metadata["preprocessing"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, by index; of a network that was opened by `from_bundle`."""
+        return list(self.metadata["classes"])
 
     @property
     def bits(self) -> int:

@@ -181,7 +181,7 @@ def _selection(bits: int) -> NDArray[np.int64]:
     return np.array([bits], np.int64)
 
 
-def _precision(metadata: dict[str, Any], grid_bits: dict[str, int], kernels: dict[str, str]) -> list[LayerPrecision]:
+def _precision(metadata: Mapping[str, Any], grid_bits: dict[str, int], kernels: dict[str, str]) -> list[LayerPrecision]:
     """Joins what a file says about its weights with the kernels that ran."""
     stored = metadata["stored_as"]
     return [LayerPrecision(name, bits, stored, computed_as(kernels.get(name))) for name, bits in grid_bits.items()]

@@ -91,8 +91,13 @@ def open_source(
 def open_network(path: Path, runtime: str, **options: Any) -> Runtime:
     """Opens what `open_source` opens, with every bit-width of a checkpoint at hand; see `Runtime.from_bundle`."""
     if path.suffix == ".onnx" or is_bundle(path):
-        return open_source(path, runtime=runtime, **options).runtime
-    return open_runtime(load_checkpoint(find_checkpoint(path)), runtime, **options)
+        source = open_source(path, runtime=runtime, **options)
+        network, metadata = source.runtime, source.metadata
+    else:
+        checkpoint = load_checkpoint(find_checkpoint(path))
+        network, metadata = open_runtime(checkpoint, runtime, **options), checkpoint.metadata
+    network.metadata = metadata
+    return network
 
 
 def is_bundle(path: Path) -> bool:
