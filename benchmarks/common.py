@@ -143,6 +143,8 @@ class Subject:
             "network": self.spec.to_dict(),
             "classes": [str(index) for index in range(self.spec.classes)],
             "trained_bits": list(self.spec.trained_bits),
+            "accuracy": {},
+            "data": {"name": "random images", "image_size": None},
             "preprocessing": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         }
         return Checkpoint(frozen, skeleton, described, {})

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+IDLE_S = 1.0
+"""Seconds after which memory that nobody uses goes back to the system."""
+
 
 class Scratch:
     """Pages of their own, outside the heap.
 
     A session copies its initializers, so the memory is free again as soon as the session is there. Fresh pages cost
-    more time than the arithmetic that fills them, and blocks of this size leave holes in the heap.
+    more time than the arithmetic that fills them, so they wait a while for the next bit-width.
 
     Args:
         size_bytes: how much is lent.
@@ -26,26 +29,37 @@ class Scratch:
     def __init__(self, size_bytes: int) -> None:
         self._size = size_bytes
         self._lock = threading.Lock()
-        self._idle: list[NDArray[np.uint8]] = []
+        self._idle: NDArray[np.uint8] | None = None
+        self._timer: threading.Timer | None = None
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[NDArray[np.uint8]]:
         """Lends the memory; who asks while it is lent gets pages that are dropped afterwards."""
         with self._lock:
-            pages = self._idle.pop() if self._idle else None
+            pages, self._idle = self._idle, None
+            self._stop_timer()
         if pages is None:
             pages = np.frombuffer(mmap.mmap(-1, max(self._size, 1)), np.uint8)
         yield pages
         with self._lock:
-            if not self._idle:
-                self._idle.append(pages)
+            self._idle = pages
+            self._stop_timer()
+            self._timer = threading.Timer(IDLE_S, self.release)
+            self._timer.daemon = True
+            self._timer.start()
 
     def release(self) -> None:
         """Gives the memory back to the system, and with it what building has left free in the heap."""
         with self._lock:
-            self._idle.clear()
+            self._idle = None
+            self._stop_timer()
         if sys.platform == "linux":
             # glibc keeps freed blocks for later: the copies of the weights that sessions were made from.
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if trim is not None:
                 trim(0)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
