@@ -79,7 +79,7 @@ class Builder:
     """
 
     def __init__(self, model: Any, prefix: str = "emq") -> None:
-        self._onnx = require("onnx", "export")
+        self.onnx = require("onnx", "export")
         self.model = model
         self.graph = model.graph
         self.nodes: list[Any] = []
@@ -94,7 +94,7 @@ class Builder:
         if key is not None and key in self._constants:
             return self._constants[key]
         name = name or self._fresh()
-        self.graph.initializer.append(self._onnx.numpy_helper.from_array(array, name))
+        self.graph.initializer.append(self.onnx.numpy_helper.from_array(array, name))
         if key is not None:
             self._constants[key] = name
         return name
@@ -106,7 +106,7 @@ class Builder:
         flat[: codes.size] = codes.reshape(-1)
         shifts = (np.arange(per_byte) * bits).astype(np.uint8)
         tensor = self.graph.initializer.add()
-        tensor.name, tensor.data_type = name, getattr(self._onnx.TensorProto, f"UINT{bits}")
+        tensor.name, tensor.data_type = name, getattr(self.onnx.TensorProto, f"UINT{bits}")
         tensor.dims.extend(codes.shape)
         # Raw data: the value list of a sub-byte tensor would take more bytes than int8.
         tensor.raw_data = np.bitwise_or.reduce(flat.reshape(-1, per_byte) << shifts, axis=1).tobytes()
@@ -115,9 +115,9 @@ class Builder:
     def external(self, name: str, shape: Sequence[int], dtype: Any, location: str, offset: int) -> str:
         """Adds an initializer whose data lies in another file of the bundle."""
         tensor = self.graph.initializer.add()
-        tensor.name, tensor.data_type = name, self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        tensor.name, tensor.data_type = name, self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         tensor.dims.extend(shape)
-        tensor.data_location = self._onnx.TensorProto.EXTERNAL
+        tensor.data_location = self.onnx.TensorProto.EXTERNAL
         length = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
             entry = tensor.external_data.add()
@@ -127,19 +127,19 @@ class Builder:
     def node(self, operator: str, *inputs: str, out: str | None = None, name: str = "", **attributes: Any) -> str:
         """Adds a node of one output and returns the output's name."""
         output = out or self._fresh()
-        self.nodes.append(self._onnx.helper.make_node(operator, list(inputs), [output], name=name, **attributes))
+        self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), [output], name=name, **attributes))
         return output
 
     def split(self, source: str, sizes: Sequence[int], out: Sequence[str] | None = None) -> list[str]:
         """Splits a value along its first axis."""
         outputs = list(out) if out is not None else [self._fresh() for _ in sizes]
         lengths = self.constant(np.array(sizes, np.int64))
-        self.nodes.append(self._onnx.helper.make_node("Split", [source, lengths], outputs, axis=0))
+        self.nodes.append(self.onnx.helper.make_node("Split", [source, lengths], outputs, axis=0))
         return outputs
 
     def cast(self, source: str, dtype: Any, out: str | None = None) -> str:
         """Adds a Cast."""
-        kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.node("Cast", source, out=out, to=kind)
 
     def reshape(self, source: str, shape: Sequence[int], out: str | None = None) -> str:

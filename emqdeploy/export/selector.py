@@ -9,6 +9,7 @@ A bit-width that is not exported answers as the next higher exported one; one ab
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,11 @@ def if_model(models: Sequence[Any], widths: Sequence[int], isolated: bool = Fals
     builder = Builder(outer, prefix="select")
     # Read through a node of the outer graph: a graph input that only branches use is planned on the wrong device.
     source = builder.node("Identity", image.name, name="select/images")
+    if not isolated:
+        _share_initializers([model.graph for model in models], outer.graph, widths)
     branches = []
     for model, width in zip(models, widths, strict=True):
         branch = model.graph
-        if not isolated:
-            _share_initializers(branch, outer.graph, width)
         _rename(branch, f"w{width}/", {image.name: source})
         if isolated:
             for node in branch.node:
@@ -87,6 +88,38 @@ def if_model(models: Sequence[Any], widths: Sequence[int], isolated: bool = Fals
         branch.name = f"w{width}"
         del branch.input[:]
         branches.append(branch)
+    nest = _nested if isolated else _flat
+    nest(builder, branches, widths, logits)
+    return builder.finish()
+
+
+def _flat(builder: Builder, branches: Sequence[Any], widths: Sequence[int], logits: Any) -> None:
+    """One If after the other, each passing on what an earlier one answered.
+
+    onnxruntime packs constants of the graph and of its branches ahead, but not what a branch inside a branch reads from
+    outside: nested, all but the first bit-width would pack their weights at every inference, at twice the time.
+    """
+    helper = builder.onnx.helper
+    classes = logits.type.tensor_type.shape.dim[-1].dim_value
+    answer = builder.constant(np.zeros((0, classes), np.float32))
+    for index, (branch, width) in enumerate(zip(branches, widths, strict=True)):
+        bounds = []
+        if index > 0:
+            bounds.append(builder.node("Greater", SELECTOR_INPUT, builder.constant(np.array([widths[index - 1]]))))
+        if index < len(widths) - 1:
+            bounds.append(builder.node("LessOrEqual", SELECTOR_INPUT, builder.constant(np.array([width]))))
+        condition = bounds[0] if len(bounds) == 1 else builder.node("And", *bounds)
+        kept = _value(builder, logits, f"select/kept_w{width}")
+        pass_on = helper.make_node("Identity", [answer], [kept.name], name=f"select/keep_w{width}")
+        answer = builder.node(
+            "If", condition, out=logits.name if index == len(widths) - 1 else None, name=f"select/if_w{width}",
+            then_branch=branch, else_branch=helper.make_graph([pass_on], f"other_than_w{width}", [], [kept]),
+        )  # fmt: skip
+
+
+def _nested(builder: Builder, branches: Sequence[Any], widths: Sequence[int], logits: Any) -> None:
+    """Each If in the else branch of the one before; both branches of each have the same shape, as TensorRT asks for."""
+    helper = builder.onnx.helper
     chain = branches[-1]
     for index in range(len(widths) - 2, -1, -1):
         limit = builder.constant(np.array([widths[index]], np.int64))
@@ -96,12 +129,16 @@ def if_model(models: Sequence[Any], widths: Sequence[int], isolated: bool = Fals
             "If", [condition], [output], name=f"select/if_w{widths[index]}",
             then_branch=branches[index], else_branch=chain,
         )  # fmt: skip
-        result = onnx.ValueInfoProto()
-        result.CopyFrom(logits)
-        result.name = output
-        chain = helper.make_graph([node], f"above_w{widths[index - 1]}", [], [result])
+        chain = helper.make_graph([node], f"above_w{widths[index - 1]}", [], [_value(builder, logits, output)])
     builder.nodes.extend(chain.node)
-    return builder.finish()
+
+
+def _value(builder: Builder, like: Any, name: str) -> Any:
+    """A value of another value's type."""
+    value = builder.onnx.ValueInfoProto()
+    value.CopyFrom(like)
+    value.name = name
+    return value
 
 
 def several(widths: Sequence[int]) -> list[int]:
@@ -112,27 +149,35 @@ def several(widths: Sequence[int]) -> list[int]:
     return sorted(widths)
 
 
-def _share_initializers(branch: Any, outer: Any, width: int) -> None:
-    """Moves large initializers to the outer graph, those that other branches moved there before only by name."""
-    held = {(tensor.data_type, tuple(tensor.dims), tensor.raw_data): tensor.name for tensor in outer.initializer}
-    renamed, kept = {}, []
-    for tensor in branch.initializer:
-        key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
-        if len(tensor.raw_data) < _WORTH_SHARING:
-            kept.append(tensor)
-            continue
-        if key not in held:
-            held[key] = f"w{width}/{tensor.name}"
-            outer.initializer.add().CopyFrom(tensor)
-            outer.initializer[-1].name = held[key]
-        renamed[tensor.name] = held[key]
-    kept = [tensor.SerializeToString() for tensor in kept]
-    del branch.initializer[:]
-    for data in kept:
-        branch.initializer.add().ParseFromString(data)
-    for node in branch.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
+def _share_initializers(branches: Sequence[Any], outer: Any, widths: Sequence[int]) -> None:
+    """Moves large initializers that several branches have in common to the outer graph.
+
+    What only one branch has stays there: onnxruntime then drops it once it is packed.
+    """
+    counts = Counter(_content(tensor) for branch in branches for tensor in branch.initializer)
+    held: dict[Any, str] = {}
+    for branch, width in zip(branches, widths, strict=True):
+        renamed, kept = {}, []
+        for tensor in branch.initializer:
+            key = _content(tensor)
+            if len(tensor.raw_data) < _WORTH_SHARING or counts[key] < 2:
+                kept.append(tensor.SerializeToString())
+                continue
+            if key not in held:
+                held[key] = f"w{width}/{tensor.name}"
+                outer.initializer.add().CopyFrom(tensor)
+                outer.initializer[-1].name = held[key]
+            renamed[tensor.name] = held[key]
+        del branch.initializer[:]
+        for data in kept:
+            branch.initializer.add().ParseFromString(data)
+        for node in branch.node:
+            for index, name in enumerate(node.input):
+                node.input[index] = renamed.get(name, name)
+
+
+def _content(tensor: Any) -> Any:
+    return tensor.data_type, tuple(tensor.dims), tensor.raw_data
 
 
 def _rename(graph: Any, prefix: str, given: dict[str, str]) -> None:

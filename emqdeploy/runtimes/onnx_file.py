@@ -16,6 +16,7 @@ from emqdeploy.runtimes.base import LayerPrecision, Runtime, read_model_file
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_runtime import SessionEngine
 from emqdeploy.runtimes.onnx_session import create_session, session_options
+from emqdeploy.runtimes.scratch import trim_heap
 
 SELECTOR_INPUT = "bits"
 """The further input of a selector graph, int64 ``(1,)``."""
@@ -55,6 +56,7 @@ class OnnxFileRuntime(Runtime):
         self._files = dict(files)
         self.metadata = read_sealed(self._files[max(self._files)])
         super().__init__(tuple(self._files), tuple(self.metadata["input_shape"]), bits, residency)
+        trim_heap()
 
     def precision(self, bits: int) -> list[LayerPrecision]:
         """Reports every layer; kernels are read from a profile of one real inference."""
@@ -111,6 +113,7 @@ class OnnxSelectorRuntime(Runtime):
         self.metadata = read_sealed(path)
         self._session = create_session(path, session_options(threads), None, provider)
         super().__init__(tuple(self.metadata["bits"]), tuple(self.metadata["input_shape"]))
+        trim_heap()
         self.set_bits(self.bits if bits is None else max(bits, default=self.bits))
 
     def precision(self, bits: int) -> list[LayerPrecision]:

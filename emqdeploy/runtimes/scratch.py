@@ -53,13 +53,16 @@ class Scratch:
         with self._lock:
             self._idle = None
             self._stop_timer()
-        if sys.platform == "linux":
-            # glibc keeps freed blocks for later: the copies of the weights that sessions were made from.
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if trim is not None:
-                trim(0)
+        trim_heap()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def trim_heap() -> None:
+    """Gives freed blocks back to the system: glibc keeps the copies of the weights that sessions were made from."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
