@@ -110,9 +110,9 @@ class OnnxSelectorRuntime(Runtime):
         self.threads = threads
         self.device = provider
         self._path = path
-        self.metadata = read_sealed(path)
+        self._about = self.metadata = read_sealed(path)
         self._session = create_session(path, session_options(threads), None, provider)
-        super().__init__(tuple(self.metadata["bits"]), tuple(self.metadata["input_shape"]))
+        super().__init__(tuple(self._about["bits"]), tuple(self._about["input_shape"]))
         trim_heap()
         self.set_bits(self.bits if bits is None else max(bits, default=self.bits))
 
@@ -121,7 +121,7 @@ class OnnxSelectorRuntime(Runtime):
         self.check_bits(bits)
         options, feeds = session_options(self.threads), {SELECTOR_INPUT: _selection(bits)}
         kernels = profile_kernels(self._path, options, None, self.input_shape, self.device, feeds)
-        return _precision(self.metadata, self.metadata["grid_bits"][str(bits)], kernels)
+        return _precision(self._about, self._about["grid_bits"][str(bits)], kernels)
 
     def close(self) -> None:
         """Drops the session."""
@@ -184,7 +184,7 @@ def _selection(bits: int) -> NDArray[np.int64]:
     return np.array([bits], np.int64)
 
 
-def _precision(metadata: Mapping[str, Any], grid_bits: dict[str, int], kernels: dict[str, str]) -> list[LayerPrecision]:
+def _precision(metadata: dict[str, Any], grid_bits: dict[str, int], kernels: dict[str, str]) -> list[LayerPrecision]:
     """Joins what a file says about its weights with the kernels that ran."""
     stored = metadata["stored_as"]
     return [LayerPrecision(name, bits, stored, computed_as(kernels.get(name))) for name, bits in grid_bits.items()]
