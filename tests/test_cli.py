@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,47 @@ def test_every_target_enters_the_bundle(
     assert not list((tmp_path / "bundle").glob(".*"))
     table = run("export", *arguments.split(), "--out", str(tmp_path / "bundle"))
     assert ids.split()[0].rpartition("-w")[2] in table.out
+
+
+def test_baselines_are_measured(run: Run, tmp_path: Path) -> None:
+    """The float weights of the run and onnxruntime's own int8 of them, with the accuracy of each."""
+    outcome = run("export", "--bits", "8", "--with-baselines", "--out", str(tmp_path / "bundle"), "--json")
+    assert outcome.code == 0, outcome.err
+    _, plain, int8 = outcome.json["artefacts"]
+    assert [(one["id"], one["role"], one["bits"]) for one in (plain, int8)] == [
+        ("onnx-float32", "baseline", []),
+        ("onnx-static-int8", "baseline", []),
+    ]
+    assert (plain["computed_as"], int8["computed_as"]) == ("float32", "int8")
+    assert len(plain["layers"]) == len(int8["layers"]) == 10
+    assert int8["size_bytes"] < 0.5 * plain["size_bytes"]
+    assert plain["parity"]["accuracy"] > 50
+    moved = str(shutil.copy(CHECKPOINT, tmp_path / "moved.emq"))
+    outcome = run("export", moved, "--bits", "8", "--with-baselines", "--json")
+    assert outcome.code == 1
+    assert "needs the float weights of the run" in outcome.err
+
+
+def test_shared_files_become_plain_ones_without_torch(run: Run, tmp_path: Path) -> None:
+    """On a device: the bundle's own master is all that is needed, and the plain files answer alike."""
+    from emqdeploy.bundle import Bundle
+
+    bundle = tmp_path / "bundle"
+    run("export", "--bits", "2,4", "--storage", "master", "--out", str(bundle), "--json")
+    blocked = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] == 'torch': raise ModuleNotFoundError(name, name='torch')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from emqdeploy.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", blocked, "materialize", str(bundle), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert [artefact["id"] for artefact in json.loads(result.stdout)["artefacts"]] == ["onnx-w2", "onnx-w4"]
+    held = [artefact.id for artefact in Bundle.open(bundle).artefacts]
+    assert held == ["onnx-master-w2", "onnx-master-w4", "onnx-w2", "onnx-w4"]
 
 
 def test_bench_measures_every_bit_width(run: Run, tmp_path: Path) -> None:

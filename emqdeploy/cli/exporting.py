@@ -96,6 +96,31 @@ def export(
 
 
 @app.command()
+def materialize(
+    bundle: Annotated[Path, typer.Argument(help="The bundle, for example runs/digits-resnet8-001/bundle.")],
+    bits: BitsOption = None,
+    data_dir: DataDirOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Turn a bundle whose files share one master into plain ONNX files; needs no torch, so it works on a device.
+
+    Files of `--storage master` run as they are, but unpack their weights at every load. Plain files load faster and
+    take a byte per weight and bit-width.
+
+    [bold]Examples[/bold]
+
+      emqdeploy materialize runs/digits-resnet8-001/bundle
+
+      emqdeploy materialize deploy --bits 4
+    """
+    from emqdeploy.report.export_table import export_parts
+    from emqdeploy.workflows.export import materialize as run
+
+    result = run(bundle, parse_bits(bits), data_dir, say)
+    finish(result, json_, *export_parts(result))
+
+
+@app.command()
 def verify(
     path: PathArgument = None,
     bits: BitsOption = None,

@@ -100,7 +100,7 @@ def _mark_floats(module: nn.Module, names: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Silences the exporter's progress lines; what it warns of concerns operators that are not in this graph."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -144,7 +144,7 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
             node.target = plain_attention
     module.recompile()
     example = torch.zeros(2, *input_shape)
-    with _quiet():
+    with quiet_export():
         try:
             program = torch.onnx.export(
                 module,

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from emqdeploy.report.terminal import size, table
+from emqdeploy.report.terminal import percent, size, table
 
 
 def export_parts(result: dict[str, Any]) -> list[Table | str]:
@@ -24,7 +24,7 @@ def export_parts(result: dict[str, Any]) -> list[Table | str]:
             artefact["computed_as"],
             _integer_layers(artefact),
             f"{parity['differing_codes']} of {parity['codes']}" if parity.get("codes") else "not compared",
-            f"{100 * parity['top1_agreement']:.1f} %" if "top1_agreement" in parity else "not run",
+            f"{100 * parity['top1_agreement']:.1f} %" if "top1_agreement" in parity else "",
         )
     return [files, *_notes(artefacts)]
 
@@ -39,6 +39,9 @@ def _notes(artefacts: list[dict[str, Any]]) -> list[str]:
     """One line each, said once for all artefacts that share it."""
     notes: dict[str, None] = {}
     for artefact in artefacts:
+        if artefact["role"] == "baseline":
+            accuracy = artefact["parity"]["accuracy"]
+            notes[f"{artefact['id']}: accuracy {percent(accuracy)} of the test set, to compare with"] = None
         if artefact["parity"].get("note"):
             notes[artefact["parity"]["note"]] = None
         if artefact["cost"].get("latency_ratio"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.bundle import Artefact
+from emqdeploy.bundle import Artefact, Bundle
 from emqdeploy.bundle_writer import BundleWriter
 from emqdeploy.checkpoint import Checkpoint, load_checkpoint
 from emqdeploy.errors import EmqError
@@ -18,6 +20,7 @@ from emqdeploy.progress import Report, silent
 from emqdeploy.runs import find_checkpoint
 from emqdeploy.runtimes import cuda
 from emqdeploy.workflows import proof_openvino, proof_tensorrt  # noqa: F401  (register their provers)
+from emqdeploy.workflows.baselines import baseline_products
 from emqdeploy.workflows.proof import PROVERS, Proven, Prover
 from emqdeploy.workflows.verify import PARITY_IMAGES, parity_images
 
@@ -51,11 +54,14 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
     with BundleWriter(directory, _about(checkpoint)) as writer:
         emq = writer.stage_checkpoint(found)
         images, origin = parity_images(checkpoint, _image_count(checkpoint), settings.data_dir)
-        prover = Prover(checkpoint, images, origin, settings.allow_float)
+        prover = Prover(checkpoint, images, origin, settings.allow_float, settings.data_dir)
         job = Job(checkpoint, emq, widths, writer.staging, settings, _gpu(), report)
-        for product in exporter(job):
-            report(f"proving {product.id} on {origin}")
-            artefact = _add(writer, product, PROVERS[product.target](prover, product))
+        baselines = baseline_products(job, found.parent) if settings.with_baselines else ()
+        for product in chain(exporter(job), baselines):
+            is_baseline = product.role == "baseline"
+            report(f"measuring {product.id}" if is_baseline else f"proving {product.id} on {origin}")
+            prove = PROVERS["baseline" if is_baseline else product.target]
+            artefact = _add(writer, product, prove(prover, product))
             rows.append(_row(directory, artefact))
     return {"bundle": str(directory), "checkpoint": str(found), "artefacts": rows}
 
@@ -89,6 +95,26 @@ def _row(directory: Path, artefact: Artefact) -> dict[str, Any]:
         "computed_as": artefact.computed_as,
         "integer_layers": artefact.integer_layers,
     }
+
+
+def materialize(
+    path: Path, bits: Sequence[int] | None, data_dir: Path | None, report: Report = silent
+) -> dict[str, Any]:
+    """Writes plain int8 ONNX files of a bundle whose files share the ``.emq``; needs no torch.
+
+    Args:
+        path: the bundle.
+        bits: bit-widths; None takes those of the bundle's ``master`` files, and all stored ones where it has none.
+        data_dir: where the data set's files lie; without the data set the files are proven on noise.
+        report: receives progress.
+    """
+    bundle = Bundle.open(path)
+    if bundle.checkpoint_path is None:
+        raise EmqError(f"{path} holds no checkpoint to make files from; export it again")
+    shared = {width for artefact in bundle.artefacts if artefact.flavour == "master" for width in artefact.bits}
+    widths = tuple(bits or sorted(shared) or load_checkpoint(bundle.checkpoint_path).network.widths)
+    settings = ExportSettings(path=bundle.checkpoint_path, bits=widths, out=bundle.path, data_dir=data_dir)
+    return export(settings, report)
 
 
 def _gpu() -> dict[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from emqdeploy.bundle import VERIFIED
@@ -41,10 +42,19 @@ class Prover:
         images: normalised images ``(N, C, H, W)``.
         origin: where the images are from, for the manifest.
         allow_float: accept layers that run in float.
+        data_dir: where the data set's files lie.
     """
 
-    def __init__(self, checkpoint: Checkpoint, images: Floats, origin: str, allow_float: bool = False) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        images: Floats,
+        origin: str,
+        allow_float: bool = False,
+        data_dir: Path | None = None,
+    ) -> None:
         self.checkpoint, self.images, self.origin, self.allow_float = checkpoint, images, origin, allow_float
+        self.data_dir = data_dir
         self.float_ops = float_operators(checkpoint.skeleton)
         self._expected: dict[int, tuple[Floats, dict[str, Codes]]] = {}
         self._fused: dict[int, Parity] = {}
@@ -116,7 +126,7 @@ class Prover:
 
 
 PROVERS: Registry[Callable[[Prover, Product], Proven]] = Registry("prover")
-"""How a target's files are proven, by target."""
+"""How files are proven, by target; of baselines by their role."""
 
 
 @PROVERS.register("onnx")
