@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             shown = ", ".join(f"{bits}: {points:+.2f}" for bits, points in worst.items())
             verdict = "holds" if held else "MISSED"
             print(
-                f"{entry['network']}: worst seed against its float network {shown}; bound {BOUND_POINTS} for 4..8: {verdict}"
+                f"{entry['network']}: worst seed against its float network {shown};"
+                f" bound {BOUND_POINTS} for 4..8: {verdict}"
             )
 
 
