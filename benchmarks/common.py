@@ -104,8 +104,8 @@ def machine() -> dict[str, Any]:
 
 # --- networks to measure ------------------------------------------------------------------------------------------
 
-IMAGES = {"resnet18": 224, "mobilenet_v2": 224, "resnet20": 32, "resnet8": 32}
-CLASSES = {"resnet18": 1000, "mobilenet_v2": 1000, "resnet20": 10, "resnet8": 10}
+IMAGES = {"resnet18": 224, "mobilenet_v2": 224, "timm/vit_tiny_patch16_224": 224, "resnet20": 32, "resnet8": 32}
+CLASSES = {"resnet18": 1000, "mobilenet_v2": 1000, "timm/vit_tiny_patch16_224": 1000, "resnet20": 10, "resnet8": 10}
 INPUT_RANGE = 2.64
 """The largest absolute value of an image normalised with ImageNet's mean and standard deviation."""
 

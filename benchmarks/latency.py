@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Samples, Subject, arguments, interleave, ratio_interval, show, subject, summary, write
 from emqdeploy.grid import ALL_BITS
-from emqdeploy.runtimes.onnx_runtime import create_session, session_options
+from emqdeploy.runtimes.onnx_session import create_session, session_options
 
-BOUNDS = {"resnet18": 1.03, "resnet20": 1.10}
+BOUNDS = {"resnet18": 1.03, "mobilenet_v2": 1.05, "timm/vit_tiny_patch16_224": 1.05, "resnet20": 1.10}
 THREADS = (1, 2)
 STATIC, FLOAT = "static", "float32"
 
@@ -166,7 +166,7 @@ def _row(model: str, threads: int, name: str, samples: dict[str, Samples], error
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__, "latency")
-    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet20", "mobilenet_v2"])
+    parser.add_argument("--models", nargs="+", default=list(BOUNDS))
     parser.add_argument("--bits", default="1,2,4,8", help="comma-separated bit-widths, or: all")
     options = parser.parse_args(argv)
     bits = ALL_BITS if options.bits == "all" else tuple(int(width) for width in options.bits.split(","))

@@ -12,7 +12,7 @@ import typer
 from emqdeploy.errors import UsageError
 
 PathArgument = Annotated[
-    Path | None, typer.Argument(help="A run directory, .emq or exported .onnx file; the latest run by default.")
+    Path | None, typer.Argument(help="A run, bundle, .emq or exported .onnx file; the latest run by default.")
 ]
 BitsOption = Annotated[str | None, typer.Option("--bits", help="Bit-widths, for example 2,4,8.")]
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files lie.")]

@@ -27,7 +27,9 @@ from emqdeploy.cli.common import (
 def evaluate(
     path: PathArgument = None,
     bits: BitsOption = None,
-    runtime: Annotated[str, typer.Option(help="onnxruntime or torch (the reference).")] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, tensorrt, or torch (the reference).")
+    ] = "onnxruntime",
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
     json_: JsonOption = False,
@@ -39,6 +41,8 @@ def evaluate(
       emqdeploy eval
 
       emqdeploy eval runs/digits-resnet8-001 --bits 2,3 --runtime torch
+
+      emqdeploy eval runs/digits-resnet8-001/bundle --runtime openvino
     """
     from emqdeploy.report.terminal import accuracy_table
     from emqdeploy.runtimes import use
