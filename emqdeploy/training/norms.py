@@ -53,6 +53,8 @@ def estimate_per_bits(network: MultiBitNetwork, batches: list[Tensor], widths: t
 def _estimate(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int, ...]) -> None:
     """Averages batch statistics over all batches and ``widths`` into the shared running statistics."""
     norms = list(network.norms.values())
+    if not norms:  # a transformer: LayerNorm keeps no statistics
+        return
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
