@@ -133,14 +133,25 @@ class PrivateNorm(SharedAffineNorm):
         self.bit_bias = nn.Parameter(bias.repeat(MASTER_BITS, 1))
         self.register_buffer("learned", torch.tensor([bits in trained_bits for bits in ALL_BITS]))
 
+    @torch.no_grad()
+    def start(self, widths: tuple[int, ...]) -> None:
+        """Starts bit-widths without gain and shift of their own from what they borrow, to be learned from now on."""
+        borrowed = {bits: self._row(bits) for bits in widths}
+        for bits, row in borrowed.items():
+            self.bit_weight[bits - 1] = self.bit_weight[row]
+            self.bit_bias[bits - 1] = self.bit_bias[row]
+            self.learned[bits - 1] = True
+
+    def _row(self, bits: int) -> int:
+        known = [width for width in ALL_BITS if self.learned[width - 1]] or [bits]
+        return min(known, key=lambda width: (abs(width - bits), -width)) - 1
+
     def affine_at(self, bits: int) -> tuple[Tensor | None, Tensor | None]:
         """The row of ``bits``, or of the nearest bit-width that has learned one (the wider of two)."""
         if bits > MASTER_BITS:
             return self.weight, self.bias
-        if not self.training and not self.learned[bits - 1]:
-            known = [width for width in ALL_BITS if self.learned[width - 1]] or [bits]
-            bits = min(known, key=lambda width: (abs(width - bits), -width))
-        return self.bit_weight[bits - 1], self.bit_bias[bits - 1]
+        row = bits - 1 if self.training or self.learned[bits - 1] else self._row(bits)
+        return self.bit_weight[row], self.bit_bias[row]
 
 
 @NORMS.register("transitional")

@@ -163,6 +163,15 @@ def no_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) ->
     return scale, torch.zeros_like(scale)
 
 
+@CORRECTIONS.register("sat")
+def sat_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) -> tuple[Tensor, Tensor]:
+    """``q / (sqrt(n_out) std(q))`` with one constant scale per layer (SAT, arXiv 1912.10207, as AdaBits uses it)."""
+    outputs = quantized.numel() // quantized.shape[1] if quantized.dim() > 1 else quantized.numel()
+    spread = quantized.detach().std(correction=0).clamp(min=1e-12)
+    scale = (1 / (math.sqrt(outputs) * spread)).reshape((1,) * reference.dim())
+    return scale, torch.zeros_like(scale)
+
+
 def snap(largest: Tensor, gain: Tensor, origin: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """The torch mirror of `emqdeploy.grid.snap`; all arguments and results ``(C,)``.
 

@@ -1,33 +1,112 @@
-"""Which images each bit-width trains on."""
+"""Which images each bit-width trains on: how a score picks, and what the bit-widths share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.errors import UsageError
 from emqdeploy.registry import Registry
-from emqdeploy.training.scores import SCORES, Dynamics
+from emqdeploy.training.dynamics import Dynamics
+from emqdeploy.training.scores import SCORES
 
-Selection = Callable[[NDArray[np.float64], int, np.random.Generator], NDArray[np.int64]]
-"""``(score (N,), how many to keep, random) -> indices``, ascending and distinct."""
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """A share of the training images.
+
+    Attributes:
+        indices: ascending and distinct, ``(K,)``.
+        odds: the chance that each of them had of being drawn, ``(K,)``; 1 where the choice was certain.
+    """
+
+    indices: Indices
+    odds: NDArray[np.float64]
+
+    def weights(self) -> NDArray[np.float32]:
+        """Loss weights ``(K,)`` of mean 1 in expectation with which the gradient is that of all images."""
+        return (len(self.odds) / (self.odds * (1 / self.odds).sum())).astype(np.float32)
+
+
+Selection = Callable[[NDArray[np.float64], Indices, int, np.random.Generator], Coreset]
+"""``(score (N,), labels (N,), how many to keep, random) -> coreset``."""
 
 SELECTIONS: Registry[Selection] = Registry("selection")
 
 
+def _certain(indices: Indices) -> Coreset:
+    return Coreset(np.sort(indices), np.ones(len(indices)))
+
+
+def _quotas(labels: Indices, keep: int) -> dict[int, int]:
+    """How many images of each class to keep, in proportion to the classes, at least one of every class."""
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * keep / len(labels)
+    quotas = np.minimum(np.maximum(np.floor(exact).astype(int), 1), counts)
+    # What rounding left over, or took too much, goes to the classes that it hurts most, or least.
+    while quotas.sum() != keep:
+        step = 1 if quotas.sum() < keep else -1
+        open_to = quotas < counts if step > 0 else quotas > 1
+        if not open_to.any():
+            break
+        quotas[np.argmax(np.where(open_to, step * (exact - quotas), -np.inf))] += step
+    return dict(zip(classes.tolist(), quotas.tolist(), strict=True))
+
+
 @SELECTIONS.register("top")
-def select_top(score: NDArray[np.float64], keep: int, random: np.random.Generator) -> NDArray[np.int64]:
+def select_top(score: NDArray[np.float64], labels: Indices, keep: int, random: np.random.Generator) -> Coreset:
     """The images of the highest score. Hard ones help 2 to 8 bits and can ruin 1 bit."""
-    return np.sort(np.argsort(-score, kind="stable")[:keep])
+    return _certain(np.argsort(-score, kind="stable")[:keep])
+
+
+@SELECTIONS.register("balanced")
+def select_balanced(score: NDArray[np.float64], labels: Indices, keep: int, random: np.random.Generator) -> Coreset:
+    """The highest scores of each class, classes in proportion to their size."""
+    chosen = []
+    for label, quota in _quotas(labels, keep).items():
+        members = np.flatnonzero(labels == label)
+        chosen.append(members[np.argsort(-score[members], kind="stable")[:quota]])
+    return _certain(np.concatenate(chosen))
+
+
+@SELECTIONS.register("middle")
+def select_middle(score: NDArray[np.float64], labels: Indices, keep: int, random: np.random.Generator) -> Coreset:
+    """The images around the median of the score: neither the trivial ones nor the mislabelled."""
+    start = (len(score) - keep) // 2
+    return _certain(np.argsort(score, kind="stable")[start : start + keep])
 
 
 @SELECTIONS.register("sampled")
-def select_sampled(score: NDArray[np.float64], keep: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Draws without replacement, with odds in proportion to the score (Gumbel top-k)."""
-    weights = np.log(np.maximum(score, 1e-12))
-    return select_top(weights + random.gumbel(size=len(score)), keep, random)
+def select_sampled(score: NDArray[np.float64], labels: Indices, keep: int, random: np.random.Generator) -> Coreset:
+    """Draws without replacement, each image with odds in proportion to its score (systematic sampling, Madow 1949).
+
+    The odds are exact, so that `Coreset.weights` makes the gradient unbiased.
+    """
+    odds = inclusion_odds(score, keep)
+    order = random.permutation(len(score))
+    marks = np.concatenate([[0.0], np.cumsum(odds[order])])
+    ticks = np.floor(marks - random.random()).astype(np.int64)
+    chosen = np.sort(order[np.flatnonzero(np.diff(ticks) > 0)])
+    return Coreset(chosen, odds[chosen])
+
+
+def inclusion_odds(score: NDArray[np.float64], keep: int) -> NDArray[np.float64]:
+    """Odds in proportion to the score that sum to ``keep``; what would exceed 1 is certain and the rest is raised."""
+    weights = np.maximum(score, 1e-6 * max(float(score.max()), 1e-12))
+    certain = np.zeros(len(score), bool)
+    while True:
+        odds = np.where(certain, 1.0, weights * (keep - certain.sum()) / weights[~certain].sum())
+        above = (odds > 1) & ~certain
+        if not above.any():
+            return odds
+        certain |= above
+        if certain.all() or certain.sum() >= keep:
+            return np.where(certain, 1.0, 0.0)
 
 
 def coreset_size(images: int, prune_rate: float, batch_size: int) -> int:
@@ -41,30 +120,54 @@ def coreset_size(images: int, prune_rate: float, batch_size: int) -> int:
     return keep
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What the bit-widths share when coresets are chosen.
+
+    Attributes:
+        record: whether all write to one record, so that they are scored alike.
+        subset: whether all train on the same images.
+    """
+
+    record: bool
+    subset: bool
+
+
+SHARINGS: Registry[Sharing] = Registry("coreset sharing")
+SHARINGS.register("bits")(Sharing(record=False, subset=False))
+SHARINGS.register("scores")(Sharing(record=True, subset=False))
+SHARINGS.register("all")(Sharing(record=True, subset=True))
+
+
 def choose_coresets(
     dynamics: Dynamics,
-    labels: NDArray[np.int64],
-    prune_rate: float,
+    labels: Indices,
+    keep: int,
     score: str,
     selection: str,
-    batch_size: int,
-    seed: int,
-) -> dict[int, NDArray[np.int64]]:
+    sharing: str,
+    widths: tuple[int, ...],
+    seed: tuple[int, ...],
+) -> dict[int, Coreset]:
     """Returns the images that each bit-width keeps (bit-wise coreset sampling: EMQNet, arXiv 2510.20673).
 
     Args:
-        dynamics: what the score phase recorded.
+        dynamics: what was recorded.
         labels: of all training images, ``(N,)``.
-        prune_rate: share to leave out, in [0, 1).
+        keep: images per bit-width.
         score: a name in `SCORES`.
         selection: a name in `SELECTIONS`.
-        batch_size: a coreset must fill one step.
-        seed: of the run.
+        sharing: a name in `SHARINGS`.
+        widths: the trained bit-widths.
+        seed: fixes the draw; another one draws anew.
     """
-    keep = coreset_size(len(labels), prune_rate, batch_size)
-    coresets = {}
-    for width, softmax in dynamics.softmax.items():
-        random = np.random.default_rng([seed, width])
-        importance = SCORES[score](softmax, labels, random)
-        coresets[width] = SELECTIONS[selection](importance, keep, random)
+    shared = SHARINGS[sharing]
+    coresets: dict[int, Coreset] = {}
+    for width in widths:
+        if shared.subset and coresets:
+            coresets[width] = next(iter(coresets.values()))
+            continue
+        random = np.random.default_rng([*seed, width])
+        importance = SCORES[score].compute(dynamics.view(0 if shared.record else width, labels, random))
+        coresets[width] = SELECTIONS[selection](importance, labels, keep, random)
     return coresets

@@ -1,4 +1,4 @@
-"""The training loop: each step trains one child on its own batch, the children taking turns."""
+"""The training loop: plan an epoch, run its steps, validate, save. What differs between methods comes in by name."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
 from emqdeploy.errors import EmqError
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.training.augment import AUGMENTATIONS
+from emqdeploy.training.batches import BatchRequest, ImageSource
 from emqdeploy.training.config import TrainConfig
-from emqdeploy.training.coreset import choose_coresets, coreset_size
+from emqdeploy.training.coreset import SHARINGS, Coreset, choose_coresets, coreset_size
+from emqdeploy.training.dynamics import WINDOW, Dynamics, FeatureTap
 from emqdeploy.training.evaluate import accuracy_per_bits
+from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, parameter_groups
 from emqdeploy.training.progress import TrainProgress
+from emqdeploy.training.resampling import RESAMPLINGS
 from emqdeploy.training.run import RunDirectory
-from emqdeploy.training.scores import Dynamics
-from emqdeploy.training.steps import Step, interleaved_epoch, steps_in_epoch
+from emqdeploy.training.scores import SCORES
+from emqdeploy.training.steps import STEP_PLANS, Child, Epoch, Step
+from emqdeploy.training.targets import TARGETS
 
-WARM_UP = 0.05
-"""Share of all steps over which the learning rate rises."""
+Indices = NDArray[np.int64]
 
 
 class TrainingStopped(EmqError):
@@ -38,25 +40,26 @@ class TrainingStopped(EmqError):
 
 
 @dataclass
-class Tensors:
-    """Normalised images ``(N, C, H, W)`` and labels ``(N,)`` on the training device."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass
 class Progress:
-    """How far a run is; together with weights and optimizer, all that resuming needs."""
+    """How far a run is; together with weights and optimizer, all that resuming needs.
+
+    Attributes:
+        sample_passes: images that went forward and backward, per child.
+        forward_passes: images that only went forward to be scored anew.
+        unvalidated: sample passes since the last validation.
+        losses: per child of the current epoch, the sum of its losses and their number.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
     sample_passes: int = 0
+    forward_passes: int = 0
+    unvalidated: int = 0
     seconds: float = 0.0
     best_accuracy: float = -1.0
     best_epoch: int = -1
-    losses: list[float] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Trainer:
@@ -64,11 +67,10 @@ class Trainer:
 
     Args:
         config: the run.
-        network: with initialised clips.
+        network: with initialised clips, on the training device.
         train: training images.
         validation: chooses the best epoch.
         classes: number of the network's outputs.
-        augmentation: a name in `AUGMENTATIONS`.
         run: where metrics and state go.
         console: where progress goes.
     """
@@ -77,10 +79,9 @@ class Trainer:
         self,
         config: TrainConfig,
         network: MultiBitNetwork,
-        train: Tensors,
-        validation: Tensors,
+        train: ImageSource,
+        validation: ImageSource,
         classes: int,
-        augmentation: str,
         run: RunDirectory,
         console: Console,
     ) -> None:
@@ -88,24 +89,35 @@ class Trainer:
         self.network = network
         self.train = train
         self.validation = validation
-        self.augment = AUGMENTATIONS[augmentation]
         self.run = run
         self.console = console
+        self.device = train.labels.device
         self.forward: Callable[[Tensor], Tensor] = torch.compile(network) if config.compile else network
-        decayed = [p for p in network.parameters() if p.dim() > 1]
-        others = [p for p in network.parameters() if p.dim() <= 1 and p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True)
+        groups = parameter_groups(network, config.weight_decay)
+        self.optimizer = OPTIMIZERS[config.optimizer](groups, config.learning_rate, config.momentum)
+        self.schedule = SCHEDULES[config.schedule]
+        self.target = TARGETS[config.distill](len(train), classes, max(config.bits), config.distill_weight, self.device)
         self.progress = Progress()
-        self.everything = {bits: np.arange(len(train.labels)) for bits in config.bits}
-        self.coresets: dict[int, NDArray[np.int64]] = {}
+        self.everything = {bits: np.arange(len(train)) for bits in config.bits}
+        self.labels = train.labels.cpu().numpy()
+        self.coresets: dict[int, Coreset] = {}
         self.dynamics: Dynamics | None = None
+        self.features: FeatureTap | None = None
         if config.prune_rate > 0:
-            self.dynamics = Dynamics(config.bits, config.full_epochs, len(train.labels), classes)
+            self._open_record(classes)
         self.best_state = self._copy_state()
+        self.total_steps = sum(len(self._plan(epoch, self._sizes(epoch))) for epoch in range(config.epochs))
+        self.last_save = time.perf_counter()
+
+    def _open_record(self, classes: int) -> None:
+        config = self.config
+        width = 0
+        if SCORES[config.score].needs_features:
+            last = [layer for layer in self.network.layers.values() if isinstance(layer, torch.nn.Linear)][-1]
+            self.features, width = FeatureTap(last), last.in_features
+        keys = (0,) if SHARINGS[config.sharing].record else config.bits
+        window = max(config.full_epochs, WINDOW if config.resample_every else 1)
+        self.dynamics = Dynamics(keys, len(self.train), classes, window, width)
 
     # --- the loop ---
 
@@ -113,115 +125,189 @@ class Trainer:
         """Trains to the last epoch and leaves the best weights in the network."""
         config, progress = self.config, self.progress
         started = time.perf_counter() - progress.seconds
-        with _stop_signal() as stopped, TrainProgress(self.console, self.total_steps(), progress.step) as shown:
+        with _stop_signal() as stopped, TrainProgress(self.console, self.total_steps, progress.step) as shown:
             while progress.epoch < config.epochs:
-                scoring = progress.epoch < config.full_epochs
-                if not scoring and not self.coresets:
-                    self.coresets = self._choose_coresets()
-                subsets = self.everything if scoring else self.coresets
-                steps = interleaved_epoch(subsets, config.batch_size, config.seed, progress.epoch)
-                for step in steps[progress.step_in_epoch :]:
-                    self._step(step, scoring)
-                    shown.step()
+                steps = self._begin_epoch()[progress.step_in_epoch :]
+                requests = (BatchRequest(s.indices, self._augment_seed(i)) for i, s in enumerate(steps, progress.step))
+                for step, images in zip(steps, self.train.stream(requests), strict=True):
+                    shown.step(self._step(step, images), len(step.indices))
+                    progress.seconds = time.perf_counter() - started
                     if stopped.is_set():
-                        progress.seconds = time.perf_counter() - started
                         self._stop()
+                    if time.perf_counter() - self.last_save > config.save_every:
+                        self._save()
+                self._finish_epoch(shown)
                 progress.seconds = time.perf_counter() - started
-                self._finish_epoch("score" if scoring and self.dynamics else "train", shown)
+                self._save()
         self.network.load_state_dict(self.best_state)
 
-    def _step(self, step: Step, scoring: bool) -> None:
-        progress = self.progress
+    def _begin_epoch(self) -> list[Step]:
+        """Chooses coresets and returns the steps; in the middle of an epoch that was resumed, only the latter."""
+        config, progress = self.config, self.progress
+        after_scoring = progress.epoch - config.full_epochs
+        pruned = self.dynamics is not None and after_scoring >= 0
+        if progress.step_in_epoch == 0:
+            anew = config.resample_every and after_scoring % config.resample_every == 0
+            if pruned and after_scoring > 0 and anew:
+                progress.forward_passes += RESAMPLINGS[config.resample_from](self)
+            if pruned and (after_scoring == 0 or anew):
+                self.coresets = self._choose_coresets()
+            if self.dynamics is not None and self._recording:
+                self.dynamics.open_epoch()
+            self.target.start_epoch(progress.epoch / config.epochs)
+        subsets = {bits: core.indices for bits, core in self.coresets.items()} if pruned else self.everything
+        return self._plan(progress.epoch, subsets)
+
+    def _step(self, step: Step, images: Tensor) -> dict[str, float]:
+        """One optimizer update, or a share of one where gradients accumulate; returns the loss of each child."""
+        progress, config = self.progress, self.config
         self.network.train()
-        self.network.set_bits(step.bits)
+        indices = torch.from_numpy(step.indices).to(self.device)
+        labels = self.train.labels[indices]
+        if progress.step % config.accumulate == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        losses = {}
+        for child in step.children:
+            self.network.set_bits(child)
+            bits = child if isinstance(child, int) else None
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+                logits = self.forward(images).float()
+            per_image = self.target.losses(bits, logits, labels, indices)
+            loss = (per_image * self._weights(bits, step.indices)).mean()
+            (loss / config.accumulate).backward()
+            losses[_name(child)] = loss.item()
+            if self.dynamics is not None and self._recording and bits is not None:
+                latest = None if self.features is None else self.features.latest
+                self.dynamics.record(bits, step.indices, logits, latest)
+        self._check_losses(losses)
+        if (progress.step + 1) % config.accumulate == 0 or progress.step + 1 == self.total_steps:
+            self._update()
+        self._count(step, losses)
+        return losses
+
+    def _update(self) -> None:
+        factor = self.schedule(self.progress.step / self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        indices = torch.from_numpy(step.indices)
-        random = torch.Generator().manual_seed(hash((self.config.seed, progress.step)) & (2**63 - 1))
-        images, labels = self.augment(self.train.images[indices], random), self.train.labels[indices]
-        logits = self.forward(images)
-        loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+            group["lr"] = self.config.learning_rate * factor
         self.optimizer.step()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise EmqError(
-                f"the loss became {value} at {step.bits} bits in step {progress.step}; {self.run.path} holds the"
-                f" run up to its last finished epoch; start again with --lr below {self.config.learning_rate}"
-            )
-        if scoring and self.dynamics is not None:
-            softmax = logits.detach().softmax(1).float().cpu().numpy()
-            self.dynamics.record(step.bits, progress.epoch, step.indices, softmax)
-        progress.losses.append(value)
-        progress.sample_passes += len(step.indices)
+
+    def _count(self, step: Step, losses: dict[str, float]) -> None:
+        progress = self.progress
+        for child, loss in losses.items():
+            total = progress.losses.setdefault(child, [0.0, 0.0])
+            total[0] += loss
+            total[1] += 1
+        progress.sample_passes += len(step.indices) * len(step.children)
+        progress.unvalidated += len(step.indices) * len(step.children)
         progress.step += 1
         progress.step_in_epoch += 1
 
-    def _finish_epoch(self, phase: str, shown: TrainProgress) -> None:
+    def _check_losses(self, losses: dict[str, float]) -> None:
+        for child, loss in losses.items():
+            if not math.isfinite(loss):
+                raise EmqError(
+                    f"the loss became {loss} at {child} bits in step {self.progress.step}; {self.run.path} holds the"
+                    f" run up to its last save; start again with --lr below {self.config.learning_rate}"
+                )
+
+    def _finish_epoch(self, shown: TrainProgress) -> None:
         progress, config = self.progress, self.config
-        accuracy = accuracy_per_bits(self.network, self.validation.images, self.validation.labels, config.bits)
-        average = sum(accuracy.values()) / len(accuracy)
-        loss = sum(progress.losses) / len(progress.losses)
-        if average >= progress.best_accuracy:
-            progress.best_accuracy, progress.best_epoch = average, progress.epoch
-            self.best_state = self._copy_state()
-        shown.epoch(progress.epoch, config.epochs, phase, loss, accuracy)
+        phase = "score" if self.dynamics is not None and progress.epoch < config.full_epochs else "train"
+        losses = {child: total / count for child, (total, count) in progress.losses.items()}
+        accuracy: dict[int, float] = {}
+        if self._validates():
+            accuracy = accuracy_per_bits(self.network, self.validation, config.bits)
+            average = sum(accuracy.values()) / len(accuracy)
+            progress.unvalidated = 0
+            if average >= progress.best_accuracy:
+                progress.best_accuracy, progress.best_epoch = average, progress.epoch
+                self.best_state = self._copy_state()
+        shown.epoch(progress.epoch, config.epochs, phase, losses, accuracy)
         self.run.log(
             {
                 "epoch": progress.epoch,
                 "phase": phase,
-                "loss": round(loss, 5),
+                "loss": {child: round(loss, 5) for child, loss in losses.items()},
                 "validation_accuracy": {str(bits): round(percent, 3) for bits, percent in accuracy.items()},
-                "learning_rate": round(self._learning_rate(), 6),
+                "learning_rate": round(self.optimizer.param_groups[0]["lr"], 6),
                 "sample_passes": progress.sample_passes,
                 "seconds": round(progress.seconds, 2),
             }
         )
         progress.epoch += 1
         progress.step_in_epoch = 0
-        progress.losses = []
-        self.run.save_state(self.state())
+        progress.losses = {}
 
-    def _stop(self) -> None:
-        self.run.save_state(self.state())
-        raise TrainingStopped(
-            f"stopped after step {self.progress.step} of {self.total_steps()}, everything is saved; continue with:"
-            f" emqdeploy train --resume {self.run.path}"
-        )
+    def _validates(self) -> bool:
+        """Short epochs are not worth a validation each: it would cost a fifth of an epoch at a prune rate of 0.8."""
+        progress, every = self.progress, self.config.validate_every
+        if progress.epoch + 1 == self.config.epochs:
+            return True
+        if every is not None:
+            return (progress.epoch + 1) % every == 0
+        return progress.unvalidated >= len(self.train) * len(self.config.bits)
 
-    # --- schedule ---
+    # --- what an epoch consists of ---
 
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        config, images = self.config, len(self.train.labels)
-        full = steps_in_epoch(images, config.batch_size)
-        pruned = full
-        if config.prune_rate > 0:
-            pruned = steps_in_epoch(coreset_size(images, config.prune_rate, config.batch_size), config.batch_size)
-        per_bits = config.full_epochs * full + (config.epochs - config.full_epochs) * pruned
-        return len(config.bits) * per_bits
+    @property
+    def _recording(self) -> bool:
+        """Whether what passes say of images is still of use."""
+        scoring = self.progress.epoch < self.config.full_epochs
+        return scoring or (self.config.resample_every > 0 and self.config.resample_from == "record")
 
-    def _learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to zero."""
-        share = self.progress.step / self.total_steps()
-        factor = (
-            share / WARM_UP if share < WARM_UP else 0.5 + 0.5 * math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))
-        )
-        return self.config.learning_rate * max(factor, 1e-3)
-
-    def _choose_coresets(self) -> dict[int, NDArray[np.int64]]:
-        assert self.dynamics is not None
+    def _plan(self, epoch: int, subsets: dict[int, Indices]) -> list[Step]:
         config = self.config
-        labels = self.train.labels.cpu().numpy()
+        scoring = config.prune_rate > 0 and epoch < config.full_epochs
+        plan = STEP_PLANS[config.score_plan if scoring and config.score_plan else config.step_plan]
+        layers = tuple(self.network.layers)
+        return plan.plan(Epoch(subsets, config.batch_size, config.seed, epoch, config.epochs, layers))
+
+    def _sizes(self, epoch: int) -> dict[int, Indices]:
+        """Subsets of the right size, to count the steps of an epoch ahead of time."""
+        if epoch < self.config.full_epochs:
+            return self.everything
+        keep = coreset_size(len(self.train), self.config.prune_rate, self.config.batch_size)
+        return {bits: np.arange(keep) for bits in self.config.bits}
+
+    def _choose_coresets(self) -> dict[int, Coreset]:
+        config = self.config
+        assert self.dynamics is not None
+        if self.progress.epoch == config.full_epochs:
+            if config.scores_from is not None:
+                self.dynamics.restore(RunDirectory.load_scores(config.scores_from))
+            self.run.save_scores(self.dynamics.state())
+        keep = coreset_size(len(self.train), config.prune_rate, config.batch_size)
+        seed = (config.seed, self.progress.epoch)
         return choose_coresets(
-            self.dynamics, labels, config.prune_rate, config.score, config.selection, config.batch_size, config.seed
+            self.dynamics, self.labels, keep, config.score, config.selection, config.sharing, config.bits, seed
         )
+
+    def _weights(self, bits: int | None, indices: Indices) -> Tensor | float:
+        """Loss weights of a batch; 1 where losses are not weighed."""
+        core = self.coresets.get(bits) if bits is not None and self.config.unbiased else None
+        if core is None:
+            return 1.0
+        weights = core.weights()[np.searchsorted(core.indices, indices)]
+        return torch.from_numpy(weights).to(self.device)
+
+    def _augment_seed(self, step: int) -> int:
+        return hash((self.config.seed, step)) & (2**63 - 1)
 
     # --- state ---
 
     def _copy_state(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+    def _save(self) -> None:
+        self.run.save_state(self.state())
+        self.last_save = time.perf_counter()
+
+    def _stop(self) -> None:
+        self._save()
+        raise TrainingStopped(
+            f"stopped after step {self.progress.step} of {self.total_steps}, everything is saved; continue with:"
+            f" emqdeploy train --resume {self.run.path}"
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that continuing exactly needs, as tensors and plain values."""
@@ -230,12 +316,18 @@ class Trainer:
             "network": self.network.state_dict(),
             "best": self.best_state,
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "coresets": {bits: torch.from_numpy(indices) for bits, indices in self.coresets.items()},
-            "dynamics": {
-                bits: torch.from_numpy(softmax)
-                for bits, softmax in (self.dynamics.softmax.items() if self.dynamics is not None else ())
+            "gradients": {
+                name: parameter.grad
+                for name, parameter in self.network.named_parameters()
+                if self.config.accumulate > 1 and parameter.grad is not None
             },
+            "random": torch.get_rng_state(),
+            "coresets": {
+                bits: {"indices": torch.from_numpy(core.indices), "odds": torch.from_numpy(core.odds)}
+                for bits, core in self.coresets.items()
+            },
+            "dynamics": None if self.dynamics is None else self.dynamics.state(),
+            "target": self.target.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -244,11 +336,21 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.best_state = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
+        parameters = dict(self.network.named_parameters())
+        for name, gradient in state["gradients"].items():
+            parameters[name].grad = gradient
         torch.set_rng_state(state["random"])
-        self.coresets = {bits: indices.numpy() for bits, indices in state["coresets"].items()}
+        self.coresets = {
+            bits: Coreset(core["indices"].numpy(), core["odds"].numpy()) for bits, core in state["coresets"].items()
+        }
         if self.dynamics is not None:
-            self.dynamics.softmax = {bits: softmax.numpy() for bits, softmax in state["dynamics"].items()}
+            self.dynamics.restore(state["dynamics"])
+        self.target.restore(state["target"])
         self.run.truncate_metrics(self.progress.epoch)
+
+
+def _name(child: Child) -> str:
+    return str(child) if isinstance(child, int) else "mixed"
 
 
 @contextmanager

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.norms import PrivateNorm
 from emqdeploy.registry import Registry
+from emqdeploy.training.batches import BatchRequest, ImageSource
+from emqdeploy.training.steps import Epoch, interleaved
 
 NormAdaptation = Callable[[MultiBitNetwork, list[Tensor], tuple[int, ...]], None]
 """``(network, batches of normalised images, bit-widths to serve)``; changes the network's statistics."""
@@ -18,12 +23,10 @@ NORM_ADAPTATIONS: Registry[NormAdaptation] = Registry("norm adaptation")
 
 @NORM_ADAPTATIONS.register("none")
 def keep_statistics(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int, ...]) -> None:
-    """Serves every bit-width with the one set of running statistics that training left.
+    """Serves every bit-width with the running statistics that training left under the network's norm policy.
 
     Training adds no missing mean to the bias, so its statistics hold that shift already and evaluation must not add it.
     """
-    for norm in network.norms.values():
-        norm.estimated.fill_(False)
     for layer in network.layers.values():
         layer.input_mean.zero_()
 
@@ -67,6 +70,55 @@ def _estimate(network: MultiBitNetwork, batches: list[Tensor], widths: tuple[int
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
         norm.eval()
+
+
+def calibrate(
+    network: MultiBitNetwork,
+    source: ImageSource,
+    widths: tuple[int, ...],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> int:
+    """Trains the private norms of bit-widths that training never visited, and nothing else (Any-Precision's stage).
+
+    Args:
+        network: with private norms.
+        source: training images.
+        widths: the bit-widths to calibrate.
+        epochs: passes of each over the images.
+        batch_size: images in a step.
+        learning_rate: of plain momentum, annealed to zero.
+        seed: fixes batches and augmentation.
+
+    Returns:
+        images that went forward and backward.
+    """
+    norms = [norm for norm in network.norms.values() if isinstance(norm, PrivateNorm)]
+    learned = {id(parameter) for norm in norms for parameter in (norm.bit_weight, norm.bit_bias)}
+    frozen = [p for p in network.parameters() if p.requires_grad and id(p) not in learned]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for norm in norms:
+        norm.start(widths)
+    passes = 0
+    subsets = {bits: np.arange(len(source)) for bits in widths}
+    plans = [interleaved.plan(Epoch(subsets, batch_size, seed, epoch, epochs)) for epoch in range(epochs)]
+    steps = [step for plan in plans for step in plan]
+    optimizer = torch.optim.SGD([p for norm in norms for p in (norm.bit_weight, norm.bit_bias)], learning_rate, 0.9)
+    requests = (BatchRequest(step.indices, hash((seed, -1, index)) & (2**63 - 1)) for index, step in enumerate(steps))
+    network.train()
+    for index, (step, images) in enumerate(zip(steps, source.stream(requests), strict=True)):
+        network.set_bits(step.children[0])
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - index / len(steps))
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(network(images), source.labels[torch.from_numpy(step.indices)]).backward()
+        optimizer.step()
+        passes += len(step.indices)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    return passes
 
 
 @torch.no_grad()

@@ -42,15 +42,15 @@ class TrainProgress:
     ) -> None:
         self.progress.stop()
 
-    def step(self) -> None:
-        """Counts one optimizer step."""
+    def step(self, losses: dict[str, float], images: int) -> None:
+        """Counts one step: the loss of each of its children, on this many images."""
         self.progress.advance(self.task)
 
-    def epoch(self, epoch: int, epochs: int, phase: str, loss: float, accuracy: dict[int, float]) -> None:
+    def epoch(self, epoch: int, epochs: int, phase: str, losses: dict[str, float], accuracy: dict[int, float]) -> None:
         """Reports the validation accuracy after an epoch."""
         shown = "  ".join(f"{bits}-bit {percent:.1f}%" for bits, percent in accuracy.items())
         self.progress.update(self.task, description=f"{phase} {epoch + 1}/{epochs}", accuracy=shown)
         if not self.console.is_terminal:
-            self.console.print(
-                f"{phase} epoch {epoch + 1}/{epochs}  loss {loss:.3f}  validation {shown}", highlight=False
-            )
+            loss = sum(losses.values()) / len(losses)
+            said = f"  validation {shown}" if accuracy else ""
+            self.console.print(f"{phase} epoch {epoch + 1}/{epochs}  loss {loss:.3f}{said}", highlight=False)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from emqdeploy.errors import EmqError, UsageError, writable_dir
 from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text
-from emqdeploy.training.config import TrainConfig
+from emqdeploy.training.config import TrainConfig, flag_of
+from emqdeploy.training.recipes import read_options, write_options
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
+SCORES_FILE = "scores.pt"
 LATENT_FILE = "latent.safetensors"
 
 
@@ -26,25 +28,39 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @staticmethod
+    def holds_run(path: Path) -> bool:
+        """Whether a run was started in a directory."""
+        return (path / CONFIG_FILE).exists()
+
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> RunDirectory:
         """Starts a new run; a directory that holds one already is never overwritten."""
-        if (path / CONFIG_FILE).exists():
+        if cls.holds_run(path):
             raise UsageError(f"{path} already holds a run; continue it with --resume {path} or choose another --out")
         run = cls(writable_dir(path))
-        atomic_write_text(path / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
+        atomic_write_text(path / CONFIG_FILE, write_options(config))
         return run
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunDirectory, TrainConfig]:
-        """Opens an existing run to resume it."""
-        try:
-            values = json.loads((path / CONFIG_FILE).read_text())
-            return cls(writable_dir(path)), TrainConfig.from_dict(values)
-        except OSError as error:
-            raise UsageError(f"{path} holds no run to resume; start one with: emqdeploy train --out {path}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise EmqError(f"{path / CONFIG_FILE} is damaged ({error}); start a new run") from error
+    def open(cls, path: Path, config: TrainConfig | None = None) -> tuple[RunDirectory, TrainConfig]:
+        """Opens an existing run to resume it.
+
+        Args:
+            path: of the run.
+            config: what the caller wants it to be; None takes the run's own.
+
+        Raises:
+            UsageError: there is no run, or it was configured otherwise (what differs is named).
+        """
+        if not cls.holds_run(path):
+            raise UsageError(f"{path} holds no run to resume; start one with: emqdeploy train --out {path}")
+        stored = TrainConfig.from_dict(read_options(path / CONFIG_FILE))
+        different = {} if config is None else config.differences(stored)
+        if different:
+            named = ", ".join(f"--{flag_of(name)} {was} (now {now})" for name, (now, was) in different.items())
+            raise UsageError(f"{path} was configured with {named}; leave these out, or start a new run with --out")
+        return cls(writable_dir(path)), stored
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to the metrics."""
@@ -58,29 +74,54 @@ class RunDirectory:
         """Drops the metrics of epochs that the saved state does not include; they will be trained again."""
         path = self.path / METRICS_FILE
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < epochs]
+        kept = [line for line in lines if _epoch_of(line) < epochs]
         atomic_write_text(path, "".join(line + "\n" for line in kept))
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Saves what `load_state` needs to continue exactly."""
-        with atomic_path(self.path / STATE_FILE) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch reports a full disk as its own error
-                raise EmqError(f"cannot write {self.path / STATE_FILE}: {str(error).splitlines()[0]}") from error
+        self._save(STATE_FILE, state)
 
     def load_state(self) -> dict[str, Any] | None:
         """Returns the saved state, or None where the run was stopped before its first save."""
         path = self.path / STATE_FILE
+        return _load(path, "delete it to start this run over") if path.exists() else None
+
+    def save_scores(self, scores: dict[str, Any]) -> None:
+        """Keeps what coresets were chosen by, for other runs."""
+        self._save(SCORES_FILE, scores)
+
+    @staticmethod
+    def load_scores(run: str | Path) -> dict[str, Any]:
+        """Returns what `save_scores` kept in a run directory."""
+        path = Path(run) / SCORES_FILE
         if not path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-        except Exception as error:
-            raise EmqError(f"{path} is damaged; delete it to start this run over") from error
-        return state
+            raise UsageError(f"--scores-from {run} holds no scores; name a run that was trained with --prune-rate")
+        return _load(path, "score anew")
 
     def save_latent(self, tensors: dict[str, Tensor]) -> None:
         """Writes the float weights, for fine-tuning and baselines."""
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         atomic_write_bytes(self.path / LATENT_FILE, data)
+
+    def _save(self, name: str, values: dict[str, Any]) -> None:
+        with atomic_path(self.path / name) as temporary:
+            try:
+                torch.save(values, temporary)
+            except RuntimeError as error:  # torch reports a full disk as its own error
+                raise EmqError(f"cannot write {self.path / name}: {str(error).splitlines()[0]}") from error
+
+
+def _load(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise EmqError(f"{path} is damaged; {remedy}") from error
+    return values
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a line of the metrics; a line that a crash tore counts as not yet trained."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError):
+        return float("inf")

@@ -13,11 +13,19 @@ from rich.console import Console
 
 from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.training import loop
+from emqdeploy.training import loop, targets
 from emqdeploy.training.api import TrainResult, train
 from emqdeploy.training.config import TrainConfig
 
-SMALL: dict[str, Any] = {"limit": 220, "epochs": 3, "batch_size": 32, "bits": (1, 4), "prune_rate": 0.5, "seed": 3}
+SMALL: dict[str, Any] = {
+    "limit": 220,
+    "epochs": 3,
+    "batch_size": 32,
+    "bits": (1, 4),
+    "prune_rate": 0.5,
+    "score_epochs": 2,
+    "seed": 3,
+}
 
 
 def _train(out: Path, resume: bool = False, **changes: Any) -> TrainResult:
@@ -34,11 +42,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 def test_run_directory_is_complete(run: TrainResult) -> None:
     """Everything the README promises lies in the run directory."""
     names = {path.name for path in run.run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "state.pt", "latent.safetensors", "model.emq"}
+    assert names == {"config.toml", "metrics.jsonl", "state.pt", "scores.pt", "latent.safetensors", "model.emq"}
     lines = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert [line["phase"] for line in lines] == ["score", "score", "train"]
-    assert set(lines[0]["validation_accuracy"]) == {"1", "4"}
+    assert set(lines[0]["validation_accuracy"]) == set(lines[0]["loss"]) == {"1", "4"}
 
 
 def test_passes_count_what_was_pruned(run: TrainResult) -> None:
@@ -70,15 +78,16 @@ def test_resumed_run_ends_with_the_same_weights(
     steps = 0
     original = loop.Trainer._step
 
-    def step(self: Any, *arguments: Any) -> None:
+    def step(self: Any, *arguments: Any) -> Any:
         nonlocal steps
-        original(self, *arguments)
+        losses = original(self, *arguments)
         steps += 1
         if steps == stop_after:
             import os
             import signal
 
             os.kill(os.getpid(), signal.SIGINT)
+        return losses
 
     monkeypatch.setattr(loop.Trainer, "_step", step)
     with pytest.raises(
@@ -118,7 +127,7 @@ def test_float_network_trains_alike(tmp_path: Path) -> None:
 
 def test_diverging_loss_names_bits_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN must stop training, not spoil the checkpoint."""
-    monkeypatch.setattr(loop.F, "cross_entropy", lambda logits, labels: logits.sum() * torch.nan)
+    monkeypatch.setattr(targets.F, "cross_entropy", lambda logits, labels, reduction: logits.sum(1) * torch.nan)
     with pytest.raises(EmqError, match=r"the loss became nan at \d bits in step 0"):
         _train(tmp_path / "run")
 
@@ -137,3 +146,62 @@ def test_a_class_without_a_training_image_still_trains(tmp_path: Path, monkeypat
     monkeypatch.setattr(api, "load_dataset", without_nines)
     result = _train(tmp_path / "run")
     assert set(result.accuracy) == {1, 2, 3, 4}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "any-precision": {"norm": "private", "step_plan": "joint", "distill": "recursive", "calibrate_epochs": 1},
+    "sandwich": {"step_plan": "sandwich", "distill": "soft", "bits": (1, 2, 4)},
+    "mixed": {"step_plan": "mixed", "norm": "transitional"},
+    "cached": {"distill": "cached", "prune_rate": 0.5},
+    "resampled": {"prune_rate": 0.5, "resample_every": 1, "unbiased": True, "score_epochs": 1},
+    "probed": {"prune_rate": 0.5, "resample_every": 1, "resample_from": "probe", "score": "grand", "score_epochs": 1},
+    "shared scores": {"prune_rate": 0.5, "sharing": "scores", "score_plan": "rotating", "score": "tdds"},
+    "accumulated": {"accumulate": 3, "optimizer": "adam", "learning_rate": 1e-3, "schedule": "step"},
+    "bf16": {"amp": "bf16", "channels_last": True},
+}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_trains_and_resumes_exactly(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each registered option ends in a checkpoint, and stopping in the middle of an epoch changes nothing."""
+    changes = {"prune_rate": 0.0, "limit": 120, "epochs": 2, **METHODS[name]}
+    whole = _train(tmp_path / "whole", **changes)
+    original, seen = loop.Trainer._step, []
+
+    def step(self: Any, *arguments: Any) -> Any:
+        if len(seen) == 5:
+            raise RuntimeError("killed")
+        seen.append(arguments)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    with pytest.raises(RuntimeError, match="killed"):
+        _train(tmp_path / "part", **changes, save_every=0)
+    monkeypatch.undo()
+    resumed = _train(tmp_path / "part", resume=True, **changes, save_every=0)
+    assert resumed.accuracy == whole.accuracy
+    assert (tmp_path / "part" / "latent.safetensors").read_bytes() == (
+        tmp_path / "whole" / "latent.safetensors"
+    ).read_bytes()
+
+
+def test_dedicated_networks_get_a_directory_each(tmp_path: Path) -> None:
+    """One network per bit-width, one file each, and a resumed run skips what is finished."""
+    result = _train(tmp_path / "run", separate=True, prune_rate=0.0, epochs=1, limit=120)
+    assert [str(path.relative_to(tmp_path / "run")) for path in result.checkpoints] == ["w1/model.emq", "w4/model.emq"]
+    again = _train(tmp_path / "run", resume=True, separate=True, prune_rate=0.0, epochs=1, limit=120)
+    assert again.accuracy == result.accuracy
+
+
+def test_scores_are_reused(run: TrainResult, tmp_path: Path) -> None:
+    """A second run needs no score phase and chooses the same images."""
+    result = _train(tmp_path / "run", scores_from=str(run.run))
+    assert result.sample_passes == 2 * 3 * 99
+    with pytest.raises(UsageError, match="holds no scores; name a run that was trained with --prune-rate"):
+        _train(tmp_path / "other", scores_from=str(tmp_path))
+
+
+def test_resuming_another_configuration_says_what_differs(run: TrainResult) -> None:
+    """A resumed run keeps what it was configured with."""
+    with pytest.raises(UsageError, match=r"was configured with --epochs 3 \(now 5\), --score el2n \(now random\)"):
+        _train(run.run, resume=True, epochs=5, score="random")

@@ -27,10 +27,10 @@ from emqdeploy.training.config import TrainConfig
         ({"batch_size": 1}, "--batch-size is 1"),
         ({"learning_rate": 0.0}, "--lr is 0.0"),
         ({"score": "el3n"}, "did you mean 'el2n'"),
-        ({"selection": "bottom"}, "known: sampled, top"),
+        ({"selection": "bottom"}, "known: balanced, middle, sampled, top"),
         ({"norm_adaptation": "all"}, "known: bits, none, shared"),
         ({"partition": "ceil"}, "allowed: dorefa, floor"),
-        ({"correction": "half"}, "allowed: banner, exact, none"),
+        ({"correction": "half"}, "allowed: banner, exact, none, sat"),
         ({"small_groups": "drop"}, "allowed: pin, layer"),
     ],
 )
@@ -46,9 +46,9 @@ def test_configuration_survives_json() -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_score_phase_is_a_tenth_and_never_longer_than_training() -> None:
-    """Without pruning every epoch sees all images; with it, a short score phase comes first."""
+def test_score_phase_is_a_sixteenth_and_never_longer_than_training() -> None:
+    """Without pruning every epoch sees all images; with it, a score phase of a sixteenth comes first."""
     assert TrainConfig(epochs=30).full_epochs == 30
-    assert TrainConfig(epochs=30, prune_rate=0.8).full_epochs == 3
-    assert TrainConfig(epochs=5, prune_rate=0.8).full_epochs == 2
+    assert TrainConfig(epochs=32, prune_rate=0.8).full_epochs == 2
+    assert TrainConfig(epochs=5, prune_rate=0.8).full_epochs == 1
     assert TrainConfig(epochs=1, prune_rate=0.8, score_epochs=4).full_epochs == 1

@@ -1,55 +1,111 @@
-"""Coresets: how many images each bit-width keeps, and which."""
+"""Coresets: how many images each bit-width keeps, which, and with what odds."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from emqdeploy.errors import UsageError
-from emqdeploy.training.coreset import SELECTIONS, choose_coresets
-from emqdeploy.training.scores import Dynamics
+from emqdeploy.training.coreset import SELECTIONS, SHARINGS, Coreset, choose_coresets, coreset_size, inclusion_odds
+from emqdeploy.training.dynamics import Dynamics
+
+ONE_CLASS = np.zeros(100, np.int64)
 
 
-def _dynamics(images: int = 100) -> Dynamics:
-    dynamics = Dynamics((1, 4), epochs=1, images=images, classes=2)
-    odds = np.random.default_rng(0).random((2, images)).astype(np.float32)
-    for bits, right in zip((1, 4), odds, strict=True):
-        dynamics.record(bits, 0, np.arange(images), np.stack([right, 1 - right], 1))
-    return dynamics
+def pick(name: str, score: list[float], keep: int, labels: list[int] | None = None, seed: int = 0) -> Coreset:
+    """Chooses by a selection's name."""
+    classes = np.asarray(labels if labels is not None else [0] * len(score))
+    return SELECTIONS[name](np.asarray(score, float), classes, keep, np.random.default_rng(seed))
+
+
+def dynamics(sharing: str) -> Dynamics:
+    """A record in which every bit-width finds other images hard."""
+    made = Dynamics((0,) if SHARINGS[sharing].record else (1, 4), images=100, classes=2, window=1)
+    made.open_epoch()
+    logits = torch.randn(2, 100, 2, generator=torch.Generator().manual_seed(0))
+    for bits, said in zip((1, 4), logits, strict=True):
+        made.record(bits, np.arange(100), said, None)
+    return made
 
 
 def test_top_keeps_the_highest_scores() -> None:
     """Top-k is what its name says."""
-    kept = SELECTIONS["top"](np.array([0.1, 0.9, 0.5, 0.7]), 2, np.random.default_rng(0))
-    assert kept.tolist() == [1, 3]
+    assert pick("top", [0.1, 0.9, 0.5, 0.7], 2).indices.tolist() == [1, 3]
 
 
-def test_sampling_follows_the_score_without_replacement() -> None:
-    """An image of three times the score is first in the draw three times as often."""
-    score = np.array([3.0, 1.0])
-    draws = [int(SELECTIONS["sampled"](score, 1, np.random.default_rng(seed))[0]) for seed in range(2000)]
-    assert 0.70 < np.mean(np.array(draws) == 0) < 0.80
-    kept = SELECTIONS["sampled"](np.ones(50), 20, np.random.default_rng(0))
-    assert len(set(kept.tolist())) == 20
+def test_middle_keeps_the_median() -> None:
+    """Neither the easiest nor the hardest."""
+    assert pick("middle", [0.1, 0.9, 0.5, 0.7, 0.3], 3).indices.tolist() == [2, 3, 4]
 
 
-def test_zero_scores_can_still_be_drawn() -> None:
-    """Perfectly learned images have score 0; a coreset larger than the rest needs them."""
-    kept = SELECTIONS["sampled"](np.array([0.0, 0.0, 1.0]), 2, np.random.default_rng(0))
-    assert 2 in kept
-    assert len(kept) == 2
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=40), st.integers(4, 8))
+def test_balanced_keeps_every_class_in_proportion(labels: list[int], keep: int) -> None:
+    """Every class that has images is in, none has more than its share rounded up, and the total is right."""
+    score = np.random.default_rng(0).random(len(labels)).tolist()
+    kept = pick("balanced", score, keep, labels).indices
+    assert len(kept) == len(set(kept.tolist())) == keep
+    classes, counts = np.unique(labels, return_counts=True)
+    chosen = np.asarray(labels)[kept]
+    for label, count in zip(classes, counts, strict=True):
+        found = int((chosen == label).sum())
+        assert 1 <= found <= max(1, int(np.ceil(count * keep / len(labels))))
+
+
+def test_sampling_draws_with_the_odds_it_names() -> None:
+    """An image of three times the score is drawn three times as often, and what is certain is always in."""
+    score = [3.0, 1.0, 1.0, 1.0]
+    odds = inclusion_odds(np.asarray(score), 2)
+    assert odds.tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
+    draws = [pick("sampled", score, 2, seed=seed) for seed in range(1500)]
+    assert all(len(draw.indices) == 2 for draw in draws)
+    often = np.bincount(np.concatenate([draw.indices for draw in draws]), minlength=4) / len(draws)
+    assert often == pytest.approx(odds, abs=0.05)
+
+
+@given(st.lists(st.floats(0, 10), min_size=5, max_size=60), st.integers(1, 5), st.integers(0, 99))
+def test_sampling_is_of_the_right_size_whatever_the_scores(score: list[float], keep: int, seed: int) -> None:
+    """Distinct images, exactly as many as asked for, also where most scores are zero."""
+    drawn = pick("sampled", score, keep, seed=seed)
+    assert len(set(drawn.indices.tolist())) == len(drawn.indices) == keep
+    assert ((drawn.odds > 0) & (drawn.odds <= 1)).all()
+
+
+def test_weights_make_the_sum_over_a_coreset_unbiased() -> None:
+    """Weighted by one over their odds, the drawn images stand for all of them: InfoBatch's argument."""
+    random = np.random.default_rng(1)
+    score, value = random.random(50) + 0.1, random.random(50)
+    odds = inclusion_odds(score, 10)
+    sums = []
+    for seed in range(3000):
+        drawn = SELECTIONS["sampled"](score, ONE_CLASS[:50], 10, np.random.default_rng(seed))
+        sums.append((value[drawn.indices] / odds[drawn.indices]).sum())
+    assert np.mean(sums) == pytest.approx(value.sum(), rel=0.02)
+    weights = pick("sampled", score.tolist(), 10).weights()
+    assert weights.mean() == pytest.approx(1, rel=1e-6)
 
 
 @pytest.mark.parametrize("selection", ["top", "sampled"])
 def test_every_bit_width_keeps_its_own_share(selection: str) -> None:
     """Bit-wise coresets: right size, distinct images, and not the same set for every bit-width."""
-    labels = np.zeros(100, np.int64)
-    coresets = choose_coresets(_dynamics(), labels, 0.8, "el2n", selection, 8, seed=0)
-    assert {bits: len(set(kept.tolist())) for bits, kept in coresets.items()} == {1: 20, 4: 20}
-    assert coresets[1].tolist() != coresets[4].tolist()
+    chosen = choose_coresets(dynamics("bits"), ONE_CLASS, 20, "el2n", selection, "bits", (1, 4), (0, 0))
+    assert {bits: len(set(core.indices.tolist())) for bits, core in chosen.items()} == {1: 20, 4: 20}
+    assert chosen[1].indices.tolist() != chosen[4].indices.tolist()
+
+
+def test_what_bit_widths_share() -> None:
+    """Shared scores still draw a subset each; one subset is one subset."""
+    scores = choose_coresets(dynamics("scores"), ONE_CLASS, 20, "el2n", "sampled", "scores", (1, 4), (0, 0))
+    assert scores[1].indices.tolist() != scores[4].indices.tolist()
+    alike = choose_coresets(dynamics("scores"), ONE_CLASS, 20, "el2n", "top", "scores", (1, 4), (0, 0))
+    assert alike[1].indices.tolist() == alike[4].indices.tolist()
+    one = choose_coresets(dynamics("all"), ONE_CLASS, 20, "el2n", "sampled", "all", (1, 4), (0, 0))
+    assert one[1] is one[4]
 
 
 def test_coreset_smaller_than_a_batch_is_refused() -> None:
     """Training on less than one batch is a mistake, said in one sentence before any step is lost."""
     with pytest.raises(UsageError, match="keeps 5 of 100 images, fewer than a batch of 8"):
-        choose_coresets(_dynamics(), np.zeros(100, np.int64), 0.95, "el2n", "top", 8, seed=0)
+        coreset_size(100, 0.95, 8)

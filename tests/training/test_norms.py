@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from emqdeploy.data import load_dataset
 from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.training.norms import NORM_ADAPTATIONS, measure_input_means
+from emqdeploy.training.batches import image_source
+from emqdeploy.training.norms import NORM_ADAPTATIONS, calibrate, measure_input_means
 
 
 @pytest.fixture
@@ -48,14 +51,13 @@ def test_gain_and_shift_stay_as_trained(network: MultiBitNetwork) -> None:
     assert all(torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["none", "shared"])
-def test_shared_adaptations_serve_every_bit_width_alike(network: MultiBitNetwork, name: str) -> None:
-    """With these the network really has one set of statistics."""
+def test_shared_adaptation_serves_every_bit_width_alike(network: MultiBitNetwork) -> None:
+    """With it the network really has one set of statistics."""
     network.train()
     for bits in (2, 8):
         with network.bits(bits):
             network(torch.randn(16, 1, 8, 8))
-    NORM_ADAPTATIONS[name](network, [torch.randn(16, 1, 8, 8)], (2, 8))
+    NORM_ADAPTATIONS["shared"](network, [torch.randn(16, 1, 8, 8)], (2, 8))
     for norm in network.norms.values():
         assert torch.equal(norm.statistics(2)[0], norm.statistics(8)[0])
         assert torch.equal(norm.statistics(2)[0], norm.running_mean)
@@ -69,6 +71,38 @@ def test_training_keeps_statistics_per_bit_width(network: MultiBitNetwork) -> No
     norm = next(iter(network.norms.values()))
     assert norm.estimated.tolist() == [False, True] + [False] * 6
     assert torch.equal(norm.bit_mean[7], torch.zeros_like(norm.bit_mean[7]))
+
+
+def test_no_adaptation_keeps_what_training_tracked(network: MultiBitNetwork) -> None:
+    """Statistics per bit-width stay, and nothing is added to the bias that they hold already."""
+    network.train()
+    with network.bits(2):
+        network(torch.randn(16, 1, 8, 8))
+    norm = next(iter(network.norms.values()))
+    before = norm.statistics(2)[0].clone()
+    measure_input_means(network, [torch.rand(16, 1, 8, 8)])
+    NORM_ADAPTATIONS["none"](network, [torch.rand(16, 1, 8, 8)], (2, 8))
+    assert torch.equal(norm.statistics(2)[0], before)
+    assert all(float(layer.input_mean) == 0 for layer in network.layers.values())
+
+
+def test_calibration_trains_the_norms_of_unseen_widths_only() -> None:
+    """Any-Precision's stage: rows of the given widths move, everything else stays to the bit."""
+    torch.manual_seed(0)
+    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (2, 8), InsertionConfig(norm="private"))
+    network = spec.build()
+    network.initialise_clips(torch.randn(32, 1, 8, 8))
+    dataset = load_dataset("digits", limit=80)
+    source = image_source(dataset.train, dataset.preprocessing, "none", torch.device("cpu"))
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    assert calibrate(network, source, (4,), epochs=2, batch_size=20, learning_rate=0.1, seed=0) == 160
+    for name, parameter in network.named_parameters():
+        moved = (parameter.detach() != before[name]).reshape(len(parameter), -1).any(1).tolist()
+        # Row 3 is 4 bits: it started from 8 bits' row and was trained.
+        assert moved == [row == 3 for row in range(8)] if ".bit_" in name else not any(moved), name
+    assert all(parameter.requires_grad for parameter in network.layers["conv1"].parameters())
+    norm = next(iter(network.norms.values()))
+    assert bool(norm.estimated[3])
 
 
 def test_input_means_are_measured(network: MultiBitNetwork) -> None:

@@ -1,12 +1,24 @@
-"""The order of steps: complete, interleaved, reproducible."""
+"""Step plans: complete, in the promised order, reproducible."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from emqdeploy.training.steps import interleaved_epoch, steps_in_epoch
+from emqdeploy.training.steps import STEP_PLANS, Epoch, Step
+
+Subsets = Mapping[int, NDArray[np.int64]]
+EVERYTHING: Subsets = {bits: np.arange(64) for bits in (1, 2, 4, 8)}
+
+
+def plan(name: str, subsets: Subsets = EVERYTHING, batch: int = 8, seed: int = 0, index: int = 0) -> list[Step]:
+    """The steps of one epoch of four."""
+    return STEP_PLANS[name].plan(Epoch(subsets, batch, seed, index, 4, ("conv", "fc")))
 
 
 @given(
@@ -15,13 +27,11 @@ from emqdeploy.training.steps import interleaved_epoch, steps_in_epoch
     epoch=st.integers(0, 5),
 )
 def test_every_bit_width_passes_once_over_its_subset(sizes: list[int], batch: int, epoch: int) -> None:
-    """No image is lost or seen twice, except a last single one, and the schedule's count is the real one."""
+    """No image is lost or seen twice, except a last single one."""
     subsets = {bits: np.arange(size) + 100 * bits for bits, size in enumerate(sizes, start=1)}
-    steps = interleaved_epoch(subsets, batch, seed=0, epoch=epoch)
+    steps = plan("interleaved", subsets, batch, index=epoch)
     for bits, subset in subsets.items():
-        mine = [step.indices for step in steps if step.bits == bits]
-        seen = np.concatenate(mine)
-        assert len(mine) == steps_in_epoch(len(subset), batch)
+        seen = np.concatenate([step.indices for step in steps if step.children == (bits,)])
         assert len(set(seen.tolist())) == len(seen)
         assert set(seen.tolist()) <= set(subset.tolist())
         assert len(subset) - len(seen) == (len(subset) % batch == 1)
@@ -29,20 +39,52 @@ def test_every_bit_width_passes_once_over_its_subset(sizes: list[int], batch: in
 
 def test_bit_widths_take_turns() -> None:
     """Shared statistics would drift if one bit-width trained alone for long."""
-    subsets = {bits: np.arange(64) for bits in (1, 2, 4, 8)}
-    order = [step.bits for step in interleaved_epoch(subsets, 8, seed=0, epoch=0)]
+    order = [step.children[0] for step in plan("interleaved")]
     rounds = [order[start : start + 4] for start in range(0, len(order), 4)]
-    assert all(sorted(turn) == [1, 2, 4, 8] for turn in rounds)
-    assert len({tuple(turn) for turn in rounds}) > 1
+    assert all(sorted(turn) == [1, 2, 4, 8] for turn in rounds)  # type: ignore[type-var]
+    assert len({tuple(turn) for turn in rounds}) > 1  # type: ignore[arg-type]
 
 
-def test_order_depends_on_seed_and_epoch_only() -> None:
+def test_rotating_costs_one_pass_and_visits_everything_in_turn() -> None:
+    """Over four epochs every bit-width sees its share of one pass an epoch; no image is seen twice in one."""
+    for index in range(4):
+        steps = plan("rotating", index=index)
+        assert sorted(np.concatenate([step.indices for step in steps]).tolist()) == list(range(64))
+        assert {step.children for step in steps} == {(1,), (2,), (4,), (8,)}
+
+
+def test_common_batches_run_from_the_highest_width_down() -> None:
+    """Distillation needs the teacher first; one update for all of them, or one each."""
+    assert {step.children for step in plan("joint")} == {(8, 4, 2, 1)}
+    assert [step.children for step in plan("sequential")[:4]] == [(8,), (4,), (2,), (1,)]
+    first = plan("sequential")[:4]
+    assert all((step.indices == first[0].indices).all() for step in first)
+    sandwiches = {step.children for step in plan("sandwich", batch=2)}
+    assert sandwiches == {(8, 4, 1), (8, 2, 1)}
+
+
+def test_progressive_starts_high_and_ends_with_all() -> None:
+    """The lowest bit-width joins last."""
+    widths = [{step.children[0] for step in plan("progressive", index=index)} for index in range(4)]
+    assert widths == [{8}, {8, 4, 2}, {8, 4, 2, 1}, {8, 4, 2, 1}]
+
+
+def test_mixed_gives_every_layer_a_width_of_its_own() -> None:
+    """After each round of uniform children comes a mixed one."""
+    steps = plan("mixed")
+    drawn = [step.children[0] for step in steps if isinstance(step.children[0], dict)]
+    assert len(drawn) == len(steps) / 5
+    assert all(set(child) == {"conv", "fc"} for child in drawn)
+    assert any(child["conv"] != child["fc"] for child in drawn)
+
+
+@pytest.mark.parametrize("name", list(STEP_PLANS))
+def test_order_depends_on_seed_and_epoch_only(name: str) -> None:
     """Resuming rebuilds the order of an interrupted epoch from these two numbers."""
-    subsets = {2: np.arange(50), 8: np.arange(50)}
 
-    def order(seed: int, epoch: int) -> list[tuple[int, list[int]]]:
-        return [(step.bits, step.indices.tolist()) for step in interleaved_epoch(subsets, 10, seed, epoch)]
+    def order(seed: int, epoch: int) -> list[tuple[object, list[int]]]:
+        return [(step.children, step.indices.tolist()) for step in plan(name, seed=seed, index=epoch)]
 
     assert order(0, 3) == order(0, 3)
-    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(0, 2)
     assert order(0, 3) != order(1, 3)
