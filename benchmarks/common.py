@@ -147,7 +147,7 @@ class Subject:
             "data": {"name": "random images", "image_size": None},
             "preprocessing": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         }
-        return Checkpoint(frozen, skeleton, described, {})
+        return Checkpoint(frozen, skeleton, described)
 
 
 def subject(model: str) -> Subject:

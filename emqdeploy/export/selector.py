@@ -110,6 +110,9 @@ def _flat(builder: Builder, branches: Sequence[Any], widths: Sequence[int], logi
             bounds.append(builder.node("LessOrEqual", SELECTOR_INPUT, builder.constant(np.array([width]))))
         condition = bounds[0] if len(bounds) == 1 else builder.node("And", *bounds)
         kept = _value(builder, logits, f"select/kept_w{width}")
+        # The batch of what is passed on may be 0; were it declared equal, onnxruntime would reuse a buffer that is too
+        # small for the next answer.
+        kept.type.tensor_type.shape.dim[0].Clear()
         pass_on = helper.make_node("Identity", [answer], [kept.name], name=f"select/keep_w{width}")
         answer = builder.node(
             "If", condition, out=logits.name if index == len(widths) - 1 else None, name=f"select/if_w{width}",

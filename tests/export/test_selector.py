@@ -11,6 +11,7 @@ import pytest
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.export.selector import SELECTORS, answering_width
 from emqdeploy.export.storage import store_int8
+from emqdeploy.grid import ALL_BITS
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
@@ -39,6 +40,15 @@ def test_it_answers_like_the_separate_files(deployed: Deployed, kind: str) -> No
         expected = OnnxRuntime(deployed.checkpoint, bits=[answering_width(WIDTHS, bits)], threads=1)(deployed.images)
         logits = session.run(None, {"images": deployed.images, "bits": np.array([bits], np.int64)})[0]
         np.testing.assert_array_equal(logits, expected)
+
+
+def test_all_eight_widths_in_one_graph(small: Deployed) -> None:
+    """Every choice among many branches, in any order and at any batch size."""
+    session = create_session(SELECTORS["if"](small.checkpoint, Path(), ALL_BITS).data, session_options(1))
+    runtime = OnnxRuntime(small.checkpoint, threads=1)
+    for bits, images in ((8, small.images), (1, small.images[:3]), (4, small.images), (2, small.images[:1])):
+        logits = session.run(None, {"images": images, "bits": np.array([bits], np.int64)})[0]
+        np.testing.assert_array_equal(logits, runtime.run(images, bits))
 
 
 def test_the_next_higher_width_answers() -> None:
