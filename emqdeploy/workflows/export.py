@@ -26,7 +26,7 @@ from emqdeploy.workflows.verify import PARITY_IMAGES, parity_images
 
 BUNDLE_DIRECTORY = "bundle"
 
-_PIXELS = 256 * 64 * 64
+_PIXELS = 128 * 64 * 64
 """Pixels of all images of a proof: the integer reference computes in exact arithmetic, which large images make slow."""
 
 
@@ -140,4 +140,4 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _image_count(checkpoint: Checkpoint) -> int:
     _, height, width = checkpoint.metadata["network"]["input_shape"]
-    return max(16, min(PARITY_IMAGES, _PIXELS // (height * width)))
+    return max(8, min(PARITY_IMAGES, _PIXELS // (height * width)))
