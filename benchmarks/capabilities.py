@@ -61,30 +61,32 @@ def rows_of(form: Form, emq: Path, folder: Path) -> list[list[str]]:
         export(ExportSettings(path=emq, bits=ALL_BITS, out=folder, **form.options), print)
     except EmqError as error:
         return [[form.name, "1..8", "not built here", str(error), "-", "-"]]
+    asked = form.options.get("target", "onnx")
     selector = form.options.get("selector")
-    artefacts = [one for one in Bundle.open(folder).artefacts if (one.role == "selector") == bool(selector)]
+    bundle = Bundle.open(folder)
+    artefacts = [one for one in bundle.artefacts if (one.role == "selector") == bool(selector)]
     found: list[list[Any]] = []
     for artefact in artefacts:
-        cells = [artefact.stored_as, artefact.computed_as, artefact.status, _cost(artefact.cost)]
-        label = _comparable(cells)
-        if found and found[-1][0] == label:
+        name = form.name if artefact.target == asked else f"{form.name} (here: {artefact.target})"
+        stored = "as many bit-planes of the .emq" if "bit-plane" in artefact.stored_as else artefact.stored_as
+        cells = [name, stored, artefact.computed_as, artefact.status]
+        own = [name for name in artefact.shared if name != bundle.checkpoint]
+        size = artefact.size_bytes + sum(bundle.files[name]["size_bytes"] for name in own)
+        if found and found[-1][0] == cells:
             found[-1][1] += artefact.bits
+            found[-1][2].append(size)
         else:
-            found.append([label, artefact.bits, cells])
-    return [[form.name, _span(bits), *cells] for _, bits, cells in found]
-
-
-def _comparable(cells: list[str]) -> tuple[str, ...]:
-    """Files that differ in the number of bit-planes or in a measured time are one row."""
-    return ("planes" if "bit-plane" in cells[0] else cells[0], *cells[1:3])
+            found.append([cells, artefact.bits, [size]])
+    return [[cells[0], _span(bits), *cells[1:], _kilobytes(sizes)] for cells, bits, sizes in found]
 
 
 def _span(bits: tuple[int, ...]) -> str:
     return str(bits[0]) if len(bits) == 1 else f"{min(bits)}..{max(bits)}"
 
 
-def _cost(cost: dict[str, Any]) -> str:
-    return f"loads {cost['load_ms'] / cost['load_ms_int8']:.1f}x as long" if "load_ms" in cost else "-"
+def _kilobytes(sizes: list[int]) -> str:
+    low, high = (f"{size / 1e3:.0f}" for size in (min(sizes), max(sizes)))
+    return f"{low} kB" if low == high else f"{low} to {high} kB"
 
 
 def _version(package: str) -> str:
@@ -99,15 +101,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Writes docs/capabilities.md from real builds.")
     parser.add_argument("--quick", action="store_true", help="one epoch of training: shows that it runs")
     parser.add_argument("--out", type=Path, default=PAGE, help="where to write")
+    parser.add_argument("--checkpoint", type=Path, help="an .emq of the default training, instead of training one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = train(TrainConfig(epochs=1) if options.quick else TrainConfig(), Path(folder) / "run")
-        rows = [
-            row
-            for index, form in enumerate(FORMS)
-            for row in rows_of(form, result.checkpoints[0], Path(folder) / str(index))
-        ]
-    columns = ("target", "grid bits", "stored as", "computed as", "status", "against an int8 file")
+        emq = options.checkpoint
+        if emq is None:
+            config = TrainConfig(epochs=1) if options.quick else TrainConfig()
+            emq = train(config, Path(folder) / "run").checkpoints[0]
+        rows = [row for index, form in enumerate(FORMS) for row in rows_of(form, emq, Path(folder) / str(index))]
+    columns = ("target", "grid bits", "stored as", "computed as", "status", "a file")
     lines = [columns, ("---",) * len(columns), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     packages = dict.fromkeys(form.package for form in FORMS)

@@ -89,12 +89,13 @@ def store_master(checkpoint: Checkpoint, path: Path, bits: int) -> Stored:
     builder = Builder(open_graph(checkpoint))
     arrays = network.initializers(bits)
     builder.drop(set(arrays))
-    own = tuple(
-        f"{name}.{kind}" for name in network.layers for kind in ("weight", "weight_scale", "bias", "bias_scale")
-    )
-    for name in sorted(set(arrays) - set(own)):
+    computed = ("weight", "weight_scale", "bias", "bias_scale")
+    own = {f"{name}.{kind}" for name in network.layers for kind in computed}
+    for name in sorted(set(arrays) - own - set(network.floats)):
         builder.constant(arrays[name], name)
-    _MasterReader(builder, network, path, bits).add_layers()
+    reader = _MasterReader(builder, network, path, bits)
+    reader.add_floats()
+    reader.add_layers()
     stored = {name: "int8, in the .emq" if layer.pinned else _planes(bits) for name, layer in network.layers.items()}
     return Stored(sealed(builder.finish(), checkpoint, [bits], _planes(bits)), stored, needs_checkpoint=True)
 

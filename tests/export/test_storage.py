@@ -74,6 +74,20 @@ def test_shared_planes_are_not_repeated(small: Deployed, folder: Path) -> None:
     assert sum(len(tensor.raw_data) for tensor in tensors) < 4000
 
 
+def test_float_parameters_are_shared_too(tmp_path: Path) -> None:
+    """A transformer's norms and positions are read from the ``.emq`` like everything else."""
+    vit = deploy(NetworkSpec("vit-micro", 10, (1, 16, 16), 2.0, (2, 8)), (2, 3))
+    save_checkpoint(tmp_path / "model.emq", vit.checkpoint)
+    expected = OnnxRuntime(vit.checkpoint, bits=[3], threads=1)(vit.images)
+    for storage in STORAGES:
+        path = write(vit, tmp_path, storage, 3)
+        session = create_session(path, session_options(1))
+        np.testing.assert_array_equal(session.run(None, {"images": vit.images})[0], expected)
+    tensors = onnx.load(tmp_path / "master-w3.onnx", load_external_data=False).graph.initializer
+    held = {tensor.name for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL}
+    assert set(vit.checkpoint.network.floats) <= held
+
+
 def test_sizes_that_fill_no_byte(tmp_path: Path) -> None:
     """Codes are packed over the whole network and over odd layers: no weight may shift into its neighbour."""
     spec = NetworkSpec("resnet8", 3, (3, 8, 8), 2.0, (2, 4), InsertionConfig(keep_8bit=()))
