@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from emqdeploy.export.derive import derive_model
 from emqdeploy.floating import float_operators
 from emqdeploy.grid import ALL_BITS
 from emqdeploy.parity import Parity
@@ -15,6 +16,7 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.reference import IntegerReference, layer_values, quantized_tensors
 from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
+from emqdeploy.runtimes.onnx_session import create_session, session_options
 from emqdeploy.runtimes.torch_reference import TorchRuntime
 
 from .conftest import Deployed, deploy
@@ -142,3 +144,15 @@ def test_every_layer_of_known_networks_is_an_integer_kernel(model: str, layers: 
                 computed = [layer.computed_as for layer in runtime.precision(bits)]
                 assert computed == ["int8"] * layers
         assert_exact(subject, widths[0], 1)
+
+
+@pytest.mark.parametrize("model", ["preact-resnet8", "vit-micro"])
+def test_a_selector_derives_every_family(model: str) -> None:
+    """One graph that makes the weights of the chosen bit-width inside answers as the separate ones do."""
+    subject = deployed(model, 8, 1, 8)
+    graph = derive_model(subject.checkpoint, (2, 8)).SerializeToString()
+    session = create_session(graph, session_options(threads=1))
+    for bits in (2, 8):
+        found = session.run(["logits"], {"images": subject.images, "bits": np.array([bits])})[0]
+        expected = OnnxRuntime(subject.checkpoint, bits=[bits], threads=1)(subject.images)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))

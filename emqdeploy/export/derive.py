@@ -21,6 +21,7 @@ from emqdeploy.grid import MASTER_BITS
 CONTRIB = "com.microsoft"
 
 _POINTWISE = ("Add", "GlobalAveragePool")
+_OF_LAYERS = ("weight", "weight_scale", "bias", "bias_scale")
 
 
 def derive_model(checkpoint: Checkpoint, widths: Sequence[int]) -> Any:
@@ -85,7 +86,9 @@ class _Deriver:
         graph = self.model.graph
         self.add.drop(set(self.arrays[0]))
         for name in self.arrays[0]:
-            if name.rpartition(".")[0] not in self.layers:
+            owner, _, kind = name.rpartition(".")
+            # A site may be called like the layer that it stands behind: what it has are a scale and bounds.
+            if owner not in self.layers or kind not in _OF_LAYERS:
                 self.table.pick(self._each(name), name)
         for node in list(graph.node):
             self._rewrite(node)
