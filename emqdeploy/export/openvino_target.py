@@ -8,6 +8,7 @@ from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.export.settings import PLAIN
 from emqdeploy.export.storage import STORAGES
 from emqdeploy.export.targets import TARGETS, Job, Product
+from emqdeploy.rounding import keep_rounding
 
 DIRECTORY = "openvino"
 
@@ -15,7 +16,7 @@ DIRECTORY = "openvino"
 @TARGETS.register("openvino")
 def openvino_products(job: Job) -> Iterator[Product]:
     """An ``.xml`` and a ``.bin`` per bit-width; OpenVINO has no 2-bit weights and computes 4-bit ones in float."""
-    openvino = require("openvino", "openvino")
+    openvino, onnx = require("openvino", "openvino"), require("onnx", "openvino")
     settings = job.settings
     for option, value, only in (
         ("storage", settings.storage, "int8"),
@@ -28,7 +29,9 @@ def openvino_products(job: Job) -> Iterator[Product]:
     for width in job.widths:
         job.report(f"exporting {width} bits to OpenVINO IR")
         stored = STORAGES["int8"](job.checkpoint, job.emq, width)
-        source = job.stage(f"openvino-w{width}.onnx", stored.data)
+        model = onnx.load_from_string(stored.data)
+        keep_rounding(model)
+        source = job.stage(f"openvino-w{width}.onnx", model.SerializeToString())
         xml = job.staging / f"model-w{width}.xml"
         try:
             openvino.save_model(core.read_model(source), xml, compress_to_fp16=False)

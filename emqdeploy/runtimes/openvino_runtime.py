@@ -15,6 +15,7 @@ from emqdeploy.bundle import Bundle
 from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.grid import Floats
+from emqdeploy.rounding import keep_rounding
 from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, wanted_bits
 from emqdeploy.runtimes.graphs import Graphs
 
@@ -103,6 +104,8 @@ class OpenVinoRuntime(Runtime):
 
     def _build(self, bits: int) -> _CompiledEngine:
         graph = self._graphs.sources[bits]()
+        if isinstance(graph, bytes):
+            graph = _rounding(graph)
         size = len(graph) if isinstance(graph, bytes) else _size_of_ir(graph)
         try:
             model = self._core.read_model(graph if isinstance(graph, bytes) else str(graph))
@@ -110,6 +113,18 @@ class OpenVinoRuntime(Runtime):
         except Exception as error:
             raise EmqError(f"OpenVINO cannot load the {bits}-bit model: {_sentence(error)}") from error
         return _CompiledEngine(compiled, size)
+
+
+def _rounding(model: bytes) -> bytes:
+    """A filled graph in the form in which OpenVINO rounds every tensor, as the exported artefacts have it."""
+    onnx = require("onnx", "openvino")
+    try:
+        proto = onnx.load_from_string(model)
+    except Exception as error:
+        raise EmqError(f"OpenVINO cannot load a graph that is no ONNX model: {_sentence(error)}") from error
+    keep_rounding(proto)
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def executed_as(compiled: Any) -> dict[str, str]:
