@@ -28,6 +28,7 @@ from emqdeploy.training.config import FLOAT_NETWORK, TrainConfig
 from emqdeploy.training.coreset import coreset_size
 from emqdeploy.training.evaluate import accuracy, accuracy_per_bits
 from emqdeploy.training.loop import Trainer
+from emqdeploy.training.memory import keep_freed_memory
 from emqdeploy.training.norms import NORM_ADAPTATIONS, calibrate, measure_input_means
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.run import RunDirectory
@@ -91,6 +92,7 @@ def train(
         report_test: whether to measure accuracy on the test set; False takes the validation part, for choosing options.
     """
     console = console or Console(stderr=True)
+    keep_freed_memory()
     parts = {out: config}
     if config.separate:
         parts = {out / f"w{bits}": replace(config, bits=(bits,), separate=False) for bits in config.bits}

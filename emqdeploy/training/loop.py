@@ -31,6 +31,7 @@ from emqdeploy.training.run import RunDirectory
 from emqdeploy.training.scores import SCORES
 from emqdeploy.training.steps import STEP_PLANS, Child, Epoch, Step
 from emqdeploy.training.targets import TARGETS
+from emqdeploy.training.tensorboard import TensorBoardLog
 
 Indices = NDArray[np.int64]
 
@@ -105,6 +106,9 @@ class Trainer:
         self.features: FeatureTap | None = None
         if config.prune_rate > 0:
             self._open_record(classes)
+        self.logs: list[Callable[[dict[str, Any]], None]] = [run.log]
+        if config.tensorboard:
+            self.logs.append(TensorBoardLog(run.path / "tensorboard").log)
         self.best_state = self._copy_state()
         self.total_steps = sum(len(self._plan(epoch, self._sizes(epoch))) for epoch in range(config.epochs))
         self.last_save = time.perf_counter()
@@ -155,13 +159,13 @@ class Trainer:
             if self.dynamics is not None and self._recording:
                 self.dynamics.open_epoch()
             self.target.start_epoch(progress.epoch / config.epochs)
+        self.network.train()
         subsets = {bits: core.indices for bits, core in self.coresets.items()} if pruned else self.everything
         return self._plan(progress.epoch, subsets)
 
     def _step(self, step: Step, images: Tensor) -> dict[str, float]:
         """One optimizer update, or a share of one where gradients accumulate; returns the loss of each child."""
         progress, config = self.progress, self.config
-        self.network.train()
         indices = torch.from_numpy(step.indices).to(self.device)
         labels = self.train.labels[indices]
         if progress.step % config.accumulate == 0:
@@ -223,17 +227,17 @@ class Trainer:
                 progress.best_accuracy, progress.best_epoch = average, progress.epoch
                 self.best_state = self._copy_state()
         shown.epoch(progress.epoch, config.epochs, phase, losses, accuracy)
-        self.run.log(
-            {
-                "epoch": progress.epoch,
-                "phase": phase,
-                "loss": {child: round(loss, 5) for child, loss in losses.items()},
-                "validation_accuracy": {str(bits): round(percent, 3) for bits, percent in accuracy.items()},
-                "learning_rate": round(self.optimizer.param_groups[0]["lr"], 6),
-                "sample_passes": progress.sample_passes,
-                "seconds": round(progress.seconds, 2),
-            }
-        )
+        record = {
+            "epoch": progress.epoch,
+            "phase": phase,
+            "loss": {child: round(loss, 5) for child, loss in losses.items()},
+            "validation_accuracy": {str(bits): round(percent, 3) for bits, percent in accuracy.items()},
+            "learning_rate": round(self.optimizer.param_groups[0]["lr"], 6),
+            "sample_passes": progress.sample_passes,
+            "seconds": round(progress.seconds, 2),
+        }
+        for log in self.logs:
+            log(record)
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.losses = {}
