@@ -36,11 +36,13 @@ def float_operators(skeleton: bytes) -> dict[str, int]:
 def float_nodes(model: Any) -> list[Any]:
     """Returns the nodes of an ONNX model that compute in float whatever the runtime.
 
-    A layer that reads codes is an integer kernel; so are a sum or a mean of codes whose result is quantized again.
+    A layer that reads codes is an integer kernel, unless its weights are plain float ones; so are a sum or a mean of
+    codes whose result is quantized again.
     """
     nodes = model.graph.node
     quantized: set[str] = set()  # codes, and codes with their grid
     sizes: set[str] = set()
+    given = {tensor.name for tensor in model.graph.initializer}
     again = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
     found = []
     for node in nodes:
@@ -51,7 +53,7 @@ def float_nodes(model: Any) -> list[Any]:
             reads_codes and (node.op_type in MOVES or node.op_type == "Clip")
         ):
             quantized.update(node.output)
-        elif node.op_type in MOVES or (node.op_type in _LAYERS and reads_codes):
+        elif node.op_type in MOVES or (node.op_type in _LAYERS and reads_codes and node.input[1] not in given):
             continue
         elif not (node.op_type in _POOLED and reads_codes and node.output[0] in again):
             found.append(node)

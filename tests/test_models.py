@@ -104,6 +104,8 @@ def test_any_timm_model() -> None:
     model = create_model("timm/vit_tiny_patch16_224", 7, 1, 32)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     assert create_model("timm/resnet10t", 7, 3, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(UsageError, match="timm has it: --model timm/vit_tiny_patch16_224"):
+        create_model("vit_tiny_patch16_224", 7, 3, 224)
     with pytest.raises(UsageError, match=r"has no model 'vit_tiny_patch16'; did you mean timm/vit_tiny_patch16_224"):
         create_model("timm/vit_tiny_patch16", 7, 3, 224)
     with pytest.raises(EmqError, match=r"timm/vit_tiny_patch16_224 does not take images of 3 x 8 x 8: .*; choose"):

@@ -10,9 +10,10 @@ from torch import nn
 
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.models import small, vision  # noqa: F401  (register their models)
-from emqdeploy.models.external import TIMM, build_timm, build_users, is_trusted, is_users, trust
-from emqdeploy.models.registry import MODELS, canonical
+from emqdeploy.models.external import TIMM, build_timm, build_users, is_trusted, is_users, knows_timm, trust
+from emqdeploy.models.registry import MODELS, ModelEntry, canonical
 from emqdeploy.models.repair import import_torchvision
+from emqdeploy.registry import UnknownNameError
 
 __all__ = ["MODELS", "create_model", "import_torchvision", "trust"]
 
@@ -50,7 +51,7 @@ def create_model(name: str, num_classes: int, in_channels: int, image_size: int)
                 f" --model {name}"
             )
         return _answering(name, build_users(name, *numbers), *numbers)
-    entry = MODELS[canonical(name)]
+    entry = _entry(name)
     if image_size < entry.smallest_image or image_size % entry.multiple:
         raise UsageError(
             f"{name} needs images of at least {entry.smallest_image} x {entry.smallest_image} pixels"
@@ -58,6 +59,16 @@ def create_model(name: str, num_classes: int, in_channels: int, image_size: int)
             + f", not {image_size} x {image_size}; choose another --image-size, or resnet8, resnet20 or vit-micro"
         )
     return entry.build(*numbers)
+
+
+def _entry(name: str) -> ModelEntry:
+    """Looks a model up; a name that only timm knows gets the prefix that it lacks."""
+    try:
+        return MODELS[canonical(name)]
+    except UnknownNameError as error:
+        if knows_timm(name):
+            raise UsageError(f"unknown model {name!r}; timm has it: --model {TIMM}{name}") from error
+        raise
 
 
 def _answering(name: str, model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

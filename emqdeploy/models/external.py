@@ -45,6 +45,15 @@ def build_timm(name: str, num_classes: int, in_channels: int, image_size: int) -
     return network
 
 
+def knows_timm(name: str) -> bool:
+    """Whether timm, where it is installed, has a model of this name."""
+    try:
+        import_torchvision()
+        return bool(require("timm", "timm").is_model(name))
+    except EmqError:
+        return False
+
+
 def is_users(name: str) -> bool:
     """Whether a name means a function of the user's: ``pkg.module:function``."""
     return ":" in name

@@ -268,7 +268,13 @@ def test_weights_that_would_silently_stay_in_float(model: nn.Module, message: st
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("model", "kept"), [(OwnMatrix(), "matmul"), (recurrent(), "2")])
+def plain_stack() -> nn.Sequential:
+    """A convolution in the middle, which could be quantized."""
+    stem, last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(512, 5)
+    return nn.Sequential(stem, nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), last)
+
+
+@pytest.mark.parametrize(("model", "kept"), [(OwnMatrix(), "matmul"), (recurrent(), "2"), (plain_stack(), "2")])
 def test_layers_stay_in_float_when_asked(model: nn.Module, kept: str) -> None:
     """And only those."""
     network = insert_quantizers(model, InsertionConfig(keep_float=(kept,)), (2,), 2.0)
