@@ -18,6 +18,9 @@ from emqdeploy.bundle import MANIFEST_FILE, SCHEMA, Artefact, Bundle, sha256
 from emqdeploy.errors import EmqError, UsageError, cannot_write, writable_dir
 from emqdeploy.files import atomic_path, atomic_write_text
 
+_STAGING = ".unproven-"
+"""How directories begin that hold what is not proven yet."""
+
 
 class BundleWriter:
     """Adds artefacts to a bundle, each whole or not at all; what the bundle held before stays.
@@ -50,7 +53,9 @@ class BundleWriter:
             if created:
                 # An export that fails before its first artefact leaves no empty directory behind.
                 self._stack.callback(self._remove_if_empty)
-            staging = tempfile.TemporaryDirectory(dir=self.directory, prefix=".unproven-")
+            for left in self.directory.glob(f"{_STAGING}*"):
+                shutil.rmtree(left, ignore_errors=True)  # of an export that was killed: the lock says that none runs
+            staging = tempfile.TemporaryDirectory(dir=self.directory, prefix=_STAGING)
             self.staging = Path(self._stack.enter_context(staging))
             self._stack = self._stack.pop_all()
         return self

@@ -112,8 +112,10 @@ def test_the_second_of_two_exports_is_refused(bundle: Path) -> None:
         with pytest.raises(EmqError, match=r"another export is writing to .*; wait for it"), BundleWriter(bundle, {}):
             pass
         other.kill()
+    assert list(bundle.glob(".unproven-*"))
     with BundleWriter(bundle, ABOUT) as writer:
         add(writer, 2)
+    assert not list(bundle.glob(".*"))
 
 
 Change = Callable[[dict[str, Any], Path], object]

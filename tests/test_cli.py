@@ -162,6 +162,8 @@ def test_shared_files_become_plain_ones_without_torch(run: Run, tmp_path: Path) 
     assert [artefact["id"] for artefact in json.loads(result.stdout)["artefacts"]] == ["onnx-w2", "onnx-w4"]
     held = [artefact.id for artefact in Bundle.open(bundle).artefacts]
     assert held == ["onnx-master-w2", "onnx-master-w4", "onnx-w2", "onnx-w4"]
+    again = run("export", str(bundle), "--bits", "8", "--json")
+    assert again.json["bundle"] == str(bundle)
 
 
 def test_bench_measures_every_bit_width(run: Run, tmp_path: Path) -> None:

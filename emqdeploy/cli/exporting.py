@@ -17,7 +17,7 @@ def export(
     path: PathArgument = None,
     bits: Annotated[str | None, typer.Option(help="Bit-widths, such as 2,4,8; every trained one by default.")] = None,
     target: Annotated[
-        str, typer.Option(help="onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see below).")
+        str, typer.Option(help="onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see above).")
     ] = "onnx",
     out: Annotated[
         Path | None, typer.Option(help="The bundle; 'bundle' beside the checkpoint by default. What it holds stays.")
@@ -36,7 +36,7 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="TensorRT: float16 for what is not quantized.")] = False,
     max_batch: Annotated[int, typer.Option(help="TensorRT: the largest batch of an engine.")] = 8,
     compute_capability: Annotated[
-        str | None, typer.Option(help="TensorRT-RTX: the GPUs to build for, for example 8.6,8.9; all by default.")
+        str | None, typer.Option(help="TensorRT-RTX: the GPUs to build for, 8.6,8.9,12.0 by default.")
     ] = None,
     allow_float: Annotated[
         bool, typer.Option("--allow-float", help="Accept layers that the runtime computes in float.")

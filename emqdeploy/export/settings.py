@@ -19,14 +19,15 @@ class ExportSettings:
         path: a run, an ``.emq``, or None for the latest run.
         bits: bit-widths; None takes every trained one.
         target: a name in `emqdeploy.export.targets.TARGETS`.
-        out: the bundle; None means ``bundle`` beside the checkpoint.
+        out: the bundle; None means ``bundle`` beside the checkpoint, or the bundle that the checkpoint lies in.
         storage: of ONNX files, a name in `emqdeploy.export.storage.STORAGES`.
         selector: also write one graph with an input ``bits``: ``if`` or ``derive``.
         layout: ``plain``, or ``triton`` for a model repository.
         with_baselines: also write the float network and the runtime's own int8 of it.
         fp16: float16 for what is not quantized (TensorRT).
         max_batch: the largest batch of a TensorRT engine.
-        compute_capabilities: the GPUs that a TensorRT-RTX engine is built for, for example ``8.6``; empty means all.
+        compute_capabilities: the GPUs that a TensorRT-RTX engine is built for, for example ``8.6``; empty means 8.6, 8.9
+            and 12.0.
         allow_float: accept layers that the runtime computes in float.
         data_dir: where the data set's files lie.
     """

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.bundle import Artefact, Bundle
+from emqdeploy.bundle import MANIFEST_FILE, Artefact, Bundle
 from emqdeploy.bundle_writer import BundleWriter
 from emqdeploy.checkpoint import Checkpoint, load_checkpoint
 from emqdeploy.errors import EmqError
@@ -49,7 +49,9 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
     widths = tuple(settings.bits or checkpoint.trained_bits)
     for width in widths:
         checkpoint.network.check_bits(width)
-    directory = settings.out or found.parent / BUNDLE_DIRECTORY
+    # A checkpoint that lies in a bundle is exported into that bundle.
+    home = found.parent if (found.parent / MANIFEST_FILE).exists() else found.parent / BUNDLE_DIRECTORY
+    directory = settings.out or home
     rows = []
     with BundleWriter(directory, _about(checkpoint)) as writer:
         emq = writer.stage_checkpoint(found)
