@@ -26,8 +26,8 @@ class ExportSettings:
         with_baselines: also write the float network and the runtime's own int8 of it.
         fp16: float16 for what is not quantized (TensorRT).
         max_batch: the largest batch of a TensorRT engine.
-        compute_capabilities: the GPUs that a TensorRT-RTX engine is built for, for example ``8.6``; empty means 8.6, 8.9
-            and 12.0.
+        compute_capabilities: the GPUs that a TensorRT-RTX engine is built for, such as ``8.6``; empty means 8.6,
+            8.9 and 12.0.
         allow_float: accept layers that the runtime computes in float.
         data_dir: where the data set's files lie.
     """
