@@ -226,10 +226,16 @@ class Bundle:
         raise UsageError(f"{self.path} holds no {wanted}; it holds {held}; add it with: emqdeploy export --target")
 
 
+_BLOCK = 1 << 20
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def _most_common(layers: tuple[dict[str, Any], ...], key: str) -> str:

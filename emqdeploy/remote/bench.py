@@ -21,7 +21,8 @@ from emqdeploy.remote.parcel import Parcel, job, pack
 BEAT_S = 2.0
 """Between two signs of life; the guard waits for many of them."""
 
-OLDEST_PYTHON = (3, 11)
+OLDEST_PYTHON = (3, 10)
+"""What travels runs on JetPack 6, whose TensorRT belongs to Python 3.10; installing emqdeploy needs a newer one."""
 
 _FIND_INSTALLED = """
 for file in "$(command -v emqdeploy)" "$HOME/.local/bin/emqdeploy"; do

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from emqdeploy.registry import Registry
 from emqdeploy.runtimes.residency import Active, Engine, Residency, parse_policy
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from emqdeploy.bundle import Bundle
     from emqdeploy.checkpoint import Checkpoint
     from emqdeploy.data import Preprocessing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import emqdeploy
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.settings import BenchSettings
@@ -175,3 +177,35 @@ def test_the_package_that_travels_needs_numpy_and_a_runtime_only(digits: Path, t
     result = json.loads(done.stdout)
     assert result["rows"][0]["latency_ms"]["samples"] == 10
     assert any("accuracy is not measured" in note for note in result["notes"])
+
+
+TRAVELS = (
+    "artefact",
+    "bits",
+    "bundle",
+    "checkpoint",
+    "data",
+    "errors",
+    "files",
+    "frozen",
+    "grid",
+    "measuring",
+    "progress",
+)
+NEWER = {"UTC", "Self", "StrEnum", "file_digest", "ExceptionGroup", "assert_never", "tomllib", "TaskGroup", "chdir"}
+"""Names of the standard library that Python 3.10, which JetPack 6 ties its TensorRT to, does not have."""
+
+
+@pytest.mark.parametrize("name", [*TRAVELS, "progress", "reference", "registry", "remote", "runs", "runtimes"])
+def test_what_travels_is_python_310(name: str) -> None:
+    """Its syntax, and the names that it imports when it runs."""
+    root = Path(emqdeploy.__file__).parent
+    files = [root / f"{name}.py"] if (root / f"{name}.py").exists() else sorted((root / name).rglob("*.py"))
+    assert files
+    for file in files:
+        tree = ast.parse(file.read_text(), feature_version=(3, 10))
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for node in tree.body:  # not what stands below `if TYPE_CHECKING`
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                used |= {alias.name for alias in node.names}
+        assert not used & NEWER, file
