@@ -179,7 +179,7 @@ def test_the_package_that_travels_needs_numpy_and_a_runtime_only(digits: Path, t
     assert any("accuracy is not measured" in note for note in result["notes"])
 
 
-TRAVELS = (
+TRAVELS = ("artefact", "bits", "bundle", "checkpoint", "data", "errors", "files", "floating", "frozen", "grid", "measuring")
     "artefact",
     "bits",
     "bundle",
