@@ -8,8 +8,10 @@ import torch
 
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
+from emqdeploy.quant.insertion import InsertionConfig
+from emqdeploy.quant.norms import PrivateNorm
 
-from ..conftest import Deployed
+from ..conftest import Deployed, settled
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -60,3 +62,29 @@ def test_a_spec_survives_metadata(small: Deployed) -> None:
     import json
 
     assert NetworkSpec.from_dict(json.loads(json.dumps(small.spec.to_dict()))) == small.spec
+
+
+def test_a_gain_may_be_negative_at_some_widths_only() -> None:
+    """A pinned layer, whose integers are stored once, follows the sign of private gains."""
+    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (2, 8), InsertionConfig(norm="private"))
+    torch.manual_seed(3)
+    network = spec.build()
+    images = torch.randn(8, 1, 8, 8).clamp(-2, 2)
+    network = settled(network, images)
+    pinned = [name for name, layer in network.layers.items() if layer.pinned and name in network.norm_of]
+    assert pinned
+    with torch.no_grad():
+        for name in pinned:
+            norm = network.norms[network.norm_of[name]]
+            assert isinstance(norm, PrivateNorm)
+            norm.bit_weight[2 - 1].neg_()
+    frozen = freeze(network, (2, 8))
+    for name in pinned:
+        two, eight = (frozen.layers[name].integers(bits) for bits in (2, 8))
+        np.testing.assert_array_equal(np.abs(two.astype(int)), np.abs(eight.astype(int)))
+        assert (two != eight).any()
+    for bits in (2, 8):
+        with torch.no_grad(), network.bits(bits):
+            expected = network(images)
+            found = deployed_reference(network, frozen, bits)(images)
+        assert (found - expected).abs().max() <= 0.02 * (expected.max() - expected.min())
