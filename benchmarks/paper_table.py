@@ -1,0 +1,216 @@
+"""The paper's table: EMQNet against its baselines at equal data, network and hardware, and the control of equal passes.
+
+Data: 6,000 training images of Fashion-MNIST (a fixed tenth of them validates and chooses every epoch), and its whole
+test set of 10,000 images, read once per finished row. Network: ResNet-8, 8-bit activations, bits 1, 2, 4, 8 trained;
+3, 5, 6, 7 are never trained (calibrated where the method has such a stage). Rows are independent and each is written
+when it is done, so the table can be finished over several sittings: run the same command again. ``--quick`` is a check
+of the harness.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from benchmarks.common import arguments, machine
+from benchmarks.paper_report import write_report
+from emqdeploy.checkpoint import load_checkpoint
+from emqdeploy.data import load_dataset
+from emqdeploy.files import atomic_path, atomic_write_text
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.runtimes.base import open_runtime
+from emqdeploy.training.api import TrainResult, network_spec, train
+from emqdeploy.training.pretrained import load_pretrained
+from emqdeploy.training.recipes import resolve
+from emqdeploy.training.run import METRICS_FILE
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+EPOCHS = 32
+BASE: dict[str, Any] = {
+    **{"data": "fashion-mnist", "model": "resnet8", "limit": 6000, "threads": 1, "epochs": EPOCHS},
+    **{"amp": "bf16", "channels_last": True},
+}
+QUICK = {"limit": 600, "epochs": 4, "amp": "none"}
+SCORES = ("el2n", "tdds")
+"""The two scores that get three seeds."""
+
+OTHER_SCORES = ("random", "entropy", "forgetting", "grand", "moderate")
+ANY_PRECISION = "Any-Precision"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        changes: of the base configuration.
+        seeds: how many; one-seed rows are marked.
+        recipe: its recipe.
+        share: of the epochs.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+    recipe: str = "emqnet"
+    share: float = 1.0
+
+
+def _pruned(rate: float, **changes: Any) -> dict[str, Any]:
+    return {"prune_rate": rate, "score_epochs": 1, **changes}
+
+
+def _control(rate: float) -> float:
+    """Share of the epochs in which all images make as many passes as a coreset run."""
+    return (1 + (1 - rate) * (EPOCHS - 1)) / EPOCHS
+
+
+ROWS: dict[str, Row] = {
+    "float32": Row({"bits": (32,)}),
+    "float32, passes of all children": Row({"bits": (32,)}, share=4.0),
+    ANY_PRECISION: Row(recipe="truncquant"),
+    "EMQNet 0": Row(),
+    "EMQNet 0.8 el2n": Row(_pruned(0.8)),
+    "control of 0.8": Row(share=_control(0.8)),
+    "EMQNet 0.8 el2n, drawn anew": Row(_pruned(0.8, resample_every=1)),
+    f"{ANY_PRECISION}, E/2": Row(recipe="truncquant", share=1 / 2),
+    f"{ANY_PRECISION}, E/4": Row(recipe="truncquant", share=1 / 4),
+    f"{ANY_PRECISION}, E/8": Row(recipe="truncquant", share=1 / 8),
+    "EMQNet 0.8 tdds": Row(_pruned(0.8, score="tdds", score_epochs=2)),
+    "EMQNet 0.6 el2n": Row(_pruned(0.6)),
+    "EMQNet 0.6 tdds": Row(_pruned(0.6, score="tdds", score_epochs=2)),
+    "control of 0.6": Row(share=_control(0.6)),
+    "dedicated": Row(recipe="dedicated"),
+    f"{ANY_PRECISION}, rounded codes": Row(recipe="any-precision", seeds=1),
+    **{f"EMQNet 0.8 {score}": Row(_pruned(0.8, score=score), seeds=1) for score in OTHER_SCORES},
+    "0.8 el2n top": Row(_pruned(0.8, selection="top"), seeds=1),
+    "0.8 el2n balanced": Row(_pruned(0.8, selection="balanced"), seeds=1),
+    "0.8 el2n middle": Row(_pruned(0.8, selection="middle"), seeds=1),
+    "0.8 el2n unbiased": Row(_pruned(0.8, unbiased=True), seeds=1),
+    "0.8 el2n batch-wise scores": Row(_pruned(0.8, score_plan="joint"), seeds=1),
+    "0.8 el2n rotating, shared scores": Row(_pruned(0.8, score_plan="rotating", sharing="scores"), seeds=1),
+    "0.8 el2n probed": Row(_pruned(0.8, resample_every=4, resample_from="probe"), seeds=1),
+    "0.8 el2n, drawn anew, cached distillation": Row(_pruned(0.8, resample_every=1, distill="cached"), seeds=1),
+    "no correction": Row({"correction": "none"}, seeds=1),
+    "no correction, shared statistics": Row(
+        {"correction": "none", "norm": "shared", "norm_adaptation": "none"}, seeds=1
+    ),
+    "shared statistics": Row({"norm": "shared", "norm_adaptation": "none"}, seeds=1),
+    "mixture statistics": Row({"norm_adaptation": "shared"}, seeds=1),
+    "no adaptation": Row({"norm_adaptation": "none"}, seeds=1),
+    "correction per layer": Row({"correction_group": "layer"}, seeds=1),
+    "float32 arithmetic": Row({"amp": "none"}, seeds=1),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the rows that are missing and writes the report."""
+    parser = arguments(__doc__, "paper_table")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where table, JSON and plots go")
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="only these")
+    parser.add_argument("--seeds", type=int, nargs="*", help="only these seeds")
+    parser.add_argument("--report", action="store_true", help="train nothing; write the report of what there is")
+    options = parser.parse_args(argv)
+    out = options.out / "quick" if options.quick and options.out == RESULTS else options.out
+    out.mkdir(parents=True, exist_ok=True)
+    names = options.rows or (list(ROWS)[:8] if options.quick else list(ROWS))
+    # Rows with a spread come first, seed by seed; the one-seed rows follow.
+    wanted = [(name, seed) for name in names for seed in range(1 if options.quick else ROWS[name].seeds)]
+    for name, seed in sorted(wanted, key=lambda entry: (ROWS[entry[0]].seeds == 1, entry[1])):
+        chosen = not options.report and (options.seeds is None or seed in options.seeds)
+        if chosen and not _path(out, name, seed).exists():
+            print(f"{name}, seed {seed}", flush=True)
+            _store(_path(out, name, seed), *run(name, seed, options.quick))
+    write_report(out, list(ROWS), options.quick)
+
+
+def run(name: str, seed: int, quick: bool) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
+    """Trains one row; returns its figures, and per bit-width which test images the deployed network gets right."""
+    row = ROWS[name]
+    values = {**BASE, **(QUICK if quick else {}), **row.changes, "seed": seed}
+    values["epochs"] = max(1, round(values["epochs"] * row.share))
+    config = resolve(row.recipe, None, values)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        # The test set is read below, once, and by the deployed network alone.
+        result = train(config, path, console=Console(file=io.StringIO()), report_test=False)
+        right = correct(result, network_spec(config, load_dataset(config.data, limit=config.limit)))
+        curves = [_curve(file) for file in sorted(path.rglob(METRICS_FILE))]
+    figures = {
+        "row": name,
+        "seed": seed,
+        "seeds": row.seeds,
+        "trained_bits": list(config.bits),
+        "accuracy": {bits: round(100 * float(hits.mean()), 3) for bits, hits in right.items()},
+        "validation_accuracy": {str(bits): round(value, 3) for bits, value in sorted(result.accuracy.items())},
+        "sample_passes": result.sample_passes,
+        "seconds": round(result.seconds, 2),
+        "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
+        "curves": curves,
+        "config": {key: value for key, value in config.to_dict().items() if value is not None},
+        "machine": machine(),
+    }
+    return figures, right
+
+
+def correct(result: TrainResult, spec: NetworkSpec) -> dict[str, NDArray[np.bool_]]:
+    """Which test images each stored bit-width classifies correctly, in onnxruntime; the float network in torch."""
+    dataset = load_dataset("fashion-mnist")
+    images, labels = dataset.preprocessing.normalize(dataset.test.images), dataset.test.labels
+    parts = range(0, len(images), 256)
+    right: dict[str, NDArray[np.bool_]] = {}
+    if not result.checkpoints:
+        network = spec.build(lambda model: load_pretrained(model, result.run)).eval()
+        with torch.inference_mode():
+            said = [network(torch.from_numpy(images[start : start + 256])).argmax(1).numpy() for start in parts]
+        return {"32": np.concatenate(said) == labels}
+    for path in result.checkpoints:
+        checkpoint = load_checkpoint(path)
+        with open_runtime(checkpoint, threads=1) as runtime:
+            widths = checkpoint.network.widths
+            for bits in widths:
+                runtime.set_bits(bits)
+                said = [runtime(images[start : start + 256]).argmax(1) for start in parts]
+                right[str(bits)] = np.concatenate(said) == labels
+    return right
+
+
+def _curve(metrics: Path) -> list[dict[str, float]]:
+    """Average validation accuracy over time and passes."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [
+        {
+            "seconds": line["seconds"],
+            "sample_passes": line["sample_passes"],
+            "average": round(float(np.mean(list(line["validation_accuracy"].values()))), 3),
+        }
+        for line in lines
+        if line["validation_accuracy"]
+    ]
+
+
+def _path(out: Path, name: str, seed: int) -> Path:
+    stem = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name.replace("/", "of"))
+    return out / "rows" / f"{stem}-{seed}.json"
+
+
+def _store(path: Path, figures: dict[str, Any], right: dict[str, NDArray[np.bool_]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **{bits: np.packbits(hits) for bits, hits in right.items()})  # type: ignore[arg-type]
+    atomic_write_text(path, json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
