@@ -179,24 +179,15 @@ def test_the_package_that_travels_needs_numpy_and_a_runtime_only(digits: Path, t
     assert any("accuracy is not measured" in note for note in result["notes"])
 
 
-TRAVELS = ("artefact", "bits", "bundle", "checkpoint", "data", "errors", "files", "floating", "frozen", "grid", "measuring")
-    "artefact",
-    "bits",
-    "bundle",
-    "checkpoint",
-    "data",
-    "errors",
-    "files",
-    "frozen",
-    "grid",
-    "measuring",
-    "progress",
+TRAVELS = (
+    *("artefact", "bits", "bundle", "checkpoint", "data", "errors", "files", "floating", "frozen", "grid", "measuring"),
+    *("progress", "reference", "registry", "remote", "runs", "runtimes"),
 )
 NEWER = {"UTC", "Self", "StrEnum", "file_digest", "ExceptionGroup", "assert_never", "tomllib", "TaskGroup", "chdir"}
 """Names of the standard library that Python 3.10, which JetPack 6 ties its TensorRT to, does not have."""
 
 
-@pytest.mark.parametrize("name", [*TRAVELS, "progress", "reference", "registry", "remote", "runs", "runtimes"])
+@pytest.mark.parametrize("name", TRAVELS)
 def test_what_travels_is_python_310(name: str) -> None:
     """Its syntax, and the names that it imports when it runs."""
     root = Path(emqdeploy.__file__).parent
