@@ -144,8 +144,8 @@ def _markdown(
         " norms, recursive distillation, nested codes without correction, one calibration epoch per unseen width.",
         "",
         "Passes: images that went forward and backward, per child. Speed-ups are against the whole Any-Precision"
-        " schedule, calibration included. Seconds are wall time; where the load column is above 1, other work ran on the"
-        " machine and only passes should be compared.",
+        " schedule, calibration included. Seconds are wall time; where the load column is above 1, other work ran on"
+        " the machine and only passes should be compared.",
         "",
     ]
     if quick:

@@ -31,8 +31,8 @@ def prove_openvino(prover: Prover, product: Product) -> Proven:
     prover.compare(parity, bits, run)
     if parity.unsafe_flips > max(1, LARGEST_DISAGREEMENT * parity.images):
         raise EmqError(
-            f"{product.path.name} decides differently from what was trained on {parity.unsafe_flips} of {parity.images} images"
-            f" in OpenVINO; it was not kept, use --target onnx"
+            f"{product.path.name} decides differently from what was trained on {parity.unsafe_flips} of {parity.images}"
+            " images in OpenVINO; it was not kept, use --target onnx"
         )
     layers = prover.layers(product, executed_as(compiled))
     prover.require_integers(product, layers)
