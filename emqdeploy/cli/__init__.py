@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -37,6 +38,11 @@ def _run(arguments: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         message, exit_code = _explain(error)
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # one of several processes: what all of them met is said once
+            from emqdeploy.training.distributed import says
+
+            if not says(error):
+                return exit_code
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return exit_code
 

@@ -78,8 +78,11 @@ def train(
       emqdeploy train --data imagefolder:photos --model resnet18 --pretrained resnet18.pth --epochs 60
 
       emqdeploy train --resume runs/digits-resnet8-001
+
+      torchrun --nproc-per-node 4 -m emqdeploy train --data imagefolder:photos --model resnet50
     """
     from emqdeploy.training.command import parse_flags, train_command
 
-    result, parts = train_command(parse_flags(flags), recipe, config, out, resume)
-    finish(result, json_, *parts)
+    result = train_command(parse_flags(flags), recipe, config, out, resume)
+    if result is not None:
+        finish(result[0], json_, *result[1])

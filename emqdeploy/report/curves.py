@@ -83,6 +83,13 @@ def _labels(paths: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
+def _time_unit(longest: float) -> tuple[str, float]:
+    """The unit in which ``longest`` minutes are easy to read, and the minutes in it."""
+    if longest < 3:
+        return "seconds", 1 / 60
+    return ("minutes", 1) if longest < 180 else ("hours", 60)
+
+
 def _draw(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Any:
     require("matplotlib", "plot")
     from matplotlib.figure import Figure  # without pyplot: no window, whatever the machine has
@@ -96,10 +103,15 @@ def _draw(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Any:
     ]
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, key, label in zip(axes, ("passes", "minutes"), ("sample passes", "minutes"), strict=True):
+    unit, minutes = _time_unit(
+        max(point["minutes"] for run in runs.values() for curve in run.values() for point in curve)
+    )
+    for axis, key, divisor, label in zip(
+        axes, ("passes", "minutes"), (1, minutes), ("sample passes", unit), strict=True
+    ):
         for look, run in zip(looks, runs.values(), strict=True):
             for bits, points in run.items():
-                x, y = [point[key] for point in points], [point["accuracy"] for point in points]
+                x, y = [point[key] / divisor for point in points], [point["accuracy"] for point in points]
                 axis.plot(x, y, color=colour[bits], linewidth=1.4, **look)
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
@@ -107,7 +119,7 @@ def _draw(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Any:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axes[0].set_ylabel("validation accuracy, %")
-    names = ["float" if bits == "32" else f"{bits} bits" for bits in widths]
+    names = ["float" if bits == "32" else f"{bits}-bit" for bits in widths]
     handles = [Line2D([], [], color=colour[bits], label=name) for bits, name in zip(widths, names, strict=True)]
     if len(runs) > 1:
         handles += [Line2D([], [], color="grey", label=name, **look) for look, name in zip(looks, runs, strict=True)]

@@ -26,6 +26,7 @@ from emqdeploy.runs import CHECKPOINT_FILE
 from emqdeploy.training.batches import ImageSource, image_source
 from emqdeploy.training.config import FLOAT_NETWORK, TrainConfig
 from emqdeploy.training.coreset import coreset_size
+from emqdeploy.training.distributed import World
 from emqdeploy.training.evaluate import accuracy, accuracy_per_bits
 from emqdeploy.training.loop import Trainer
 from emqdeploy.training.memory import keep_freed_memory
@@ -80,7 +81,12 @@ class Material:
 
 
 def train(
-    config: TrainConfig, out: Path, resume: bool = False, console: Console | None = None, report_test: bool = True
+    config: TrainConfig,
+    out: Path,
+    resume: bool = False,
+    console: Console | None = None,
+    report_test: bool = True,
+    world: World | None = None,
 ) -> TrainResult:
     """Trains a multi-bit network, or one per bit-width, and writes checkpoints.
 
@@ -90,26 +96,36 @@ def train(
         resume: continue the run in ``out`` exactly where it stopped.
         console: where progress goes; standard error by default.
         report_test: whether to measure accuracy on the test set; False takes the validation part, for choosing options.
+        world: the processes that train together; all but the first return a result without checkpoints.
     """
-    console = console or Console(stderr=True)
     keep_freed_memory()
+    world = world or World()
+    console = console or Console(stderr=True, quiet=not world.leads)
+    if config.ghost_batches % world.size and config.ghost_batches > 1:
+        raise UsageError(
+            f"--ghost-batches is {config.ghost_batches}, but {world.size} processes train; give a multiple of it"
+        )
     parts = {out: config}
     if config.separate:
         parts = {out / f"w{bits}": replace(config, bits=(bits,), separate=False) for bits in config.bits}
     material = _material(config, report_test)
-    if config.separate and not resume:
+    if config.separate and not resume and world.leads:
         RunDirectory.create(out, config)
     result = TrainResult(out, config.bits)
     for path, part in parts.items():
-        result += _train_one(part, path, resume and RunDirectory.holds_run(path), console, material)
+        resumes = world.agree(resume and RunDirectory.holds_run(path))
+        result += _train_one(part, path, resumes, console, material, world)
     return result
 
 
-def _train_one(config: TrainConfig, out: Path, resume: bool, console: Console, material: Material) -> TrainResult:
+def _train_one(
+    config: TrainConfig, out: Path, resume: bool, console: Console, material: Material, world: World
+) -> TrainResult:
     """Trains one network."""
     dataset, images = material.dataset, material.train
     spec = network_spec(config, dataset)
-    torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else os.cpu_count() or 1))
+    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else cores))
     torch.manual_seed(config.seed)
     notes: list[str] = []
     network = spec.build(lambda model: notes.extend(_initial_weights(config, model)), users_code=True)
@@ -117,18 +133,22 @@ def _train_one(config: TrainConfig, out: Path, resume: bool, console: Console, m
         console.print(note, highlight=False)
     if config.prune_rate > 0:  # refused before anything is written
         coreset_size(len(images), config.prune_rate, config.batch_size)
-    run = RunDirectory.open(out, config)[0] if resume else RunDirectory.create(out, config)
+    run = RunDirectory(out, writes=False)
+    if world.leads:
+        run = RunDirectory.open(out, config)[0] if resume else RunDirectory.create(out, config)
     network.to(images.labels.device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.initialise_clips(images.plain(np.arange(min(4 * config.batch_size, len(images)))))
-    trainer = Trainer(config, network, images, material.validation, len(dataset.classes), run, console)
+    trainer = Trainer(config, network, images, material.validation, len(dataset.classes), run, console, world)
     state = run.load_state() if resume else None
     if state is not None:
         trainer.restore(state)
     trainer.fit()
     progress = trainer.progress
     result = TrainResult(out, config.bits, progress.seconds, progress.sample_passes)
+    if not world.leads:
+        return result
     if config.calibrate_epochs:
         _calibrate(network, config, images, result, console)
     run.save_latent(network.float_state())

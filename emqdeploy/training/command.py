@@ -11,6 +11,7 @@ from emqdeploy.report.terminal import accuracy_table
 from emqdeploy.runs import RUNS_ROOT, next_run_path
 from emqdeploy.training.api import train
 from emqdeploy.training.config import FLOAT_NETWORK, TrainConfig, flag_of
+from emqdeploy.training.distributed import join_world, leave_world
 from emqdeploy.training.recipes import resolve
 from emqdeploy.training.run import RunDirectory
 
@@ -20,8 +21,8 @@ AUTO = "auto"
 
 def train_command(
     flags: dict[str, Any], recipe: str | None, file: Path | None, out: Path | None, resume: str | None
-) -> tuple[dict[str, Any], list[Any]]:
-    """Trains or resumes; returns the JSON object and what to print.
+) -> tuple[dict[str, Any], list[Any]] | None:
+    """Trains or resumes; returns the JSON object and what to print, None where another process prints.
 
     Args:
         flags: configuration fields that the user gave as flags.
@@ -30,8 +31,13 @@ def train_command(
         out: the run directory, or None for a new default one.
         resume: a run to continue, or ``auto``.
     """
-    config, path, resuming = _plan(flags, recipe, file, out, resume)
-    result = train(config, path, resume=resuming)
+    world = join_world(str(flags.get("device", "auto")))
+    plan = _plan(flags, recipe, file, out, resume) if world.leads else None
+    config, path, resuming = world.agree(plan)
+    result = train(config, path, resume=resuming, world=world)
+    leave_world()
+    if not world.leads:
+        return None
     trained = sorted(result.trained_bits)
     values: dict[str, Any] = {
         "checkpoint": str(result.checkpoints[0]) if result.checkpoints else None,

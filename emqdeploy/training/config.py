@@ -118,6 +118,9 @@ class TrainConfig:
     compile: bool = option(False, SPEED, "Compile each bit-width's step.")
     amp: str = option("none", SPEED, "Mixed precision of the float arithmetic: none or bf16.")
     channels_last: bool = option(False, SPEED, "Store images channels last; faster on GPUs.")
+    ghost_batches: int = option(
+        1, SPEED, "Parts in which a batch is normalized; at least one per process, and a multiple of them."
+    )
     accumulate: int = option(1, SPEED, "Steps whose gradients are averaged into one update.")
     threads: int | None = option(
         None, SPEED, "torch's threads on the CPU; by default one for images of at most 16 pixels, else every core."
@@ -148,7 +151,9 @@ class TrainConfig:
         if not 0 <= self.distill_weight <= 1:
             raise UsageError(f"--distill-weight is {self.distill_weight}; allowed: 0 to 1")
         least = {
-            **dict.fromkeys(("epochs", "limit", "score_epochs", "threads", "accumulate", "validate_every"), 1),
+            **dict.fromkeys(
+                ("epochs", "limit", "score_epochs", "threads", "accumulate", "validate_every", "ghost_batches"), 1
+            ),
             **dict.fromkeys(("resample_every", "calibrate_epochs", "workers", "save_every"), 0),
             "batch_size": 2,
         }

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from emqdeploy.errors import EmqError
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.training.batches import BatchRequest, ImageSource
+from emqdeploy.training.batches import ImageSource
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.coreset import SHARINGS, Coreset, choose_coresets, coreset_size
+from emqdeploy.training.distributed import World
 from emqdeploy.training.dynamics import WINDOW, Dynamics, FeatureTap
 from emqdeploy.training.evaluate import accuracy_per_bits
 from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, parameter_groups
+from emqdeploy.training.passes import Passes
 from emqdeploy.training.progress import TrainProgress
 from emqdeploy.training.resampling import RESAMPLINGS
 from emqdeploy.training.run import RunDirectory
@@ -74,6 +76,7 @@ class Trainer:
         classes: number of the network's outputs.
         run: where metrics and state go.
         console: where progress goes.
+        world: the processes that train together; one alone by default.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Trainer:
         classes: int,
         run: RunDirectory,
         console: Console,
+        world: World | None = None,
     ) -> None:
         self.config = config
         self.network = network
@@ -93,7 +97,7 @@ class Trainer:
         self.run = run
         self.console = console
         self.device = train.labels.device
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(network) if config.compile else network
+        self.world = world or World()
         groups = parameter_groups(network, config.weight_decay)
         self.optimizer = OPTIMIZERS[config.optimizer](groups, config.learning_rate, config.momentum)
         self.schedule = SCHEDULES[config.schedule]
@@ -107,8 +111,9 @@ class Trainer:
         if config.prune_rate > 0:
             self._open_record(classes)
         self.logs: list[Callable[[dict[str, Any]], None]] = [run.log]
-        if config.tensorboard:
+        if config.tensorboard and self.world.leads:
             self.logs.append(TensorBoardLog(run.path / "tensorboard").log)
+        self.passes = Passes(config, network, train, self.target, self.world, self.features)
         self.best_state = self._copy_state()
         self.total_steps = sum(len(self._plan(epoch, self._sizes(epoch))) for epoch in range(config.epochs))
         self.last_save = time.perf_counter()
@@ -129,16 +134,21 @@ class Trainer:
         """Trains to the last epoch and leaves the best weights in the network."""
         config, progress = self.config, self.progress
         started = time.perf_counter() - progress.seconds
-        with _stop_signal() as stopped, TrainProgress(self.console, self.total_steps, progress.step) as shown:
+        with _stop_signal(self.world) as asked, TrainProgress(self.console, self.total_steps, progress.step) as shown:
             while progress.epoch < config.epochs:
-                steps = self._begin_epoch()[progress.step_in_epoch :]
-                requests = (BatchRequest(s.indices, self._augment_seed(i)) for i, s in enumerate(steps, progress.step))
-                for step, images in zip(steps, self.train.stream(requests), strict=True):
-                    shown.step(self._step(step, images), len(step.indices))
+                steps = self._begin_epoch()
+                left = steps[progress.step_in_epoch :]
+                stopping = False
+                for step, images in zip(left, self.passes.batches(left, progress.step), strict=True):
+                    update = self._updates(len(steps))
+                    losses, stop = self._step(step, images, update, asked.is_set())
+                    shown.step(losses, len(step.indices))
                     progress.seconds = time.perf_counter() - started
-                    if stopped.is_set():
+                    # Several processes stop after the same step: what one was asked goes round with the next one.
+                    stopping = stopping or stop or (self.world.size == 1 and asked.is_set())
+                    if update and stopping:
                         self._stop()
-                    if time.perf_counter() - self.last_save > config.save_every:
+                    if update and time.perf_counter() - self.last_save > config.save_every:
                         self._save()
                 self._finish_epoch(shown)
                 progress.seconds = time.perf_counter() - started
@@ -163,31 +173,37 @@ class Trainer:
         subsets = {bits: core.indices for bits, core in self.coresets.items()} if pruned else self.everything
         return self._plan(progress.epoch, subsets)
 
-    def _step(self, step: Step, images: Tensor) -> dict[str, float]:
-        """One optimizer update, or a share of one where gradients accumulate; returns the loss of each child."""
-        progress, config = self.progress, self.config
-        indices = torch.from_numpy(step.indices).to(self.device)
-        labels = self.train.labels[indices]
-        if progress.step % config.accumulate == 0:
+    def _updates(self, steps: int) -> bool:
+        """Whether gradients accumulated to an update with the next of an epoch's steps; with the last they always do.
+
+        A run is saved only after an update, so that no state holds half a gradient.
+        """
+        done = self.progress.step_in_epoch + 1
+        return done % self.config.accumulate == 0 or done == steps
+
+    def _step(self, step: Step, images: list[Tensor], update: bool, stopping: bool) -> tuple[dict[str, float], bool]:
+        """One step and perhaps an update.
+
+        Returns:
+            the loss of each child, and whether any process was asked to stop.
+        """
+        if self.progress.step_in_epoch % self.config.accumulate == 0:
             self.optimizer.zero_grad(set_to_none=True)
-        losses = {}
-        for child in step.children:
-            self.network.set_bits(child)
-            bits = child if isinstance(child, int) else None
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-                logits = self.forward(images).float()
-            per_image = self.target.losses(bits, logits, labels, indices)
-            loss = (per_image * self._weights(bits, step.indices)).mean()
-            (loss / config.accumulate).backward()
-            losses[_name(child)] = loss.item()
-            if self.dynamics is not None and self._recording and bits is not None:
-                latest = None if self.features is None else self.features.latest
-                self.dynamics.record(bits, step.indices, logits, latest)
+        remembering = (self.dynamics is not None and self._recording) or self.target.remembers
+        shares = self.passes.run(step, images, self._weights, self._remember if remembering else None)
+        values, stop = self.passes.exchange(shares, stopping, update)
+        losses = {_name(child): value for child, value in zip(step.children, values, strict=True)}
         self._check_losses(losses)
-        if (progress.step + 1) % config.accumulate == 0 or progress.step + 1 == self.total_steps:
+        if update:
             self._update()
         self._count(step, losses)
-        return losses
+        return losses, stop
+
+    def _remember(self, bits: int, indices: Indices, logits: Tensor, features: Tensor | None) -> None:
+        if self.dynamics is not None and self._recording:
+            self.dynamics.record(bits, indices, logits, features)
+        if self.target.remembers:
+            self.target.remember(bits, torch.from_numpy(indices).to(self.device), logits)
 
     def _update(self) -> None:
         factor = self.schedule(self.progress.step / self.total_steps)
@@ -220,7 +236,7 @@ class Trainer:
         losses = {child: total / count for child, (total, count) in progress.losses.items()}
         accuracy: dict[int, float] = {}
         if self._validates():
-            accuracy = accuracy_per_bits(self.network, self.validation, config.bits)
+            accuracy = accuracy_per_bits(self.network, self.validation, config.bits, self.world)
             average = sum(accuracy.values()) / len(accuracy)
             progress.unvalidated = 0
             if average >= progress.best_accuracy:
@@ -294,9 +310,6 @@ class Trainer:
         weights = core.weights()[np.searchsorted(core.indices, indices)]
         return torch.from_numpy(weights).to(self.device)
 
-    def _augment_seed(self, step: int) -> int:
-        return hash((self.config.seed, step)) & (2**63 - 1)
-
     # --- state ---
 
     def _copy_state(self) -> dict[str, Tensor]:
@@ -320,11 +333,6 @@ class Trainer:
             "network": self.network.state_dict(),
             "best": self.best_state,
             "optimizer": self.optimizer.state_dict(),
-            "gradients": {
-                name: parameter.grad
-                for name, parameter in self.network.named_parameters()
-                if self.config.accumulate > 1 and parameter.grad is not None
-            },
             "random": torch.get_rng_state(),
             "coresets": {
                 bits: {"indices": torch.from_numpy(core.indices), "odds": torch.from_numpy(core.odds)}
@@ -340,9 +348,6 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.best_state = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
-        parameters = dict(self.network.named_parameters())
-        for name, gradient in state["gradients"].items():
-            parameters[name].grad = gradient
         torch.set_rng_state(state["random"])
         self.coresets = {
             bits: Coreset(core["indices"].numpy(), core["odds"].numpy()) for bits, core in state["coresets"].items()
@@ -358,8 +363,11 @@ def _name(child: Child) -> str:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, so that a step is never torn; the second one interrupts at once."""
+def _stop_signal(world: World) -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into an event, so that a step is never torn; the second one interrupts at once.
+
+    `torchrun` repeats a Ctrl-C that the terminal has sent already, so with several processes there is no second one.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -367,7 +375,7 @@ def _stop_signal() -> Iterator[threading.Event]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: Any) -> None:
-        if event.is_set():
+        if event.is_set() and world.size == 1:
             raise KeyboardInterrupt
         event.set()
 

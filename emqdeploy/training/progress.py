@@ -1,16 +1,26 @@
-"""What a person sees while training: one bar with accuracy per bit-width and the time left."""
+"""What a person sees while training: a live table of loss and accuracy per bit-width, speed, and the time left."""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+WINDOW_S = 20.0
+"""Seconds over which the speed is averaged."""
+
+SMOOTHING = 0.95
+"""Weight of the past in the loss shown."""
 
 
 class TrainProgress:
-    """Shows training on standard error: a live bar on a terminal, one line an epoch elsewhere.
+    """Shows training on standard error: a live table on a terminal, one line an epoch elsewhere.
 
     Args:
         console: where to write.
@@ -20,6 +30,9 @@ class TrainProgress:
 
     def __init__(self, console: Console, total_steps: int, done_steps: int) -> None:
         self.console = console
+        self.losses: dict[str, float] = {}
+        self.accuracy: dict[int, float] = {}
+        self.speed = Speed()
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -27,30 +40,80 @@ class TrainProgress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[accuracy]}"),
-            console=console,
-            disable=not console.is_terminal,
+            TextColumn("{task.fields[speed]}"),
         )
-        self.task = self.progress.add_task("train", total=total_steps, completed=done_steps, accuracy="")
+        self.task = self.progress.add_task("train", total=total_steps, completed=done_steps, speed="")
+        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=False)
 
     def __enter__(self) -> Self:
-        self.progress.start()
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        self.live.stop()
 
     def step(self, losses: dict[str, float], images: int) -> None:
-        """Counts one step: the loss of each of its children, on this many images."""
+        """Counts one step: the loss of each child that it trained, on this many images."""
+        for child, loss in losses.items():
+            before = self.losses.get(child, loss)
+            self.losses[child] = SMOOTHING * before + (1 - SMOOTHING) * loss
+        self.speed.add(images * len(losses), time.monotonic())
         self.progress.advance(self.task)
 
     def epoch(self, epoch: int, epochs: int, phase: str, losses: dict[str, float], accuracy: dict[int, float]) -> None:
-        """Reports the validation accuracy after an epoch."""
-        shown = "  ".join(f"{bits}-bit {percent:.1f}%" for bits, percent in accuracy.items())
-        self.progress.update(self.task, description=f"{phase} {epoch + 1}/{epochs}", accuracy=shown)
+        """Reports an epoch: the mean loss of each child and, where it was measured, the validation accuracy."""
+        self.accuracy = accuracy or self.accuracy
+        self.progress.update(self.task, description=f"{phase} {epoch + 1}/{epochs}")
         if not self.console.is_terminal:
+            shown = "  ".join(f"{bits}-bit {percent:.1f}%" for bits, percent in accuracy.items())
             loss = sum(losses.values()) / len(losses)
             said = f"  validation {shown}" if accuracy else ""
-            self.console.print(f"{phase} epoch {epoch + 1}/{epochs}  loss {loss:.3f}{said}", highlight=False)
+            speed = f"  {self.speed}" if str(self.speed) else ""
+            line = f"{phase} epoch {epoch + 1}/{epochs}  loss {loss:.3f}{said}{speed}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def render(self) -> RenderableType:
+        """The table and, below it, the bar."""
+        self.progress.update(self.task, speed=str(self.speed))
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("bits", justify="right")
+        table.add_column("loss", justify="right", min_width=7)
+        table.add_column("validation", justify="right")
+        children = sorted(
+            {*self.losses, *map(str, self.accuracy)}, key=lambda name: (not name.isdigit(), name.zfill(2))
+        )
+        for child in children:
+            loss = self.losses.get(child)
+            percent = self.accuracy.get(int(child)) if child.isdigit() else None
+            table.add_row(
+                child,
+                "" if loss is None else f"{loss:.3f}",
+                "-" if percent is None else f"{percent:.1f} %",
+                style="bold",
+            )
+        return Group(table, self.progress) if children else self.progress
+
+
+class Speed:
+    """Sample passes per second over the last seconds; a child's pass over an image counts as one."""
+
+    def __init__(self) -> None:
+        self.marks: deque[tuple[float, int]] = deque()
+        self.passes = 0
+
+    def add(self, passes: int, now: float) -> None:
+        """Notes passes that were done by ``now``, in seconds of any clock."""
+        self.passes += passes
+        self.marks.append((now, self.passes))
+        while self.marks[-1][0] - self.marks[0][0] > WINDOW_S:
+            self.marks.popleft()
+
+    def __str__(self) -> str:
+        """For people; empty until there is something to measure."""
+        if len(self.marks) < 2 or self.marks[-1][0] <= self.marks[0][0]:
+            return ""
+        (start, before), (end, after) = self.marks[0], self.marks[-1]
+        return f"{(after - before) / (end - start):,.0f} samples/s"

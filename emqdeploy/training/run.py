@@ -23,10 +23,16 @@ LATENT_FILE = "latent.safetensors"
 
 
 class RunDirectory:
-    """The files of one run; every write is atomic, so an interrupted run leaves whole files only."""
+    """The files of one run; every write is atomic, so an interrupted run leaves whole files only.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the directory.
+        writes: False for all but one of several processes that train together: they read, and write nothing.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
 
     @staticmethod
     def holds_run(path: Path) -> bool:
@@ -64,6 +70,8 @@ class RunDirectory:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to the metrics."""
+        if not self.writes:
+            return
         try:
             with (self.path / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -72,6 +80,8 @@ class RunDirectory:
 
     def truncate_metrics(self, epochs: int) -> None:
         """Drops the metrics of epochs that the saved state does not include; they will be trained again."""
+        if not self.writes:
+            return
         path = self.path / METRICS_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _epoch_of(line) < epochs]
@@ -104,6 +114,8 @@ class RunDirectory:
         atomic_write_bytes(self.path / LATENT_FILE, data)
 
     def _save(self, name: str, values: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with atomic_path(self.path / name) as temporary:
             try:
                 torch.save(values, temporary)

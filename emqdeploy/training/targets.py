@@ -25,7 +25,11 @@ class Target:
     needs_one_batch = False
     """Whether it needs several children on the same batch."""
 
+    remembers = False
+    """Whether it wants to be told what was said of every image."""
+
     def __init__(self, images: int, classes: int, top: int, weight: float, device: torch.device) -> None:
+        self.classes = classes
         self.top = top
         self.weight = weight
 
@@ -35,6 +39,9 @@ class Target:
     def losses(self, bits: int | None, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Loss per image ``(B,)`` of logits ``(B, classes)``; ``bits`` is None where every layer has its own."""
         return F.cross_entropy(logits, labels, reduction="none")
+
+    def remember(self, bits: int, indices: Tensor, logits: Tensor) -> None:
+        """Called after each step with the logits of the whole batch, where the target ``remembers``."""
 
     def state(self) -> dict[str, Any]:
         """What continuing exactly needs."""
@@ -91,6 +98,8 @@ class CachedTarget(Target):
     label. The cache's share in the target rises linearly over the epochs, as in the paper.
     """
 
+    remembers = True
+
     def __init__(self, images: int, classes: int, top: int, weight: float, device: torch.device) -> None:
         super().__init__(images, classes, top, weight, device)
         self.cache = torch.zeros(images, classes, dtype=torch.float16, device=device)
@@ -109,9 +118,12 @@ class CachedTarget(Target):
         hard = super().losses(bits, logits, labels, indices)
         cached = self.cache[indices].float()
         share = self.share * cached.any(1)
-        if bits == self.top:
-            self.written[indices] = logits.detach().softmax(1).half()
         return (1 - share) * hard + share * _soft_losses(logits, cached)
+
+    def remember(self, bits: int, indices: Tensor, logits: Tensor) -> None:
+        """Keeps what the top child said."""
+        if bits == self.top:
+            self.written[indices] = logits.softmax(1).half()
 
     def state(self) -> dict[str, Any]:
         """The cache and what was written in this epoch."""

@@ -1,0 +1,224 @@
+"""Several processes compute what one process computes that normalizes the same parts of each batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from emqdeploy.training.distributed import PartStatistics, World
+
+TRAIN = ["train", "--limit", "300", "--bits", "1,4", "--batch-size", "32", "--threads", "1", "--seed", "3"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emqdeploy"]
+WINDOWS = sys.platform == "win32"
+
+
+def command(processes: int, *options: str) -> list[str]:
+    """The training command line, with one process or two."""
+    start = [sys.executable, *(TORCHRUN if processes == 2 else ["-m", "emqdeploy"])]
+    return [*start, *TRAIN, *options]
+
+
+def train(processes: int, *options: str) -> subprocess.CompletedProcess[str]:
+    """Trains to the end."""
+    done = subprocess.run(command(processes, *options), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Float weights and shared statistics at the end of a run."""
+    return safetensors.torch.load_file(run / "latent.safetensors")
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """Both runs ended with the same weights, bit for bit."""
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 70))
+def test_parts_cover_a_batch(size: int, multiple: int, images: int) -> None:
+    """Every image is in one part that counts, weights add up to one, and no process is without a part."""
+    indices = np.random.default_rng(0).permutation(1000)[:images]
+    everyone = [World(rank, size).parts(indices, size * multiple) for rank in range(size)]
+    assert all(everyone)
+    counted = [part for parts in everyone for part in parts if part.share > 0]
+    np.testing.assert_array_equal(np.concatenate([part.indices for part in counted]), indices)
+    assert sum(part.share for part in counted) == pytest.approx(1)
+    assert sum(part.statistics for parts in everyone for part in parts) == pytest.approx(1)
+    assert min(len(part.indices) for parts in everyone for part in parts) >= min(2, images)
+    alone = World().parts(indices, size * multiple)
+    assert [part.number for part in alone] == [part.number for part in counted]
+
+
+def test_statistics_of_parts_are_averaged() -> None:
+    """Running statistics after parts are the mean of what each part alone would have left."""
+    norm = nn.BatchNorm2d(3)
+    images = torch.randn(8, 3, 4, 4)
+    expected = []
+    for part in images.split(4):
+        alone = nn.BatchNorm2d(3)
+        alone(part)
+        expected.append(alone.running_var)
+    statistics = PartStatistics(norm)
+    statistics.begin()
+    for part in images.split(4):
+        norm(part)
+        statistics.end_part(0.5)
+    statistics.finish()
+    torch.testing.assert_close(norm.running_var, (expected[0] + expected[1]) / 2)
+
+
+# --- real processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(WINDOWS, reason="torchrun with gloo")
+def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
+    """Coresets, their scores, statistics, gradients: the same network comes out, and one process prints and writes."""
+    options = ["--epochs", "2", "--prune-rate", "0.5", "--distill", "cached", "--json", "--out"]
+    two = train(2, *options, str(tmp_path / "two"))
+    train(1, "--ghost-batches", "2", *options, str(tmp_path / "one"))
+    one_end, two_end = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in one_end.items():
+        torch.testing.assert_close(two_end[name], tensor, rtol=1e-4, atol=1e-5)
+    states = [torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("one", "two")]
+    for bits, coreset in states[0]["coresets"].items():
+        assert torch.equal(coreset["indices"], states[1]["coresets"][bits]["indices"])
+    assert two.stdout.count('"checkpoint"') == 1
+    assert two.stderr.count("epoch 2/2") == 1
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(WINDOWS, reason="torchrun with gloo")
+def test_gradients_accumulate_over_processes(tmp_path: Path) -> None:
+    """Accumulated steps, some of them of a part or a batch too small to be cut, give the same network too."""
+    options = ["--epochs", "2", "--accumulate", "3", "--batch-size", "89", "--out"]
+    train(2, *options, str(tmp_path / "two"))
+    train(1, "--ghost-batches", "2", *options, str(tmp_path / "one"))
+    one_end, two_end = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in one_end.items():
+        torch.testing.assert_close(two_end[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def kill_after_saves(process: subprocess.Popen[bytes], state: Path, saves: int, delay: float, victim: str) -> bool:
+    """Kills a training process ``delay`` seconds after its state was saved ``saves`` times; False if it ended before.
+
+    ``victim`` is ``all`` for the process itself, or a rank of the processes that torchrun started.
+    """
+    seen = state.stat().st_mtime_ns if state.exists() else 0
+    while saves > 0 and process.poll() is None:
+        time.sleep(0.002)
+        now = state.stat().st_mtime_ns if state.exists() else 0
+        if now != seen:
+            seen, saves = now, saves - 1
+    time.sleep(delay)
+    if process.poll() is not None:
+        return False
+    os.kill(process.pid if victim == "all" else worker(process.pid, victim), signal.SIGKILL)
+    return True
+
+
+def worker(parent: int, rank: str) -> int:
+    """The process of a rank among the children of torchrun."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            ppid = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if ppid == parent and f"RANK={rank}".encode() in environment:
+            return int(path.name)
+    raise AssertionError("no such rank")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill -9 and /proc")
+@pytest.mark.parametrize("options", [["--prune-rate", "0.5"], ["--accumulate", "3", "--distill", "cached"]])
+def test_killed_at_random_moments_a_run_ends_the_same(tmp_path: Path, options: list[str]) -> None:
+    """`kill -9` in the middle of steps, saves and epochs; --resume auto goes on, bit for bit."""
+    options = ["--epochs", "3", "--save-every", "0", *options]
+    train(1, *options, "--out", str(tmp_path / "whole"))
+    out = tmp_path / "killed"
+    again = command(1, *options, "--out", str(out), "--resume", "auto")
+    random = np.random.default_rng(0)
+    kills = 0
+    for _ in range(4):
+        with subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            kills += kill_after_saves(
+                process, out / "state.pt", int(random.integers(1, 12)), random.random() / 20, "all"
+            )
+    assert kills >= 3
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "whole", out)
+    whole, killed = ((tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "killed"))
+    assert len(whole) == len(killed) == 3
+    assert not list(out.glob(".*")), "a temporary file was left"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill -9 and /proc")
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_dies_ends_the_run_with_one_sentence(tmp_path: Path, rank: str) -> None:
+    """The others notice, say so once and stop; the saved state goes on to the same end."""
+    options = ["--epochs", "3", "--save-every", "0"]
+    train(2, *options, "--out", str(tmp_path / "whole"))
+    out = tmp_path / "killed"
+    again = command(2, *options, "--out", str(out), "--resume", "auto")
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(again, stdout=log, stderr=log) as process:
+        assert kill_after_saves(process, out / "state.pt", 5, 0.01, rank)
+        assert process.wait(timeout=60) != 0
+    said = (tmp_path / "log").read_text()
+    assert said.count("error: another process of this run ended; what was saved last is intact") == 1
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(WINDOWS, reason="torchrun with gloo")
+def test_what_all_processes_meet_is_said_once(tmp_path: Path) -> None:
+    """A wrong option is refused by every process, and told by one."""
+    wrong = command(2, "--ghost-batches", "3", "--out", str(tmp_path / "run"))
+    done = subprocess.run(wrong, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("error: --ghost-batches is 3, but 2 processes train") == 1
+    assert "another process" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals")
+def test_an_interrupt_saves_once_for_all(tmp_path: Path) -> None:
+    """Ctrl-C: all processes stop after the same step, and the run goes on from there to the same end."""
+    options = ["--epochs", "4", "--save-every", "100"]
+    train(2, *options, "--out", str(tmp_path / "whole"))
+    out = tmp_path / "stopped"
+    again = command(2, *options, "--out", str(out), "--resume", "auto")
+    with subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (out / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert said.count("everything is saved; continue with") == 1, said
+    assert torch.load(out / "state.pt", weights_only=True)["progress"]["step_in_epoch"] > 0
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "whole", out)
