@@ -117,11 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             worst = {bits: min(run[str(bits)] - run["32"] for run in entry["runs"]) for bits in ALL_BITS}
             held = all(worst[bits] >= BOUND_POINTS for bits in range(4, 9))
             shown = ", ".join(f"{bits}: {points:+.2f}" for bits, points in worst.items())
-            verdict = "holds" if held else "MISSED"
-            print(
-                f"{entry['network']}: worst seed against its float network {shown};"
-                f" bound {BOUND_POINTS} for 4..8: {verdict}"
-            )
+            state = "holds" if held else "MISSED"
+            print(f"{entry['network']}: worst seed minus float {shown}; bound {BOUND_POINTS} for 4..8: {state}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def evaluate(
 
     result = use.evaluate(path, parse_bits(bits), runtime, data_dir, threads)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
-    finish(result, json_, accuracy_table(title, result["accuracy"], result["trained_bits"]))
+    finish(result, json_, accuracy_table(title, result["accuracy"], result["trained_bits"], result["method"]))
 
 
 @app.command()

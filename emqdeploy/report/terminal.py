@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -52,11 +53,18 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
     return result
 
 
-def accuracy_table(title: str, accuracy: dict[str, float], trained: list[int]) -> Table:
+def origin(bits: int, trained: Sequence[int], method: str | None) -> str:
+    """How a bit-width came about: trained, never visited by training, or calibrated where nothing was trained."""
+    if method == "post-training":
+        return "calibrated"
+    return "trained" if bits in trained else "unseen"
+
+
+def accuracy_table(title: str, accuracy: dict[str, float], trained: list[int], method: str | None = None) -> Table:
     """Accuracy per bit-width; bit-widths that training never visited are marked."""
     result = table(title, "bits", "accuracy", "")
     for bits, value in accuracy.items():
-        result.add_row(bits, percent(value), "trained" if int(bits) in trained else "unseen")
+        result.add_row(bits, percent(value), origin(int(bits), trained, method))
     return result
 
 
@@ -121,7 +129,7 @@ def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
     for bits in widths:
         sizes.add_row(
             str(bits),
-            "trained" if bits in description["trained_bits"] else "unseen",
+            origin(bits, description["trained_bits"], metadata.get("recipe", {}).get("method")),
             percent(metadata["accuracy"].get(str(bits))),
             size(description["size_bytes_per_bits"][str(bits)]),
         )

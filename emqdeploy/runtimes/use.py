@@ -48,6 +48,7 @@ def evaluate(
         "data": dataset.name,
         "images": len(dataset.test),
         "trained_bits": source.metadata.get("trained_bits", widths),
+        "method": source.metadata.get("recipe", {}).get("method", "training"),
         "accuracy": accuracy,
     }
 
