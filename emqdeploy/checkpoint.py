@@ -33,7 +33,7 @@ from emqdeploy.files import atomic_write_bytes
 from emqdeploy.frozen import FrozenLayer, FrozenNetwork, FrozenSite
 from emqdeploy.grid import MASTER_BITS, Grid, pack_planes, unpack_planes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIX = ".emq"
 
 _KEY = "emqdeploy"
@@ -277,7 +277,8 @@ class _Reader:
         self.header: dict[str, Any] = json.loads(text)
         version = self.header["format_version"]
         if version != FORMAT_VERSION:
-            raise EmqError(f"{self.path} has format {version}, this emqdeploy reads {FORMAT_VERSION}; update emqdeploy")
+            remedy = "update emqdeploy" if version > FORMAT_VERSION else "make the checkpoint again with this version"
+            raise EmqError(f"{self.path} has format {version}, this emqdeploy reads {FORMAT_VERSION}; {remedy}")
         end = self.data_start + max(entry["data_offsets"][1] for entry in table.values())
         if end > self.size_bytes:
             raise self._fail(f"is truncated: it has {self.size_bytes} of {end} bytes")

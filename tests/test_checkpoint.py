@@ -225,7 +225,12 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "FORMAT_VERSION", 99)
     save_checkpoint(path, Checkpoint(EMPTY, b"", {}, {}))
     monkeypatch.undo()
-    with pytest.raises(EmqError, match="format 99, this emqdeploy reads 1; update"):
+    with pytest.raises(EmqError, match="format 99, this emqdeploy reads 2; update"):
+        load_checkpoint(path)
+    monkeypatch.setattr(module, "FORMAT_VERSION", 1)
+    save_checkpoint(path, Checkpoint(EMPTY, b"", {}))
+    monkeypatch.undo()
+    with pytest.raises(EmqError, match="format 1, this emqdeploy reads 2; make the checkpoint again"):
         load_checkpoint(path)
 
 
