@@ -75,3 +75,35 @@ def run(
     with LiveView() as view:
         result = serve(settings, view, say)
     finish(result, json_, *run_parts(result))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A bench result or report, the one to measure against.")],
+    b: Annotated[Path, typer.Argument(help="The other one.")],
+    html: Annotated[Path | None, typer.Option(help="Also write a page for a browser, one file, offline.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Put two bench results side by side, and say which differences are more than chance.
+
+    Ratios are of B to A, with 95 % intervals from the raw samples; faster and slower mean that the interval leaves 1
+    out. Other machines, settings, software and disturbed runs are named.
+
+    [bold]Examples[/bold]
+
+      emqdeploy bench --out before.json
+
+      emqdeploy bench --replay before.json --out after.json
+
+      emqdeploy compare before.json after.json
+
+      emqdeploy compare laptop.html orin.json --html both.html
+    """
+    from emqdeploy.report.compare import compare_parts
+    from emqdeploy.report.html.compare import save_comparison
+    from emqdeploy.workflows.results import compare_files
+
+    result = compare_files(a, b)
+    if html is not None:
+        save_comparison(html, result)
+    finish(result, json_, *compare_parts(result))

@@ -66,6 +66,7 @@ from emqdeploy.files import atomic_write_text
 SCHEMA = 1
 
 _PARTS = ("settings", "environment", "source", "rows", "scenarios", "switches", "complete")
+_ROW = ("label", "kind", "bits", "runtime", "latency_ms", "accuracy", "samples_ms", "disturbed")
 
 
 def save_result(path: Path, result: dict[str, Any]) -> None:
@@ -104,4 +105,10 @@ def check_result(path: Path, result: Any) -> dict[str, Any]:
     missing = [part for part in _PARTS if part not in result]
     if missing:
         raise EmqError(f"{path} is damaged: it lacks {', '.join(missing)}; measure again")
+    if not isinstance(result["rows"], list) or not all(_is_row(row) for row in result["rows"]):
+        raise EmqError(f"{path} is damaged: its rows lack {', '.join(_ROW[:-1])} or {_ROW[-1]}; measure again")
     return result
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and all(part in row for part in _ROW)

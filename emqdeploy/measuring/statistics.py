@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,83 @@ def median_ratio(samples_ms: Sequence[float], base_ms: Sequence[float], block: i
     low, high = np.quantile(ours / base, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     ratio = float(np.median(samples_ms) / np.median(base_ms))
     return {"ratio": ratio, "low": float(low), "high": float(high)}
+
+
+def independent_ratios(
+    samples_ms: Sequence[float], base_ms: Sequence[float], block: int, base_block: int, quantiles: Sequence[float]
+) -> list[dict[str, float]]:
+    """Ratios of quantiles of two runs that share no rounds: each is resampled by itself.
+
+    Args:
+        samples_ms: of one run.
+        base_ms: of the run that it is divided by.
+        block: inferences of a round of the first run.
+        base_block: the same of the other run.
+        quantiles: for example 0.5 and 0.99.
+
+    Returns:
+        for each quantile ``ratio``, ``low`` and ``high``.
+    """
+    ours = _resampled_quantiles(samples_ms, block, 1, quantiles)
+    base = _resampled_quantiles(base_ms, base_block, 2, quantiles)
+    low, high = np.quantile(ours / base, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    ratios = np.quantile(samples_ms, quantiles) / np.quantile(base_ms, quantiles)
+    return [
+        {"ratio": float(ratios[index]), "low": float(low[index]), "high": float(high[index])}
+        for index in range(len(quantiles))
+    ]
+
+
+def difference_interval(right: float, of: int, base_right: float, base_of: int) -> dict[str, float]:
+    """Interval of the difference of two accuracies that were measured apart.
+
+    Newcombe, "Interval estimation for the difference between independent proportions", Statistics in Medicine 17
+    (1998), method 10: two Wilson intervals, combined.
+
+    Args:
+        right: share of right answers, 0 to 1.
+        of: images that it was measured on.
+        base_right: the share that is subtracted.
+        base_of: images of that.
+
+    Returns:
+        ``difference``, ``low``, ``high``, as shares.
+    """
+    low, high = _wilson(right, of)
+    base_low, base_high = _wilson(base_right, base_of)
+    difference = right - base_right
+    return {
+        "difference": difference,
+        "low": difference - math.hypot(right - low, base_high - base_right),
+        "high": difference + math.hypot(high - right, base_right - base_low),
+    }
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return middle - half, middle + half
+
+
+def _resampled_quantiles(
+    samples_ms: Sequence[float], block: int, seed: int, quantiles: Sequence[float]
+) -> NDArray[np.float64]:
+    """Quantiles of resamples ``(resamples, quantiles)``; samples are sorted once, a draw only changes their weights."""
+    values = np.asarray(samples_ms, np.float64)
+    size = block * max(1, len(values) // block // _GROUPS)
+    groups = len(values) // size
+    if groups < 2:
+        size, groups = 1, len(values)
+    order = values[: groups * size].argsort()
+    ordered, group = values[order], order // size
+    wanted = np.asarray(quantiles) * groups * size
+    random = np.random.default_rng(seed)
+    found = np.empty((RESAMPLES, len(wanted)))
+    for row in range(RESAMPLES):
+        drawn = np.bincount(random.integers(groups, size=groups), minlength=groups)
+        found[row] = ordered[np.searchsorted(drawn[group].cumsum(), wanted)]
+    return found
 
 
 def _resampled_medians(series: Sequence[Sequence[float]], block: int, seed: int) -> list[NDArray[np.float64]]:

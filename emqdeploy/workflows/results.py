@@ -1,4 +1,4 @@
-"""Results of earlier benches: read from JSON or out of a report, measured again."""
+"""Results of earlier benches: read from JSON or out of a report, compared, measured again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import UsageError
+from emqdeploy.measuring.comparison import compare
 from emqdeploy.measuring.result import check_result, load_result
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.report.html.shell import carried_data
@@ -24,6 +25,15 @@ def read_result(path: Path) -> dict[str, Any]:
     if path.suffix.lower() in (".html", ".htm"):
         return check_result(path, carried_data(path))
     return load_result(path)
+
+
+def compare_files(a: Path, b: Path) -> dict[str, Any]:
+    """Compares the results in two files, see `emqdeploy.measuring.comparison`.
+
+    Raises:
+        EmqError: one of them holds no result, or nothing was measured in both.
+    """
+    return compare(read_result(a), read_result(b), (str(a), str(b)))
 
 
 def replay_settings(path: Path, network: str | None, given: set[str]) -> BenchSettings:

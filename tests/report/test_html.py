@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from emqdeploy.errors import EmqError
+from emqdeploy.measuring.comparison import compare
 from emqdeploy.report.html.charts import front
+from emqdeploy.report.html.compare import save_comparison
 from emqdeploy.report.html.page import render, save_html
 from emqdeploy.report.html.shell import carried_data
 from emqdeploy.report.html.svg import Scale, place_labels
@@ -117,6 +119,25 @@ def test_a_browser_draws_every_chart(
     assert browser.run("document.documentElement.dataset.theme") == ("dark" if dark else "light")
     assert browser.complaints == []
     assert {request.split(":")[0] for request in browser.requests} <= {"file", "data"}
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_draws_a_comparison(
+    browser: Browser, result: dict[str, Any], large: dict[str, Any], tmp_path: Path, width: int
+) -> None:
+    """Median and tail, a mark per row that both have, nothing wider than the window, a silent console."""
+    page = tmp_path / "compare.html"
+    few = compare(result, large, ("few.json", "<b>many</b>.json"))
+    save_comparison(page, few)
+    browser.complaints.clear()
+    browser.open(page, width)
+    assert browser.run(_VISIBLE) == [["Median latency", [8]]]
+    assert "500 samples" in browser.run("document.querySelector('figure.empty').textContent")
+    save_comparison(page, compare(large, large, ("a.json", "b.json")))
+    browser.open(page, width)
+    assert dict(browser.run(_VISIBLE)) == {"Median latency": [11], "99th percentile": [11]}
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.complaints == []
 
 
 def test_the_page_answers_to_pointer_and_keys(browser: Browser, result: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Two benches side by side on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from emqdeploy.report.terminal import milliseconds, size, table
+
+
+def compare_parts(result: Mapping[str, Any]) -> list[Table | str]:
+    """Tables and lines of `emqdeploy.measuring.comparison.compare`."""
+    parts: list[Table | str] = [_speed(result)]
+    if any(row["size_bytes"] or row["rss_bytes"] for row in result["rows"]):
+        parts.append(_costs(result))
+    parts += result["findings"]
+    for side in ("a", "b"):
+        if result[f"only_{side}"]:
+            parts.append(f"only in {side.upper()}: {', '.join(result[f'only_{side}'])}")
+    return parts + [f"caution: {one}" for one in result["cautions"]]
+
+
+def _speed(result: Mapping[str, Any]) -> Table:
+    a, b = result["a"], result["b"]
+    speed = table(
+        f"A: {a['path']}, {_when(a)}\nB: {b['path']}, {_when(b)}",
+        *(
+            "",
+            "p50 A",
+            "p50 B",
+            "B / A [95 %]",
+            "B is",
+            "p99 B / A [95 %]",
+            "accuracy A",
+            "accuracy B",
+            "points [95 %]",
+        ),
+        caption="B / A: ratio of the medians with its interval; * disturbed",
+    )
+    for row in result["rows"]:
+        p50, p99, accuracy = row["p50"] or {}, row["p99"], row["accuracy"] or {}
+        speed.add_row(
+            row["label"] + (" *" if row["disturbed"] else ""),
+            milliseconds(p50.get("a_ms")),
+            milliseconds(p50.get("b_ms")),
+            ratio(row["p50"]),
+            p50.get("verdict", "-"),
+            ratio(p99),
+            *(f"{accuracy[side]:.2f} %" if accuracy else "-" for side in "ab"),
+            points(row["accuracy"]),
+        )
+    return speed
+
+
+def _costs(result: Mapping[str, Any]) -> Table:
+    costs = table(
+        "What each costs, A to B",
+        *("", "size", "memory", "load", "energy / image", "first output B / A [95 %]"),
+        caption="size, memory, load and energy were measured once in each: no interval",
+    )
+    for row in result["rows"]:
+        costs.add_row(
+            row["label"],
+            pair(row["size_bytes"], size),
+            pair(row["rss_bytes"], size),
+            pair(row["load_ms"], milliseconds),
+            pair(row["energy_mj"], lambda value: f"{value:.3g} mJ"),
+            ratio(row["first_output"]),
+        )
+    return costs
+
+
+def _when(side: Mapping[str, Any]) -> str:
+    started = (side["started"] or "an unknown time")[:16].replace("T", " ")
+    return f"{side['model']} on {side['data']}, {started}, {side['cpu']}"
+
+
+def ratio(found: Mapping[str, Any] | None) -> str:
+    """A ratio with its interval, or a dash."""
+    return "-" if found is None else f"{found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def points(found: Mapping[str, Any] | None) -> str:
+    """A difference of accuracies with its interval."""
+    if found is None:
+        return "-"
+    if found["verdict"] == "equal":
+        return "equal"
+    return f"{found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def pair(found: Mapping[str, Any] | None, form: Any) -> str:
+    """Both values, or one where they are shown alike."""
+    if found is None:
+        return "-"
+    ours, others = form(found["a"]), form(found["b"])
+    return ours if ours == others else f"{ours} to {others}"
