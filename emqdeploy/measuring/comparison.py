@@ -80,7 +80,7 @@ def compare(a: Result, b: Result, names: tuple[str, str]) -> dict[str, Any]:
         "findings": _findings(rows),
         "cautions": cautions(a, b, rows),
         "level": LEVEL,
-        "method": f"bootstrap of {RESAMPLES} resamples over the rounds of each result by itself; accuracy: Newcombe's"
+        "method": f"Bootstrap of {RESAMPLES} resamples over the rounds of each result by itself; accuracy: Newcombe's"
         " interval, as if each had seen images of its own",
     }
 

@@ -56,6 +56,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> float:
         """Shows a file at a window size; returns the seconds until it was drawn."""

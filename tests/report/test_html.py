@@ -146,7 +146,7 @@ def test_the_page_answers_to_pointer_and_keys(browser: Browser, result: dict[str
     save_html(page, result)
     browser.complaints.clear()
     browser.open(page, 1280)
-    browser.run("document.querySelector('.mark').focus()")
+    browser.run("document.querySelector('.mark').focus({preventScroll: true})")
     assert "accuracy" in browser.run("document.querySelector('#tip.on').textContent")
     browser.run("document.querySelector('.legend button').click()")
     assert browser.run("document.querySelectorAll('.dim').length") > 0

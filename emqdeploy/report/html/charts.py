@@ -14,6 +14,9 @@ from emqdeploy.report.html.words import colour, duration, shape, summary
 WIDE, HALF, NARROW = 1040.0, 500.0, 340.0
 """Widths in pixels: the whole page, half of it, a phone."""
 
+ABOVE = 9.0
+"""How far a label stands above its mark, in pixels: clear of the marks beside it and of the dashed line."""
+
 Row = dict[str, Any]
 
 
@@ -68,9 +71,9 @@ def _pareto(points: Sequence[tuple[Row, float]], name: str, form: Format, width:
         drawing.mark(x(cost), py, shape(row), f"{colour(row)} key-{index}", summary(row))
     spots = [(x(cost), y(row["accuracy"])) for row, cost in points]
     labels = _labels([row["label"] for row, _ in points], spots)
-    wanted = [(px + 10, py - 4, CHARACTER * len(text)) for text, (px, py) in labels]
+    wanted = [(px + 6, py - ABOVE, CHARACTER * len(text)) for text, (px, py) in labels]
     for (text, (px, py)), (lx, ly) in zip(labels, place_labels(wanted, top, height - bottom - 3, width), strict=True):
-        if abs(ly + 4 - py) > 9:
+        if abs(ly + ABOVE - py) > 9:
             drawing.line(px + 4, py, lx - 2, ly - 4, "leader")
         drawing.text(lx, ly, text, "label")
     return drawing

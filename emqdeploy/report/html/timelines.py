@@ -66,7 +66,7 @@ def _adaptive(run: dict[str, Any], width: float) -> Drawing:
     narrow = width < HALF
     settings = run["settings"]
     used = sorted(set(run["setting"]), reverse=True)
-    left, right, top, middle = (58.0 if narrow else 118.0), 12.0, 40.0, 290.0
+    left, right, top, middle = (58.0 if narrow else 118.0), 12.0, 48.0, 298.0
     lane = 24.0
     height = middle + 44 + lane * len(used) + 46
     end = max(run["t_s"])
@@ -74,14 +74,17 @@ def _adaptive(run: dict[str, Any], width: float) -> Drawing:
     latencies = np.asarray(run["latency_ms"])
     limits = [limit for limit in run["limits"] if limit["quantity"].startswith("latency")]
     most = max([float(np.percentile(latencies, 99.5)), *(limit["limit"] for limit in limits)]) * 1.15
-    y = Scale(0, most, middle, top)
+    # A budget that single slow inferences exceed many times over would lie on the axis.
+    log = bool(limits) and most > 8 * min(limit["limit"] for limit in limits)
+    low = min(float(latencies.min()), *(limit["limit"] for limit in limits)) * 0.8 if log else 0.0
+    y = Scale(low, most, middle, top, log)
     drawing = Drawing(width, height, "The policy over time")
     drawing.text(2, 13, "latency of each inference", "name")
     for phase in run["phases"]:
         begin, stop = x(min(phase["start_s"], end)), x(min(phase["end_s"], end))
         if phase["load"]:
-            drawing.rect(begin, top - 14, stop - begin, height - 46 - top + 14, "shade")
-        drawing.text((begin + stop) / 2, top - 3, phase["name"], "tick", "middle")
+            drawing.rect(begin, top - 24, stop - begin, height - 46 - top + 24, "shade")
+        drawing.text((begin + stop) / 2, top - 12, phase["name"], "tick", "middle")
     drawing.y_axis(y, left, width - right, duration, 5)
     for group in used:
         chosen = _worst([
