@@ -177,7 +177,7 @@ def _accuracy(bench: Workbench) -> None:
 
 
 def _check_selectors(bench: Workbench) -> None:
-    """Notes a selector that answers otherwise than the separate network, as onnxruntime before 1.30 makes it do."""
+    """Notes a selector that answers otherwise than the separate network, as onnxruntime before 1.29 makes it do."""
     separate = {
         (row["runtime"], row["bits"]): row["accuracy"]
         for row in bench.result["rows"]

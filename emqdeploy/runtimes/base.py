@@ -295,7 +295,10 @@ def precision_summary(layers: list[LayerPrecision]) -> dict[str, Any]:
     """What a network is stored and computed as, and how many of its layers run as integer kernels."""
     integer = [layer for layer in layers if layer.computed_as == "int8"]
     others = [layer for layer in layers if layer.computed_as != "int8"]
-    computed = "int8" if not others else f"int8 ({len(integer)} of {len(layers)} layers), else {others[0].computed_as}"
+    computed = "int8"
+    if others:
+        part = f"int8 ({len(integer)} of {len(layers)} layers), else " if integer else ""
+        computed = f"{part}{others[0].computed_as}"
     return {
         "stored_as": Counter(layer.stored_as for layer in layers).most_common(1)[0][0],
         "computed_as": computed,

@@ -77,13 +77,19 @@ def _verdict(compared: dict[str, Any]) -> str:
 
 
 def take_turns(bench: Workbench) -> list[list[float]]:
-    """Milliseconds per subject; every other round runs in reverse, and the first call of a block is not counted."""
+    """Milliseconds per subject; the first call of a block is not counted.
+
+    Each order is random and then taken in reverse: drift cancels, and nobody has the same neighbour for the whole run.
+    """
     images = bench.singles
     samples: list[list[float]] = [[] for _ in bench.subjects]
     clock = time.perf_counter_ns
+    generator = np.random.default_rng(bench.settings.seed)
     order = list(range(len(bench.subjects)))
+    backwards = True
     spent = 0.0
     while not bench.stop() and not _enough(bench.settings, len(samples[-1]), spent):
+        order = order[::-1] if (backwards := not backwards) else [int(one) for one in generator.permutation(order)]
         for index in order:
             call, taken = bench.subjects[index].runtime, samples[index]
             bench.subjects[index].select()
@@ -94,7 +100,6 @@ def take_turns(bench: Workbench) -> list[list[float]]:
                 call(image)
                 taken.append((clock() - start) / 1e6)
         spent += max(sum(taken[-BLOCK:]) for taken in samples) / 1e3
-        order.reverse()
         bench.monitor.tick()
     wanted = bench.settings.samples
     return [taken[:wanted] for taken in samples]
