@@ -41,7 +41,7 @@ def test_commands_leave_what_the_readme_shows(home: Path) -> None:
     assert (home / "runs/digits-resnet8-001/bundle/model-w4.onnx").exists()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/runtimes.md", "docs/export.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/runtimes.md", "docs/export.md", "docs/policy.md"])
 def test_python_examples_run(home: Path, document: str) -> None:
     """Examples are executed beside the run that the commands made."""
     from PIL import Image

@@ -87,7 +87,8 @@ def compare(
     """Put two bench results side by side, and say which differences are more than chance.
 
     Ratios are of B to A, with 95 % intervals from the raw samples; faster and slower mean that the interval leaves 1
-    out. Other machines, settings, software and disturbed runs are named.
+    out and reaches beyond 3 %, by which two starts of the same bench may differ. Other machines, settings, software
+    and disturbed runs are named.
 
     [bold]Examples[/bold]
 

@@ -13,11 +13,11 @@ What `compare` returns:
 ==============  =====================================================================================================
 
 Under ``p50``, ``p99`` and ``first_output`` of a row stand ``a_ms``, ``b_ms``, ``ratio`` (B over A), ``low``, ``high``
-and a ``verdict``: ``faster`` or ``slower`` (B against A; the interval leaves 1 out), ``alike`` (the interval holds 1
-and lies within 5 % of it) or ``unclear`` (it holds 1 and is wider). Under ``accuracy``: ``a``, ``b`` in percent,
-``difference``, ``low``, ``high`` in percentage points, ``verdict``: ``better``, ``worse``, ``equal`` or ``unclear``.
-Sizes, memory, load time and energy were measured once each: ``a``, ``b`` and ``ratio``, no verdict. ``disturbed`` holds
-the reasons of both sides. None stands for what one of the two did not measure.
+and a ``verdict``: ``alike`` (the interval lies within 3 % of 1, which repeating the same command may differ by), else
+``faster`` or ``slower`` (B against A; the interval leaves 1 out) or ``unclear`` (it holds 1). Under ``accuracy``:
+``a``, ``b`` in percent, ``difference``, ``low``, ``high`` in points, and a ``verdict``: ``better``, ``worse``,
+``equal`` or ``unclear``. Sizes, memory, load time and energy were measured once each: ``a``, ``b`` and ``ratio``, no
+verdict. ``disturbed`` holds the reasons of both sides. None stands for what one of the two did not measure.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from emqdeploy.measuring.statistics import LEVEL, RESAMPLES, difference_interval
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-ALIKE = 0.05
-"""An interval within this of 1 shows that two medians are the same for practical purposes."""
+ALIKE = 0.03
+"""An interval within this of 1 shows no difference that counts: two starts of the same bench may be so far apart."""
 
 LEAST = 10
 """Samples of each side without which no interval is given."""
@@ -158,7 +158,7 @@ def _times(
 
 
 def _verdict(found: Mapping[str, float]) -> str:
-    if found["low"] >= 1 - ALIKE and found["high"] <= 1 + ALIKE and found["low"] <= 1 <= found["high"]:
+    if found["low"] >= 1 - ALIKE and found["high"] <= 1 + ALIKE:
         return "alike"
     if found["low"] <= 1 <= found["high"]:
         return "unclear"
@@ -211,7 +211,7 @@ def _findings(rows: Sequence[Row]) -> list[str]:
 _WORDS = {
     "slower": "is slower",
     "faster": "is faster",
-    "alike": "takes as long, within 5 %",
+    "alike": "takes as long, within 3 %",
     "unclear": "may take as long, the intervals are too wide to tell",
 }
 

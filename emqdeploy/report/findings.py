@@ -56,7 +56,7 @@ def _accuracy(widths: list[dict[str, Any]]) -> str | None:
     good = [row for row in known if row["accuracy"] >= best["accuracy"] - 0.5]
     small = min(good, key=lambda row: row["size_bytes"])
     if small["label"] == best["label"]:
-        return f"{best['label']}: {best['accuracy']:.2f} %; no smaller bit-width comes within half a point."
+        return f"{best['label']}: {best['accuracy']:.2f} %; nothing smaller comes within half a point."
     lost = best["accuracy"] - small["accuracy"]
     share = 100 * small["size_bytes"] / best["size_bytes"]
     return (
@@ -71,7 +71,7 @@ def _baselines(rows: list[dict[str, Any]], widths: list[dict[str, Any]]) -> list
     for row in rows:
         if row["kind"] == "baseline" and row["latency_ms"] and most is not None:
             ratio = most["latency_ms"]["p50"] / row["latency_ms"]["p50"]
-            text = f"{most['label']} takes {ratio:.2f} times as long as {row['label']}"
+            text = f"{most['label']}: {ratio:.2f} times the time of {row['label']}"
             if row["accuracy"] is not None and most["accuracy"] is not None:
                 text += f"; its accuracy differs by {most['accuracy'] - row['accuracy']:+.2f} points"
             found.append(f"{text}.")

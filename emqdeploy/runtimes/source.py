@@ -53,7 +53,7 @@ class Source:
 
 
 def open_source(
-    path: Path | None,
+    path: Path | str | None,
     bits: Sequence[int] | None = None,
     runtime: str = "onnxruntime",
     threads: int | None = None,
@@ -69,6 +69,7 @@ def open_source(
         **options: of the adapter, for example ``residency``, ``flavour``, ``provider``.
     """
     options |= {"bits": bits, "threads": threads}
+    path = None if path is None else Path(path)
     if path is not None and path.suffix == ".onnx":
         if runtime != "onnxruntime":
             raise UsageError(

@@ -101,11 +101,13 @@ def _labels(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[
 
 
 def _joined(labels: list[str]) -> str:
-    """``4, 6, 8 bits`` for labels that end alike."""
-    ends = {label.partition(" ")[2].replace("bits", "bit") for label in labels}
-    if len(labels) > 1 and len(ends) == 1 and ends != {""}:
-        return ", ".join(label.partition(" ")[0] for label in labels) + " " + labels[-1].partition(" ")[2]
-    return ", ".join(labels)
+    """``4, 6, 8 bits, float32``: labels that end alike share their end."""
+    ends: dict[str, list[str]] = {}
+    for label in labels:
+        ends.setdefault(label.partition(" ")[2].replace("bits", "bit"), []).append(label)
+    return ", ".join(
+        ", ".join([*(label.partition(" ")[0] for label in alike[:-1]), alike[-1]]) for alike in ends.values()
+    )
 
 
 # --- distributions ------------------------------------------------------------------------------------------------

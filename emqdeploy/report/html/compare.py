@@ -41,7 +41,7 @@ def render(comparison: dict[str, Any]) -> str:
     body = "".join(
         [
             section("How much B differs", "Ratio of B to A, bars are 95 % intervals. Right of the line B is slower; a "
-                    "bar that crosses the line shows no difference.", charts),
+                    "bar that crosses the line shows no difference, nor does one within 3 %.", charts),
             section("All figures", "* disturbed. Size, memory, load and energy were measured once in each run: no "
                     "interval.", _figures(rows)),
             section("What else differs", "A difference of the figures may come from any of these.",
