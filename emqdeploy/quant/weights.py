@@ -167,8 +167,12 @@ def no_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) ->
 def sat_correction(reference: Tensor, quantized: Tensor, config: WeightConfig) -> tuple[Tensor, Tensor]:
     """``q / (sqrt(n_out) std(q))`` with one constant scale per layer (SAT, arXiv 1912.10207, as AdaBits uses it)."""
     outputs = quantized.numel() // quantized.shape[1] if quantized.dim() > 1 else quantized.numel()
-    spread = quantized.detach().std(correction=0).clamp(min=1e-12)
-    scale = (1 / (math.sqrt(outputs) * spread)).reshape((1,) * reference.dim())
+    values = quantized.detach()
+    spread = values.std(correction=0)
+    # Codes that are all equal have no spread; their size takes its place. A layer of zeros stays silent.
+    spread = torch.where(spread > 1e-6, spread, values.square().mean().sqrt())
+    scale = reference.detach().any() / (math.sqrt(outputs) * spread)
+    scale = scale.reshape((1,) * reference.dim())
     return scale, torch.zeros_like(scale)
 
 

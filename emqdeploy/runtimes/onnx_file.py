@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from emqdeploy.artefact import check_seal, read_metadata
 from emqdeploy.bundle import Artefact, Bundle
-from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.runtimes.base import LayerPrecision, Runtime, read_model_file
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_runtime import SessionEngine
@@ -20,6 +21,10 @@ from emqdeploy.runtimes.scratch import trim_heap
 
 SELECTOR_INPUT = "bits"
 """The further input of a selector graph, int64 ``(1,)``."""
+
+
+SELECTOR_SINCE = (1, 29)
+"""The first onnxruntime that gives a selector's answers: 1.20 to 1.28 were tried and did not."""
 
 
 class OnnxFileRuntime(Runtime):
@@ -76,6 +81,16 @@ class OnnxFileRuntime(Runtime):
         )
 
 
+def _require_selector_support(path: Path) -> None:
+    """Raises where onnxruntime would answer wrongly: up to 1.28 it computes layers inside an If differently."""
+    version = require("onnxruntime", "runtime").__version__
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < SELECTOR_SINCE:
+        raise EmqError(
+            f"{path.name} holds a selector, which onnxruntime {version} computes wrongly; install onnxruntime"
+            f" {'.'.join(map(str, SELECTOR_SINCE))} or newer, or use the separate artefacts"
+        )
+
+
 class OnnxSelectorRuntime(Runtime):
     """Runs one exported file that holds several bit-widths behind the input ``bits``.
 
@@ -111,6 +126,7 @@ class OnnxSelectorRuntime(Runtime):
         self.device = provider
         self._path = path
         self._about = self.metadata = read_sealed(path)
+        _require_selector_support(path)
         self._session = create_session(path, session_options(threads), None, provider)
         super().__init__(tuple(self._about["bits"]), tuple(self._about["input_shape"]))
         trim_heap()

@@ -66,6 +66,15 @@ def test_selectors_are_one_session(run: Path) -> None:
         Runtime.from_bundle(run / "bundle", flavour="if", residency="lru:1")
 
 
+def test_a_runtime_that_computes_selectors_wrongly_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Onnxruntime 1.28 and older answered with other numbers, silently."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", "1.28.0")
+    with pytest.raises(EmqError, match=r"onnxruntime 1\.28\.0 computes wrongly; install onnxruntime 1\.29 or newer"):
+        Runtime.from_bundle(run / "bundle", flavour="if")
+
+
 def test_single_files_runs_and_checkpoints_open_too(small: Deployed, run: Path) -> None:
     """The same call, whatever the path is."""
     for path in (run, run / "model.emq", run / "bundle/manifest.json"):
