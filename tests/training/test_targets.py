@@ -43,7 +43,8 @@ def test_cached_uses_the_last_epoch_and_labels_where_there_is_none() -> None:
     """Image 5 was seen by the top child an epoch ago, image 2 was not."""
     target = made("cached")
     target.start_epoch(0.0)
-    target.losses(8, HIGH[:1], LABELS[:1], INDICES[:1])
+    target.remember(8, INDICES[:1], HIGH[:1])
+    target.remember(4, INDICES, LOW)  # only the top child teaches
     target.start_epoch(1.0)
     losses = target.losses(2, LOW, LABELS, INDICES)
     torch.testing.assert_close(losses[:1], soft(LOW[:1], HIGH[:1]), rtol=1e-2, atol=1e-2)
@@ -53,7 +54,7 @@ def test_cached_uses_the_last_epoch_and_labels_where_there_is_none() -> None:
 def test_cache_survives_saving() -> None:
     """A resumed run must learn from the same targets."""
     target, other = made("cached"), made("cached")
-    target.losses(8, HIGH, LABELS, INDICES)
+    target.remember(8, INDICES, HIGH)
     target.start_epoch(0.5)
     other.restore(target.state())
     assert isinstance(other, CachedTarget)
