@@ -92,7 +92,8 @@ class Forecast:
             return self.failures[option.setting].observed[budget.quantity]
         if scales and live is not None and option.setting.mode == current.mode:
             ratio = self.ratio(option.setting, current)
-            return None if ratio is None else live * ratio
+            # A gain that small is the table's noise: a switch for it would be in vain.
+            return None if ratio is None else live * (1.0 if 1 / SAME_SPEED < ratio < 1 else ratio)
         known = option.known(budget)
         tried = self._sibling(option.setting, budget, now_s) if scales or known is None else None
         return known if tried is None else tried

@@ -125,6 +125,19 @@ def test_equal_speed_is_noticed_from_the_table() -> None:
     assert policy.state == "infeasible"
 
 
+def test_noise_of_the_table_promises_nothing() -> None:
+    """A limit just below what every width takes: medians that differ by a few percent are no reason to switch."""
+    same = {Setting(bits): 12.0 for bits in (1, 2, 4, 8)}
+    options = [
+        Option(setting, ACCURACY[setting.bits], latency_ms={"p50": 12.0 * factor, "p99": 12.0})
+        for setting, factor in zip(same, (0.95, 0.94, 0.97, 1.0), strict=True)
+    ]
+    world, policy = World(same), Policy("latency_p99=12.3ms", options)
+    world.run(policy, 60)
+    assert world.switches == []
+    assert policy.state == "infeasible"
+
+
 def test_equal_speed_is_found_without_a_table_by_one_trial() -> None:
     """The lowest bit-width differs most: if it is no faster, none is; accuracy is taken back."""
     same = {Setting(bits): 12.0 for bits in (1, 2, 3, 4, 5, 6, 7, 8)}
