@@ -30,7 +30,7 @@ def quantize(
     ] = "matched",
     bias_correction: Annotated[
         str, typer.Option(help="Biases after quantization: mean (of the float model's channels) or none.")
-    ] = "none",
+    ] = "mean",
     keep_8bit: Annotated[
         str, typer.Option(help="Layers that stay at 8 bits: first, last, names from `inspect`, or none.")
     ] = "first,last",

@@ -19,8 +19,8 @@ from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.registry import Registry
 
-EQUALIZED_PEAK = 1.0
-"""Largest weight of an equalized channel; `tanh` then widens the steps towards the ends by up to 2.4 times."""
+EQUALIZED_PEAK = 0.1
+"""Largest weight of an equalized channel: `tanh` is straight there to 0.3 %, so codes are evenly spaced in weight."""
 
 Equalization = Callable[[MultiBitNetwork], None]
 EQUALIZATIONS: Registry[Equalization] = Registry("equalization")

@@ -71,7 +71,7 @@ class QuantizeConfig:
     clips: str = "mse"
     equalization: str = "peak"
     statistics: str = "matched"
-    bias_correction: str = "none"
+    bias_correction: str = "mean"
     keep_8bit: tuple[str, ...] = ("first", "last")
     usable_drop: float = 1.0
     seed: int = 0

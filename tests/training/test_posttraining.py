@@ -26,7 +26,7 @@ from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.clips import CLIP_CHOICES, calibrate_clips
-from emqdeploy.training.posttraining import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
+from emqdeploy.training.posttraining import BIAS_CORRECTIONS, EQUALIZATIONS, EQUALIZED_PEAK, STATISTICS
 from emqdeploy.training.quantize import (
     QuantizeConfig,
     QuantizeResult,
@@ -122,7 +122,9 @@ def test_equalization_keeps_the_float_function(network: MultiBitNetwork, batches
     EQUALIZATIONS["peak"](network)
     for layer in network.layers.values():
         if not layer.pinned:
-            torch.testing.assert_close(layer.weight.flatten(1).abs().amax(1), torch.ones(len(layer.weight)))
+            torch.testing.assert_close(
+                layer.weight.flatten(1).abs().amax(1), torch.full((len(layer.weight),), EQUALIZED_PEAK)
+            )
     network.set_bits(32)
     with torch.no_grad():
         torch.testing.assert_close(network(batches[0]), plain(batches[0]), rtol=1e-3, atol=1e-3)
