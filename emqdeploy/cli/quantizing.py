@@ -37,7 +37,9 @@ def quantize(
     usable_drop: Annotated[float, typer.Option(help="Points of accuracy that a usable bit-width may lose.")] = 1.0,
     data_dir: DataDirOption = None,
     image_size: Annotated[int | None, typer.Option(help="Height and width for image files.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads; every core by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="torch's threads; one for tiny images, else every core.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which images calibrate.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Directory; runs/DATA-MODEL-NNN by default.")] = None,
     json_: JsonOption = False,

@@ -28,6 +28,7 @@ from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.skeleton import export_skeleton
 from emqdeploy.runs import CHECKPOINT_FILE
+from emqdeploy.training.api import SMALL_IMAGE
 from emqdeploy.training.batches import ImageSource, image_source
 from emqdeploy.training.clips import CLIP_CHOICES, calibrate_clips
 from emqdeploy.training.norms import measure_input_means
@@ -133,17 +134,17 @@ def quantize(config: QuantizeConfig, out: Path, report: Report = silent, threads
         config: what to quantize and how.
         out: directory of the checkpoint; one that holds a checkpoint is refused.
         report: receives progress.
-        threads: torch's threads; None takes every core.
+        threads: torch's threads; None takes one for tiny images, else every core.
 
     Raises:
         EmqError: the weights do not belong to the model, the data are missing or too few, or ``out`` cannot be written.
     """
     if (out / CHECKPOINT_FILE).exists():
         raise UsageError(f"{out} already holds a checkpoint; choose another --out")
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     torch.manual_seed(config.seed)
     dataset = load_dataset(config.data, _path(config.data_dir), config.image_size)
     pre = dataset.preprocessing
+    torch.set_num_threads(threads or (1 if pre.height <= SMALL_IMAGE else os.cpu_count() or 1))
     spec = NetworkSpec(
         config.model,
         len(dataset.classes),

@@ -55,7 +55,7 @@ def advice(config: QuantizeConfig, result: QuantizeResult) -> str:
     if lost:
         names = ", ".join(map(str, lost))
         widths = ",".join(map(str, sorted({*lost, max(config.bits)})))
-        lines.append(f"{names} bits lose more than {config.usable_drop:g} points; train them from these weights:")
+        lines.append(f"more than {config.usable_drop:g} points lost at: {names} bits; train from the same weights:")
         lines.append(
             f"      emqdeploy train --data {config.data} --model {config.model}"
             f" --pretrained {config.weights} --bits {widths}"
