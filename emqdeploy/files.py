@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if os.path.isdir(target):
             raise cannot_write(path, IsADirectoryError(errno.EISDIR, "is a directory"))
         raise EmqError(f"cannot write {os.fspath(path)}: it is not a regular file; name a file")
-    temporary = target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")  # see _LEFTOVER
     try:
         # Not tempfile: it creates files that only their owner may read, whatever the umask says.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -53,6 +54,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     # The rename itself reaches the disk with its directory; some file systems cannot flush those.
     with contextlib.suppress(OSError):
         _flush(target.parent)
+
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+
+
+def remove_leftovers(directory: str | os.PathLike[str]) -> None:
+    """Remove the temporary files of writes that were killed; nobody else may be writing there."""
+    for path in Path(directory).iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emqdeploy.errors import EmqError
-from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text
+from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text, remove_leftovers
 
 
 def test_bytes_and_text_arrive(tmp_path: Path) -> None:
@@ -137,3 +137,14 @@ def test_errors_about_other_files_pass_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="input"):
         copy_missing()
     assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
+    """What a killed process left goes; every other file stays, hidden ones too."""
+    with atomic_path(tmp_path / "state.pt") as temporary:
+        left = temporary.name
+    (tmp_path / left).write_text("half")
+    for name in (".hidden", ".config.toml", "a.0123abcd.pt"):
+        (tmp_path / name).write_text("mine")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".config.toml", ".hidden", "a.0123abcd.pt", "state.pt"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,6 +139,7 @@ class World:
 
 
 _store: list[dist.Store] = []  # of the run that this process takes part in
+_lost = threading.Event()  # set once another process of the run is gone
 
 
 def join_world(device: str) -> World:
@@ -151,6 +154,8 @@ def join_world(device: str) -> World:
     rank = int(os.environ["RANK"])
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if not dist.is_initialized():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         if gpu:
             local = int(os.environ["LOCAL_RANK"])
             if local >= torch.cuda.device_count():
@@ -169,6 +174,12 @@ def join_world(device: str) -> World:
             backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
             dist.init_process_group(backend, store=_store[0], rank=rank, world_size=size, timeout=TIMEOUT)
     return World(rank, size)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """Ends this process, unless it ends already and has something to say: `torchrun` asks at the same moment."""
+    if not _lost.is_set():
+        raise SystemExit(128 + number)
 
 
 def leave_world() -> None:
@@ -200,6 +211,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        _lost.set()
         raise ProcessLost(
             "another process of this run ended; what was saved last is intact, go on with the same torchrun command and"
             " --resume RUN"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from emqdeploy.errors import EmqError, UsageError, writable_dir
-from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text
+from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text, remove_leftovers
 from emqdeploy.training.config import TrainConfig, flag_of
 from emqdeploy.training.recipes import read_options, write_options
 
@@ -66,7 +66,9 @@ class RunDirectory:
         if different:
             named = ", ".join(f"--{flag_of(name)} {was} (now {now})" for name, (now, was) in different.items())
             raise UsageError(f"{path} was configured with {named}; leave these out, or start a new run with --out")
-        return cls(writable_dir(path)), stored
+        run = cls(writable_dir(path))
+        remove_leftovers(path)
+        return run, stored
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to the metrics."""
