@@ -9,6 +9,7 @@ run.
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from emqdeploy.training.batches import image_source
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.quantize import QuantizeConfig, accuracies, calibrate, calibration_batches
+from emqdeploy.training.run import RunDirectory
 
 BOUND_POINTS = -1.0
 """What 4 to 8 bits may lose against the float network."""
@@ -61,7 +63,8 @@ def float_network(name: str, seed: int, folder: Path, quick: bool) -> Path:
     out = folder / f"{name.replace(' ', '-')}-{seed}"
     if not (out / "latent.safetensors").exists():
         changes = dict(FLOATS[name]) | ({"epochs": 2, "limit": 1000} if quick else {})
-        train(TrainConfig(**changes, bits=(32,), seed=seed), out, console=Console(file=io.StringIO()))
+        config = TrainConfig(**changes, bits=(32,), seed=seed)
+        train(config, out, RunDirectory.holds_run(out), Console(file=io.StringIO()))
     return out
 
 
@@ -85,10 +88,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ablate", action="store_true", help="add rows with one choice changed (takes long)")
     parser.add_argument("--resnet20", action="store_true", help="add ResNet-20 (its float networks take long)")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the report has")
     parser.add_argument("--floats", type=Path, metavar="DIR", help="keep the float networks here, and reuse them")
     options = parser.parse_args(argv)
     seeds = 1 if options.quick else options.seeds
     rows: list[dict[str, Any]] = []
+    if options.resume and options.json.exists():
+        rows = json.loads(options.json.read_text())["rows"]
+    known = {(entry["network"], entry["row"]) for entry in rows}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.floats or Path(temporary)
         for name in FLOATS if options.resnet20 else list(FLOATS)[:2]:
@@ -100,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.ablate:
                 wanted |= {f"{DEFAULT}, {len(part.test)} test images": (base, part)}
                 wanted |= {row: (replace(base, **changes), part) for row, changes in ABLATIONS.items()}
+            wanted = {row: chosen for row, chosen in wanted.items() if (name, row) not in known}
+            if not wanted:
+                continue
             paths = [float_network(name, seed, folder, options.quick) for seed in range(seeds)]
             for row, (config, data) in wanted.items():
                 runs = [measure(path, replace(config, seed=seed), data) for seed, path in enumerate(paths)]
