@@ -34,14 +34,11 @@ help: ## list the targets
 demo: $(VENV)/.emqdeploy-all ## install and run the demo: train, export, switch precision, report
 	$(RUN) -m emqdeploy demo
 
-# Training is tested in a process of its own: beside an OpenVINO that compiled a network it has crashed torch.
 test: $(VENV)/.emqdeploy-dev ## run the quick tests
-	$(RUN) -m pytest -m "not slow and not gpu" tests/training
-	$(RUN) -m pytest -m "not slow and not gpu" --ignore=tests/training
+	$(RUN) -m pytest -m "not slow and not gpu"
 
 test-all: $(VENV)/.emqdeploy-dev ## run all tests but those that need a GPU
-	$(RUN) -m pytest -m "not gpu" tests/training
-	$(RUN) -m pytest -m "not gpu" --ignore=tests/training
+	$(RUN) -m pytest -m "not gpu"
 
 lint: $(VENV)/.emqdeploy-dev ## check style, format and types
 	$(RUN) -m ruff check .

@@ -6,6 +6,7 @@ reference, not equal to them: `emqdeploy verify` says how close.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,16 @@ class _CompiledEngine:
         return logits
 
 
+@functools.cache
+def shared_core() -> Any:
+    """The one OpenVINO of this process; it is never destroyed before the process ends.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and takes the memory back when it is destroyed.
+    Where another thread did that, the next Ctrl-C found no stack and the process crashed.
+    """
+    return require("openvino", "openvino").Core()
+
+
 @RUNTIMES.register("openvino")
 class OpenVinoRuntime(Runtime):
     """Runs a checkpoint or the files of a bundle in OpenVINO.
@@ -67,7 +78,7 @@ class OpenVinoRuntime(Runtime):
         device: str = "CPU",
         cache_dir: str | Path | None = None,
     ) -> None:
-        self._core = require("openvino", "openvino").Core()
+        self._core = shared_core()
         known = self._core.available_devices
         if device not in known:
             raise UsageError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from emqdeploy.errors import EmqError, require
+from emqdeploy.errors import EmqError
 from emqdeploy.export.targets import Product
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.parity import Parity
-from emqdeploy.runtimes.openvino_runtime import executed_as
+from emqdeploy.runtimes.openvino_runtime import executed_as, shared_core
 from emqdeploy.workflows.proof import PROVERS, Proven, Prover
 
 LARGEST_DISAGREEMENT = 0.005
@@ -17,7 +17,7 @@ LARGEST_DISAGREEMENT = 0.005
 @PROVERS.register("openvino")
 def prove_openvino(prover: Prover, product: Product) -> Proven:
     """Compares the decisions on every image, and reads from the compiled model what each layer computes in."""
-    core = require("openvino", "openvino").Core()
+    core = shared_core()
     (bits,) = product.bits
     try:
         compiled = core.compile_model(core.read_model(product.path), "CPU", {"PERFORMANCE_HINT": "LATENCY"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from emqdeploy.checkpoint import save_checkpoint
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.insertion import InsertionConfig
@@ -30,6 +33,28 @@ from emqdeploy.runtimes.openvino_runtime import OpenVinoRuntime  # noqa: E402
 def runtime(small: Deployed) -> OpenVinoRuntime:
     """Two widths resident, of eight stored."""
     return OpenVinoRuntime(small.checkpoint, bits=[2, 8], threads=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_signal_after_another_thread_closed_the_runtime(small: Deployed, tmp_path: Path) -> None:
+    """Ctrl-C reaches the program: OpenVINO's plugin took the signal stack with it when another thread dropped it."""
+    path = tmp_path / "model.emq"
+    save_checkpoint(path, small.checkpoint)
+    script = f"""
+import gc, os, signal, threading
+from emqdeploy.runtimes import Runtime
+held = [Runtime.from_bundle({str(path)!r}, runtime="openvino", bits=[2], threads=1)]
+def drop():
+    held.pop().close()
+    gc.collect()
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda number, frame: print("reached"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "reached\n"), done.stderr
 
 
 def test_answers_are_close_to_onnxruntime(small: Deployed, runtime: OpenVinoRuntime) -> None:
