@@ -17,6 +17,7 @@ from benchmarks.common import Samples, Subject, arguments, interleave, ratio_int
 from benchmarks.latency import Effort, float_model, static_quantized
 from emqdeploy.runtimes.graphs import filled_model
 from emqdeploy.runtimes.onnx_session import create_session, session_options
+from emqdeploy.runtimes.openvino_runtime import CPU_SETTINGS
 
 BOUND = 1.03
 THREADS = (1, 2)
@@ -53,7 +54,7 @@ def measure(network: Subject, bits: Sequence[int], effort: Effort) -> list[dict[
     }
     rows = []
     for threads in THREADS:
-        settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+        settings = {**CPU_SETTINGS, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
         parts: dict[str, list[Samples]] = {}
         for _ in range(effort.creations):
             calls = {
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bits", default="2,8", help="comma-separated bit-widths")
     options = parser.parse_args(argv)
     bits = tuple(int(width) for width in options.bits.split(","))
-    effort = Effort(1, 2, 3, 8) if options.quick else Effort(10, 3, 5, 32)
+    effort = Effort(1, 2, 3, 8) if options.quick else Effort(25, 3, 5, 32)
     rows: list[dict[str, Any]] = []
     for model in options.models:
         rows += measure(subject(model), bits, effort)

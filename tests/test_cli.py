@@ -251,6 +251,11 @@ def test_doctor_reports_every_part(run: Run) -> None:
     values = run("doctor", "--json").json
     assert values["ok"] is True
     assert {check["part"] for check in values["checks"]} >= {"onnxruntime", "torch", "torchvision", "sklearn"}
+    assert {check["part"] for check in values["checks"] if check["optional"]} >= {
+        "openvino",
+        "tensorrt_rtx",
+        "tensorrt",
+    }
 
 
 def test_version_and_help(run: Run) -> None:

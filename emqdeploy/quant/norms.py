@@ -7,6 +7,7 @@ statistics evaluation uses at a bit-width, and which gain and shift export folds
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,10 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
     Attributes:
         bits: the bit-width of the layer before it, in the next forward pass.
         source_bits: the bit-width of the layer before that one; it differs from ``bits`` in mixed precision only.
+        pool: adds up moments over the processes that share a batch, where they normalize it together.
     """
 
+    pool: Callable[[Tensor], Tensor] | None = None
     bits: int
     source_bits: int
     bit_mean: Tensor
@@ -66,14 +69,34 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         if self.bits > MASTER_BITS or self.momentum is None:
             return self._average(x, gain, shift)
         mean, var = self.tracked(self.bits)
-        return F.batch_norm(x, mean, var, gain, shift, True, self.momentum, self.eps)
+        return self._by_batch(x, mean, var, gain, shift, self.momentum)
 
     def _average(self, x: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
         """Batch statistics go into the shared ones: as a moving average, or as a plain one without momentum."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        return F.batch_norm(x, self.running_mean, self.running_var, gain, shift, True, factor, self.eps)
+        return self._by_batch(x, self.running_mean, self.running_var, gain, shift, factor)
+
+    def _by_batch(
+        self, x: Tensor, mean: Tensor, var: Tensor, gain: Tensor | None, shift: Tensor | None, factor: float
+    ) -> Tensor:
+        """Normalizes with the statistics of the batch, towards which the running ones move by ``factor``."""
+        if self.pool is None:
+            return F.batch_norm(x, mean, var, gain, shift, True, factor, self.eps)
+        own_var, own_mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        moments = torch.stack([own_mean.double(), own_var.double() + own_mean.double().square()])
+        count = x.numel() / self.num_features
+        total = self.pool(torch.cat([moments.flatten(), moments.new_ones(1)]) * count)
+        images, (first, second) = total[-1], (total[:-1] / total[-1]).view(2, -1)
+        batch_mean, batch_var = first.float(), (second - first.square()).float()
+        with torch.no_grad():
+            mean.lerp_(batch_mean, factor)
+            var.lerp_(batch_var * (images / (images - 1)).float(), factor)
+        scale = torch.rsqrt(batch_var + self.eps)
+        scale = scale if gain is None else scale * gain
+        offset = -batch_mean * scale if shift is None else shift - batch_mean * scale
+        return (x * scale.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)).to(x.dtype)
 
     def statistics(self, bits: int) -> tuple[Tensor, Tensor]:
         """Mean and variance ``(C,)`` that evaluation uses at ``bits``."""

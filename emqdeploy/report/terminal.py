@@ -201,7 +201,8 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
     """What works here and what to do about the rest."""
     checks = Table("part", "for", "state", "do", title=f"emqdeploy {result['version']}")
     for check in result["checks"]:
-        state = f"[green]{check['state']}" if check["state"] == "ok" else f"[red]{check['state']}"
+        colour = "green" if check["state"] == "ok" else "dim" if check["state"] == "not installed" else "red"
+        state = f"[{colour}]{check['state']}"
         checks.add_row(check["part"], check["for"], state, escape(check["advice"]))
     found = result["environment"]
     kernels = {
@@ -210,7 +211,7 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
     }.get(result["integer_kernels"], "no x86 vector integers found; onnxruntime chooses its own kernels")
     lines = [
         f"processor: {found['cpu']}, {found['cores']} cores; {kernels}",
-        f"onnxruntime providers: {', '.join(result['providers']) or 'none'} (emqdeploy runs on the CPU provider today)",
+        f"onnxruntime providers: {', '.join(result['providers']) or 'none'} (the CPU's by default, see provider=)",
         f"python {found['python']}; {', '.join(f'{name} {version}' for name, version in found['packages'].items())}",
     ]
     return [checks, *lines]

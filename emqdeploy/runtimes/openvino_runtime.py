@@ -20,6 +20,9 @@ from emqdeploy.rounding import keep_rounding
 from emqdeploy.runtimes.base import RUNTIMES, LayerPrecision, Runtime, bundled_checkpoint, wanted_bits
 from emqdeploy.runtimes.graphs import Graphs
 
+CPU_SETTINGS: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+"""On processors that have bfloat16, OpenVINO would compute in it what is not quantized, without a word."""
+
 
 class _CompiledEngine:
     """A compiled model; one request runs one batch at a time, so each thread takes an idle one."""
@@ -87,7 +90,7 @@ class OpenVinoRuntime(Runtime):
         self._graphs = Graphs.of_checkpoint(source) if isinstance(source, Checkpoint) else source
         self.device = device
         # One batch at a time with all threads: requests of other threads wait their turn instead of sharing cores.
-        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1} if device == "CPU" else {}
+        self._settings: dict[str, Any] = {**CPU_SETTINGS, "NUM_STREAMS": 1} if device == "CPU" else {}
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         if cache_dir is not None:

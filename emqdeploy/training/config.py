@@ -121,6 +121,9 @@ class TrainConfig:
     ghost_batches: int = option(
         1, SPEED, "Parts in which a batch is normalized; at least one per process, and a multiple of them."
     )
+    sync_norm: bool = option(
+        False, SPEED, "Several processes normalize a batch together, by the statistics of all of it."
+    )
     accumulate: int = option(1, SPEED, "Steps whose gradients are averaged into one update.")
     threads: int | None = option(
         None, SPEED, "torch's threads on the CPU; by default one for images of at most 16 pixels, else every core."
@@ -197,6 +200,9 @@ class TrainConfig:
             raise UsageError(f"--unbiased needs odds, which --selection {self.selection} has not; use sampled")
         if self.calibrate_epochs and self.norm != "private":
             raise UsageError(f"--calibrate-epochs trains private norms; --norm is {self.norm}, use private")
+        for given, other in ((self.ghost_batches > 1, "--ghost-batches"), (self.compile, "--compile")):
+            if self.sync_norm and given:
+                raise UsageError(f"--sync-norm does not go together with {other}; leave one of them out")
 
     @property
     def full_epochs(self) -> int:

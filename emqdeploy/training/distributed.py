@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.quant.norms import MultiBitBatchNorm2d
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another one: rank 0 alone validates nothing, but it writes checkpoints."""
@@ -216,6 +217,49 @@ def _peers() -> Iterator[None]:
             "another process of this run ended; what was saved last is intact, go on with the same torchrun command and"
             " --resume RUN"
         ) from error
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; the gradient of a sum that all of them use is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        with _peers():
+            dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
+class SharedMoments:
+    """Lets all processes normalize a batch by the statistics of all of it (``--sync-norm``).
+
+    Args:
+        norms: the network's.
+    """
+
+    def __init__(self, norms: Iterable[MultiBitBatchNorm2d]) -> None:
+        self.norms = list(norms)
+        self.counts = True
+
+    @contextlib.contextmanager
+    def active(self, counts: bool) -> Iterator[None]:
+        """While a part goes forward and backward; one that repeats another's images does not count."""
+        self.counts = counts
+        for norm in self.norms:
+            norm.pool = self._pool
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.pool = None
+
+    def _pool(self, moments: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(moments * float(self.counts))
+        return total
 
 
 class PartStatistics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import BatchRequest, ImageSource
 from emqdeploy.training.config import TrainConfig
-from emqdeploy.training.distributed import Part, PartStatistics, World
+from emqdeploy.training.distributed import Part, PartStatistics, SharedMoments, World
 from emqdeploy.training.dynamics import FeatureTap
 from emqdeploy.training.steps import Child, Step
 from emqdeploy.training.targets import Target
@@ -54,6 +55,7 @@ class Passes:
         self.features = features
         self.parts = max(world.size, config.ghost_batches)
         self.statistics = PartStatistics(network) if self.parts > 1 else None
+        self.moments = SharedMoments(network.norms.values()) if config.sync_norm and world.size > 1 else None
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def batches(self, steps: list[Step], first: int) -> Iterator[list[Tensor]]:
@@ -85,7 +87,8 @@ class Passes:
             self.statistics.begin()
         for part, batch in zip(parts, images, strict=True):
             for place, child in enumerate(step.children):
-                loss, logits = self._pass(child, part, batch, weights)
+                with self.moments.active(part.share > 0) if self.moments else nullcontext():
+                    loss, logits = self._pass(child, part, batch, weights)
                 losses[place] += loss
                 if remember is not None and part.share:
                     said[place].append((logits, None if self.features is None else self.features.latest))

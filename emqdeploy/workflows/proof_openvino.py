@@ -6,7 +6,7 @@ from emqdeploy.errors import EmqError
 from emqdeploy.export.targets import Product
 from emqdeploy.grid import Codes, Floats
 from emqdeploy.parity import Parity
-from emqdeploy.runtimes.openvino_runtime import executed_as, shared_core
+from emqdeploy.runtimes.openvino_runtime import CPU_SETTINGS, executed_as, shared_core
 from emqdeploy.workflows.proof import PROVERS, Proven, Prover
 
 LARGEST_DISAGREEMENT = 0.005
@@ -20,7 +20,7 @@ def prove_openvino(prover: Prover, product: Product) -> Proven:
     core = shared_core()
     (bits,) = product.bits
     try:
-        compiled = core.compile_model(core.read_model(product.path), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+        compiled = core.compile_model(core.read_model(product.path), "CPU", CPU_SETTINGS)
     except RuntimeError as error:
         raise EmqError(f"OpenVINO cannot load {product.path.name}: {str(error).strip().splitlines()[-1]}") from error
     parity = Parity()

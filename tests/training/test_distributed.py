@@ -86,6 +86,63 @@ def test_statistics_of_parts_are_averaged() -> None:
     torch.testing.assert_close(norm.running_var, (expected[0] + expected[1]) / 2)
 
 
+POOLED = """
+import sys, torch, torch.distributed as dist
+from emqdeploy.quant.norms import quantize_norm
+from emqdeploy.training.distributed import SharedMoments
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+images = torch.load(sys.argv[3])
+norm = quantize_norm(torch.nn.BatchNorm2d(3), "shared-affine", (2,)).train()
+norm.bits = 2
+part = images[:5].requires_grad_() if rank == 0 else images[5:].requires_grad_()
+with SharedMoments([norm]).active(True):
+    output = norm(part)
+    output.pow(3).sum().backward()
+values = {"output": output.detach(), "gradient": part.grad, "mean": norm.bit_mean[1], "var": norm.bit_var[1]}
+torch.save(values | {"gain": norm.weight.grad}, sys.argv[4])
+"""
+
+
+@pytest.mark.skipif(WINDOWS, reason="gloo")
+def test_processes_normalize_a_batch_together(tmp_path: Path) -> None:
+    """Two processes with 5 and 3 images answer, learn and track like one that has all 8."""
+    images = torch.randn(8, 3, 4, 4) * torch.tensor([1.0, 3.0, 0.1]).view(3, 1, 1) + 2
+    torch.save(images, tmp_path / "images")
+    (tmp_path / "pooled.py").write_text(POOLED)
+    paths = [str(tmp_path / name) for name in ("store", "images")]
+    calls = [[sys.executable, str(tmp_path / "pooled.py"), str(r), *paths, str(tmp_path / f"{r}")] for r in (0, 1)]
+    running = [subprocess.Popen(call, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) for call in calls]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+
+    norm = nn.BatchNorm2d(3)
+    images.requires_grad_()
+    output = norm(images)
+    output.pow(3).sum().backward()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    torch.testing.assert_close(torch.cat([first["output"], second["output"]]), output.detach())
+    torch.testing.assert_close(torch.cat([first["gradient"], second["gradient"]]), images.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first["gain"] + second["gain"], norm.weight.grad, rtol=1e-3, atol=1e-3)
+    for part in (first, second):
+        torch.testing.assert_close(part["mean"], norm.running_mean)
+        torch.testing.assert_close(part["var"], norm.running_var)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(WINDOWS, reason="torchrun with gloo")
+def test_two_processes_train_with_common_normalization(tmp_path: Path) -> None:
+    """It trains to the end, also through a last batch too small for two parts, and is not what ghost batches give."""
+    options = ["--epochs", "2", "--batch-size", "89", "--out"]
+    train(2, "--sync-norm", *options, str(tmp_path / "together"))
+    train(2, *options, str(tmp_path / "apart"))
+    together, apart = weights(tmp_path / "together"), weights(tmp_path / "apart")
+    assert all(torch.isfinite(tensor.float()).all() for tensor in together.values())
+    assert any(not torch.allclose(together[name], apart[name], atol=1e-3) for name in together)
+
+
 # --- real processes -----------------------------------------------------------------------------------------------
 
 

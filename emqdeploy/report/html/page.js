@@ -41,8 +41,10 @@
     });
   }
 
-  document.getElementById("save").addEventListener("click", () => {
-    const blob = new Blob([document.getElementById("result").textContent], { type: "application/json" });
+  document.getElementById("save").addEventListener("click", async () => {
+    const bytes = Uint8Array.from(atob(document.getElementById("result").textContent), (letter) => letter.charCodeAt(0));
+    const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const blob = new Blob([await new Response(unpacked).text()], { type: "application/json" });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = document.title.replace(/[^\w.-]+/g, "-").toLowerCase() + ".json";
