@@ -5,9 +5,10 @@ turns, and the sessions are created anew, in random order, many times: where the
 its time by some percent, which no number of calls averages out. Every figure is the ratio of medians to static
 quantization with a bootstrap 95 % interval over these creations. A bound holds when the interval's upper end does.
 
-Static quantization is QDQ, uint8 activations, int8 weights per channel, calibrated on random images like ours. Its own
-error stands beside it: the fused session against the same QDQ graph as written, in float, because a CPU without VNNI
-saturates at full 8-bit range and is then fast at the wrong sums. Ours is measured alike.
+Static quantization is QDQ, uint8 activations, int8 weights per channel, as `emqdeploy export --with-baselines` makes
+it, calibrated on random images like ours. Its own error stands beside it: the fused session against the same QDQ graph
+as written, in float, because a CPU without VNNI saturates at full 8-bit range and is then fast at the wrong sums. Ours
+is measured alike.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.common import Samples, Subject, arguments, interleave, ratio_interval, show, subject, summary, write
 from emqdeploy.grid import ALL_BITS
 from emqdeploy.runtimes.onnx_session import create_session, session_options
+from emqdeploy.workflows.baselines import export_float, static_quantization
 
 BOUNDS = {"resnet18": 1.03, "mobilenet_v2": 1.05, "timm/vit_tiny_patch16_224": 1.05, "resnet20": 1.10}
 THREADS = (1, 2)
@@ -33,59 +35,21 @@ Images = NDArray[np.float32]
 
 
 def float_model(network: Subject) -> bytes:
-    """The float network as ONNX, batch normalization folded into the convolutions by onnxruntime."""
-    import onnx
-    import torch
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
+    """The float network as ONNX."""
     from emqdeploy.models import create_model
 
-    height = network.input_shape[1]
-    plain = create_model(network.model, network.spec.classes, 3, height)
+    plain = create_model(network.model, network.spec.classes, 3, network.input_shape[1])
     # The multi-bit network keeps the names of the float model, so its weights and shared statistics fit as they are.
     plain.load_state_dict(network.network.float_state())
-    plain.eval()
-    example = torch.zeros(2, *network.input_shape)
-    program = torch.onnx.export(
-        plain,
-        (example,),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["images"],
-        output_names=["logits"],
-        verbose=False,
-    )
-    assert program is not None
-    with tempfile.TemporaryDirectory() as folder:
-        source, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
-        onnx.save(program.model_proto, source)
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        return prepared.read_bytes()
+    return export_float(plain, network.input_shape)
 
 
 def static_quantized(model: bytes, images: Images) -> bytes:
     """Static post-training quantization as onnxruntime's own tools do it."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest = iter([{"images": images[index : index + 1]} for index in range(len(images))])
-
-        def get_next(self) -> dict[str, Images] | None:
-            return next(self.rest, None)
-
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "static.onnx"
         source.write_bytes(model)
-        quantize_static(
-            source,
-            target,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-        )
+        static_quantization(source, target, images)
         return target.read_bytes()
 
 

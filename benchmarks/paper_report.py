@@ -21,6 +21,7 @@ NEAR = 0.2
 COMPARISONS = (
     ("EMQNet 0.8 el2n", BASELINE),
     ("EMQNet 0.8 el2n, drawn anew", BASELINE),
+    ("EMQNet 0.8 el2n, rotating, drawn anew", BASELINE),
     ("EMQNet 0.8 tdds", BASELINE),
     ("EMQNet 0.6 el2n", BASELINE),
     ("control of 0.8", BASELINE),
@@ -28,6 +29,7 @@ COMPARISONS = (
     ("EMQNet 0.8 el2n", f"{BASELINE}, E/4"),
     ("EMQNet 0.8 el2n", "control of 0.8"),
     ("EMQNet 0.8 el2n, drawn anew", "control of 0.8"),
+    ("EMQNet 0.8 el2n, rotating, drawn anew", "control of 0.8"),
     ("EMQNet 0.8 tdds", "control of 0.8"),
     ("EMQNet 0.6 el2n", "control of 0.6"),
     ("EMQNet 0.6 tdds", "control of 0.6"),

@@ -97,6 +97,9 @@ ROWS: dict[str, Row] = {
     "EMQNet 0": Row(),
     "EMQNet 0.8 el2n": Row(_pruned(0.8)),
     "EMQNet 0.8 el2n, drawn anew": Row(_pruned(0.8, resample_every=1)),
+    "EMQNet 0.8 el2n, rotating, drawn anew": Row(
+        _pruned(0.8, score_plan="rotating", sharing="scores", score_epochs=4, resample_every=1)
+    ),
     "EMQNet 0.8 tdds": Row(_pruned(0.8, score="tdds", score_epochs=2)),
     "control of 0.8": Row(share=_control(0.8)),
     "EMQNet 0.6 el2n": Row(_pruned(0.6)),
@@ -123,6 +126,7 @@ ROWS: dict[str, Row] = {
     "cached distillation": _ablation(distill="cached"),
     "float32 arithmetic": _ablation(amp="none"),
     f"{ANY_PRECISION}, rounded codes": _ablation("any-precision"),
+    f"{ANY_PRECISION}, batch 16": _ablation("truncquant", batch_size=16),
     f"{ANY_PRECISION}, an update after each width": _ablation("truncquant", step_plan="sequential"),
     "float32, passes of all children": Row({"bits": (32,)}, share=4.0, group=ABLATIONS),
 }

@@ -192,6 +192,21 @@ def test_bench_measures_every_bit_width(run: Run, tmp_path: Path) -> None:
     assert len(outcome.json["switches"]) == 20
 
 
+def test_a_bench_is_replayed_from_its_data_and_from_its_report(run: Run, tmp_path: Path) -> None:
+    """The same rows, samples and settings again; a report that travelled names where the network lies now."""
+    data, page = tmp_path / "bench.json", tmp_path / "bench.html"
+    measured = ("bench", "--bits", "2,8", "--samples", "10", "--switches", "4", "--threads", "1", "--energy", "none")
+    first = run(*measured, "--out", str(data), "--html", str(page), "--json").json
+    for file, network in ((data, ()), (page, ("runs/digits-resnet8-001",))):
+        again = run("bench", *network, "--replay", str(file), "--json").json
+        assert again["settings"] | {"path": None} == first["settings"] | {"path": None}
+        assert [(row["label"], len(row["samples_ms"])) for row in again["rows"]] == [("2 bits", 10), ("8 bits", 10)]
+        assert again["started"] > first["started"]
+    refused = run("bench", "--replay", str(data), "--bits", "4")
+    assert refused.code == 2
+    assert "leave out --bits" in refused.err
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_eval_agrees_with_what_training_measured(run: Run, runtime: str) -> None:
     """The accuracy in the file is that of the deployed network."""

@@ -88,11 +88,11 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         moments = torch.stack([own_mean.double(), own_var.double() + own_mean.double().square()])
         count = x.numel() / self.num_features
         total = self.pool(torch.cat([moments.flatten(), moments.new_ones(1)]) * count)
-        images, (first, second) = total[-1], (total[:-1] / total[-1]).view(2, -1)
+        values, (first, second) = total[-1], (total[:-1] / total[-1]).view(2, -1)
         batch_mean, batch_var = first.float(), (second - first.square()).float()
         with torch.no_grad():
             mean.lerp_(batch_mean, factor)
-            var.lerp_(batch_var * (images / (images - 1)).float(), factor)
+            var.lerp_(batch_var * (values / (values - 1)).float(), factor)
         scale = torch.rsqrt(batch_var + self.eps)
         scale = scale if gain is None else scale * gain
         offset = -batch_mean * scale if shift is None else shift - batch_mean * scale

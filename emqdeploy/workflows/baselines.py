@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import create_session, session_options
 from emqdeploy.runtimes.source import dataset_of
 from emqdeploy.workflows.proof import PROVERS, Proven, Prover
+
+if TYPE_CHECKING:
+    import torch
 
 LATENT_FILE = "latent.safetensors"
 FLOAT, STATIC_INT8 = "float32", "static-int8"
@@ -56,7 +59,7 @@ def baseline_products(job: Job, run: Path) -> Iterator[Product]:
 
 
 def float_onnx(network: dict[str, Any], weights: Path, images: Floats) -> bytes:
-    """Exports the float network of a run to ONNX, inputs and outputs named as in every file of ours.
+    """Exports the float network of a run to ONNX.
 
     Training leaves the statistics of the quantized networks in the normalizations; with the weights in float they would
     be wrong, so they are measured on training images.
@@ -66,11 +69,11 @@ def float_onnx(network: dict[str, Any], weights: Path, images: Floats) -> bytes:
         weights: the float weights that training wrote.
         images: normalised training images.
     """
-    torch = require("torch", "train")
+    require("torch", "train")
     import safetensors.torch
+    import torch
 
     from emqdeploy.models import create_model
-    from emqdeploy.quant.skeleton import quiet_export
 
     if not weights.is_file():
         raise EmqError(
@@ -92,7 +95,16 @@ def float_onnx(network: dict[str, Any], weights: Path, images: Floats) -> bytes:
     with torch.no_grad():
         for start in range(0, len(images) if norms else 0, _BATCH):
             model(torch.from_numpy(images[start : start + _BATCH]))
-    example = torch.zeros(2, *network["input_shape"])
+    return export_float(model, tuple(network["input_shape"]))
+
+
+def export_float(model: torch.nn.Module, input_shape: tuple[int, int, int]) -> bytes:
+    """A float network as ONNX, for any number of images; inputs and outputs named as in every file of ours."""
+    import torch
+
+    from emqdeploy.quant.skeleton import quiet_export
+
+    example = torch.zeros(2, *input_shape)
     with quiet_export():
         program = torch.onnx.export(
             model.eval(),
