@@ -115,6 +115,7 @@ def export_float(model: torch.nn.Module, input_shape: tuple[int, int, int]) -> b
             output_names=["logits"],
             verbose=False,
         )
+    assert program is not None
     data: bytes = program.model_proto.SerializeToString()
     return data
 
