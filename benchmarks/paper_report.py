@@ -24,7 +24,9 @@ COMPARISONS = (
     ("EMQNet 0.8 el2n, rotating, drawn anew", BASELINE),
     ("EMQNet 0.8 tdds", BASELINE),
     ("EMQNet 0.6 el2n", BASELINE),
+    ("EMQNet 0.6 tdds", BASELINE),
     ("control of 0.8", BASELINE),
+    ("control of 0.6", BASELINE),
     ("EMQNet 0", BASELINE),
     ("EMQNet 0.8 el2n", f"{BASELINE}, E/4"),
     ("EMQNet 0.8 el2n", "control of 0.8"),
@@ -285,18 +287,25 @@ def _plot(runs: Runs, groups: dict[str, Group], out: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(8, 5))
     families = {BASELINE: "tab:red", "EMQNet 0.8": "tab:blue", "EMQNet 0.6": "tab:cyan", "dedicated": "gray"}
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for name, entries in runs.items():
-        if "32" in entries[0][1] or groups[name] != MAIN:
-            continue
+    shown = [name for name, entries in runs.items() if "32" not in entries[0][1] and groups[name] == MAIN]
+    for index, name in enumerate(sorted(shown, key=lambda name: _mean(runs, name, "sample_passes"))):
+        entries = runs[name]
         x = _mean(runs, name, "sample_passes")
         y = [average(hits) for _, hits in entries]
         family = next((known for known in families if name.startswith(known)), "all images")
         color = families.get(family, "tab:green")
         lines[family].append((x, float(np.mean(y))))
         axis.errorbar(x, np.mean(y), yerr=np.ptp(y) / 2, fmt="o", capsize=3, color=color)
-        axis.annotate(name, (x, float(np.mean(y))), textcoords="offset points", xytext=(5, -9), fontsize=7)
+        axis.annotate(
+            name,
+            (x, float(np.mean(y))),
+            textcoords="offset points",
+            xytext=(7, (-3, 9, -15, 21)[index % 4]),
+            fontsize=7,
+        )
     for family in (BASELINE, "all images"):
         axis.plot(*zip(*sorted(lines[family]), strict=True), color=families.get(family, "tab:green"), alpha=0.4)
+    axis.margins(x=0.15)
     axis.set(xscale="log", xlabel="sample passes", ylabel="test accuracy, average over bits 1 to 8 (%)")
     axis.grid(alpha=0.3)
     figure.tight_layout()
