@@ -14,8 +14,8 @@ _FEW_LEVELS = 127
 def keep_rounding(model: Any) -> int:
     """Keeps the quantizer between a convolution and a residual add apart from both, in a filled graph.
 
-    OpenVINO fuses the three and then leaves out the rounding: with 4-bit activations a quarter of the sum's codes
-    differ by one, and up to 3 % of the images change their class. Pooling over single values, which moves nothing,
+    OpenVINO fuses the three and then leaves out the rounding: with 4-bit activations codes of the sum
+    differ by one and images change their class. Pooling over single values, which moves nothing,
     ends the fusion there; it costs 3 to 4 % of ResNet-18, so networks whose tensors all have 8 bits go without. In a
     pre-activation network the sums have 8 bits, and it is the layers behind them that have fewer.
 

@@ -101,7 +101,7 @@ def test_a_stream_of_8_bits_is_rounded_too() -> None:
 
 
 def test_what_is_not_quantized_computes_in_float32(small: Deployed, runtime: OpenVinoRuntime) -> None:
-    """OpenVINO takes bfloat16 by itself where the processor has it: 3 % of a transformer's digits changed class."""
+    """OpenVINO takes bfloat16 by itself where the processor has it, without a word."""
     compiled = runtime._engine(2).compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
 
