@@ -1,4 +1,4 @@
-"""Accuracy of every bit-width on the embedded digits, against float networks trained alike, over seeds.
+"""Accuracy of every child on the embedded digits, against float networks trained alike, over seeds.
 
 A float network is trained twice: for as many epochs as every child (``float32``), and for as many sample passes as all
 children together (``float32, same passes``), because children share their weights and so each learns from the others'
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.common import arguments, show, write
+from benchmarks.common import arguments, by_width, show, write
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
 
@@ -37,7 +37,7 @@ def run(changes: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = train(TrainConfig(**changes), Path(folder) / "run", console=Console(file=io.StringIO()))
     return {
-        "accuracy": {str(bits): percent for bits, percent in sorted(result.accuracy.items())},
+        "accuracy": by_width(result.accuracy),
         "sample_passes": result.sample_passes,
         "seconds": result.seconds,
         "config": changes,
@@ -52,7 +52,10 @@ def measure(row: str, seeds: int, quick: bool) -> dict[str, Any]:
 
 
 def difference(children: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """8 bits minus float, paired by seed; 95 % bootstrap interval over seeds (with three, hardly their range)."""
+    """8 bits minus float, paired by seed; 95 % bootstrap interval of the mean over seeds (with three, hardly a range).
+
+    The bench's intervals are those of medians of latencies.
+    """
     points = [
         child["accuracy"]["8"] - single["accuracy"]["32"]
         for child, single in zip(children["runs"], plain["runs"], strict=True)

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import arguments, show, summary, verdict, write
-from emqdeploy.grid import Floats
+from benchmarks.common import EVERY, arguments, show, verdict, write
+from emqdeploy.format.bundle import CHILD
+from emqdeploy.format.child import Child
+from emqdeploy.format.grid import Floats
 from emqdeploy.measuring.devices import find_device
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.opening import Opening
 from emqdeploy.measuring.scenarios.single import BLOCK, take_turns
 from emqdeploy.measuring.settings import BenchSettings
+from emqdeploy.measuring.statistics import percentiles
 from emqdeploy.measuring.workbench import Stop, Subject, Workbench
 from emqdeploy.progress import silent
 
@@ -31,12 +34,12 @@ class Nothing:
     name = "nothing"
 
     def __init__(self) -> None:
-        self.bits = 8
+        self.child = EVERY[-1]
         self._logits = np.zeros((1, 10), np.float32)
 
-    def set_bits(self, bits: int) -> None:
+    def use(self, child: Child) -> None:
         """Switches at once too."""
-        self.bits = bits
+        self.child = child
 
     def __call__(self, images: Floats) -> Floats:
         """Returns the same logits always."""
@@ -48,7 +51,7 @@ def measure(samples: int, subjects: int) -> tuple[list[float], float]:
     network: Any = Nothing()
     source: Any = None
     opening = Opening("nothing", "nothing")
-    rows = [Subject(f"{bits} bits", "width", bits, network, source, opening) for bits in range(1, subjects + 1)]
+    rows = [Subject(str(child), CHILD, child, network, source, opening) for child in EVERY[:subjects]]
     device = find_device("cpu")
     images = np.zeros((64, 1, 8, 8), np.float32)
     settings = BenchSettings(samples=samples)
@@ -69,12 +72,12 @@ def main() -> None:
     rows = []
     for subjects in (1, 3, 8):
         flat, wall_us = measure(samples, subjects)
-        added = summary(flat)
+        added = percentiles(flat)
         rows.append(
             {
                 "networks": subjects,
-                "recorded_p50_us": 1e3 * added["p50_ms"],
-                "recorded_p99_us": 1e3 * added["p99_ms"],
+                "recorded_p50_us": 1e3 * added["p50"],
+                "recorded_p99_us": 1e3 * added["p99"],
                 "wall_us_per_inference": wall_us,
                 "samples": len(flat),
             }

@@ -1,4 +1,4 @@
-"""Does the same command give the same answer: three benches in processes of their own, p50 ratios between bit-widths.
+"""Does the same command give the same answer: three benches in processes of their own, p50 ratios between children.
 
 Bound: on an idle two-core machine every ratio stays within 3 % of its median over the three runs.
 """
@@ -9,14 +9,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import IMAGES, arguments, show, subject, verdict, write
-from emqdeploy.checkpoint import save_checkpoint
+from benchmarks.common import arguments, show, subject, verdict, write
+from emqdeploy.format.emq import save_checkpoint
 
 RUNS = 3
 BOUND = 0.03
@@ -25,12 +24,8 @@ BITS = "8,4,2,1"
 
 def store(model: str, folder: Path) -> Path:
     """Writes a network with random weights, timed on noise, for its data set is nowhere."""
-    found = subject(model).checkpoint
-    size = IMAGES[model]
-    preprocessing = found.metadata["preprocessing"] | {"channels": 3, "height": size, "width": size}
-    about = {"preprocessing": preprocessing, "data": {"name": "noise", "image_size": None}, "accuracy": {}}
     path = folder / f"{model}.emq"
-    save_checkpoint(path, replace(found, metadata=found.metadata | about))
+    save_checkpoint(path, subject(model).checkpoint)
     return path
 
 

@@ -1,6 +1,6 @@
 """Bytes on the disk and load times of every form of a bundle.
 
-* All eight bit-widths as ``master`` files that share one ``.emq``, the whole directory with its manifest, against one
+* All eight children as ``master`` files that share one ``.emq``, the whole directory with its manifest, against one
   int8 ONNX file (bound: 1.1x on ResNet-18). Every file is proven while it is exported, as a user's would be.
 * Per form: bytes of a file, time to create a session, and latency against the int8 file, as the export itself measures
   them and writes them into the manifest.
@@ -12,41 +12,37 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import arguments, show, subject, verdict, write
-from emqdeploy.bundle import Bundle
-from emqdeploy.checkpoint import save_checkpoint
+from benchmarks.common import EVERY, arguments, show, subject, verdict, write
 from emqdeploy.export.settings import ExportSettings
-from emqdeploy.grid import ALL_BITS
+from emqdeploy.format.bundle import Bundle
+from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.workflows.export import export
 
 BOUND = 1.1
 BOUND_MODEL = "resnet18"
-SELECTOR_BITS = (2, 4, 6, 8)
+PACKED, SELECTED = "2,4", "2,4,6,8"
 
 
 def weigh(model: str, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Exports every form of a network with random weights; returns the sizes, and a row per artefact."""
-    found = subject(model)
     emq = folder / "model.emq"
-    channels, height, width = found.input_shape
-    described = found.checkpoint.metadata
-    described |= {
-        "preprocessing": {"channels": channels, "height": height, "width": width} | described["preprocessing"]
-    }
-    save_checkpoint(emq, found.checkpoint)
+    save_checkpoint(emq, subject(model).checkpoint)
     master = folder / "master"
-    export(ExportSettings(path=emq, bits=ALL_BITS, storage="master", out=master), print)
+    export(ExportSettings(path=emq, bits=EVERY, storage="master", out=master), print)
     rest = folder / "rest"
-    for bits, options in (
-        ((2, 4), {"storage": "packed"}),
-        (SELECTOR_BITS, {"selector": "if"}),
-        (SELECTOR_BITS, {"selector": "derive"}),
-    ):
-        export(ExportSettings(path=emq, bits=bits, out=rest, **options), print)
+    export(ExportSettings(path=emq, bits=PACKED, storage="packed", out=rest), print)
+    export(ExportSettings(path=emq, bits=SELECTED, selector="if", out=rest), print)
     held = [artefact for path in (rest, master) for artefact in Bundle.open(path).artefacts]
     rows = [
-        {"model": model, "id": one.id, "bits": list(one.bits), "size_bytes": one.size_bytes, "stored_as": one.stored_as}
-        | {"computed_as": one.computed_as, "cost": one.cost}
+        {
+            "model": model,
+            "id": one.id,
+            "children": list(one.children),
+            "size_bytes": one.size_bytes,
+            "stored_as": one.stored_as,
+            "computed_as": one.computed_as,
+            "cost": one.cost,
+        }
         for one in held
     ]
     one_file = next(one.size_bytes for one in held if one.id == "onnx-w8")
@@ -66,7 +62,7 @@ def main() -> None:
         sizes.append(whole)
         rows += parts
     show(
-        "Eight bit-widths in one bundle, storage 'master', against one int8 ONNX file",
+        "Eight children in one bundle, storage 'master', against one int8 ONNX file",
         ("model", "bundle", "one int8 file", "ratio", "bound"),
         [
             (

@@ -1,4 +1,4 @@
-"""The capability table: what each target stores and computes at each bit-width, read from files that it really built.
+"""The capability table: what each target stores and computes at each child, read from files that it really built.
 
 Nothing in the table is written by hand: every cell comes from the manifest of an export that ran here, or is the reason
 why it did not. Run it again after an upgrade of a runtime; it writes `docs/capabilities.md`.
@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.bundle import Bundle
 from emqdeploy.errors import EmqError
 from emqdeploy.export.settings import ExportSettings
-from emqdeploy.grid import ALL_BITS
+from emqdeploy.format.bundle import SELECTOR, Bundle
+from emqdeploy.format.child import Child
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.workflows.export import export
@@ -38,7 +38,6 @@ FORMS = (
     Form("onnx, packed", "onnxruntime", {"storage": "packed"}),
     Form("onnx, master", "onnxruntime", {"storage": "master"}),
     Form("onnx, selector if", "onnxruntime", {"selector": "if"}),
-    Form("onnx, selector derive", "onnxruntime", {"selector": "derive"}),
     Form("openvino", "openvino", {"target": "openvino"}),
     Form("tensorrt-onnx", "onnxruntime", {"target": "tensorrt-onnx"}),
     Form("tensorrt-rtx", "tensorrt-rtx", {"target": "tensorrt-rtx", "compute_capabilities": ("8.6",)}),
@@ -56,31 +55,31 @@ first and the last) are stored as int8 in every form; the table names the others
 
 
 def rows_of(form: Form, emq: Path, folder: Path) -> list[list[str]]:
-    """Exports a form at every bit-width and returns its rows, equal neighbours joined."""
+    """Exports a form at every child and returns its rows, equal neighbours joined."""
     try:
-        export(ExportSettings(path=emq, bits=ALL_BITS, out=folder, **form.options), print)
+        export(ExportSettings(path=emq, bits="all", out=folder, **form.options), print)
     except EmqError as error:
         return [[form.name, "1..8", "not built here", str(error), "-", "-"]]
     asked = form.options.get("target", "onnx")
-    selector = form.options.get("selector")
     bundle = Bundle.open(folder)
-    artefacts = [one for one in bundle.artefacts if (one.role == "selector") == bool(selector)]
+    artefacts = [one for one in bundle.artefacts if (one.role == SELECTOR) == ("selector" in form.options)]
     found: list[list[Any]] = []
     for artefact in artefacts:
         name = form.name if artefact.target == asked else f"{form.name} (here: {artefact.target})"
         stored = "as many bit-planes of the .emq" if "bit-plane" in artefact.stored_as else artefact.stored_as
         cells = [name, stored, artefact.computed_as, artefact.status]
         own = [name for name in artefact.shared if name != bundle.checkpoint]
-        size = artefact.size_bytes + sum(bundle.files[name]["size_bytes"] for name in own)
+        size = artefact.size_bytes + sum(bundle.files[name].size_bytes for name in own)
         if found and found[-1][0] == cells:
-            found[-1][1] += artefact.bits
+            found[-1][1] += bundle.children_of(artefact)
             found[-1][2].append(size)
         else:
-            found.append([cells, artefact.bits, [size]])
-    return [[cells[0], _span(bits), *cells[1:], _kilobytes(sizes)] for cells, bits, sizes in found]
+            found.append([cells, bundle.children_of(artefact), [size]])
+    return [[cells[0], _span(children), *cells[1:], _kilobytes(sizes)] for cells, children, sizes in found]
 
 
-def _span(bits: tuple[int, ...]) -> str:
+def _span(children: tuple[Child, ...]) -> str:
+    bits = [child.bits for child in children]
     return str(bits[0]) if len(bits) == 1 else f"{min(bits)}..{max(bits)}"
 
 

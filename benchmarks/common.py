@@ -1,13 +1,15 @@
-"""What the benchmarks share: fair timing, intervals, the machine's description, networks to measure, reports."""
+"""What the benchmarks share: fair timing, the machine's description, networks to measure, reports.
+
+Percentiles and intervals are those of `emqdeploy.measuring.statistics`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,74 +17,61 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from emqdeploy.data.workers import usable_cores
+from emqdeploy.format.card import Card, DataSource, Pixels
+from emqdeploy.format.child import FLOAT, Child, children_between, parse_children
+from emqdeploy.format.emq import Checkpoint
+from emqdeploy.format.grid import Floats
 from emqdeploy.runtimes.machine import environment
 
 RESULTS = Path(__file__).parent / "results"
 
-Samples = NDArray[np.float64]
-"""Times in milliseconds, ``(rounds, block)``: what was taken in one round shares the machine's mood of that moment."""
+
+# --- timing -------------------------------------------------------------------------------------------------------
 
 
-# --- timing and intervals -----------------------------------------------------------------------------------------
-
-
-def interleave(functions: dict[str, Callable[[], object]], rounds: int, block: int) -> dict[str, Samples]:
+def interleave(functions: Mapping[str, Callable[[], object]], rounds: int, block: int) -> dict[str, list[float]]:
     """Times functions in turns, so that a drift of the machine meets all of them alike.
+
+    The bench's own `take_turns` does so for runtimes with images and until a budget is spent; what is timed here are
+    bare sessions, compilers and training steps, a fixed number of times each, so that sessions can be made anew between
+    the rounds.
 
     A round gives each function one discarded call and then ``block`` timed ones; every other round runs in reverse.
 
     Returns:
-        by function, milliseconds ``(rounds, block)``.
+        by function, milliseconds, round by round.
     """
-    samples = {name: np.zeros((rounds, block)) for name in functions}
-    for row in range(rounds):
-        order = list(functions) if row % 2 == 0 else list(reversed(functions))
-        for name in order:
-            function = functions[name]
-            function()
-            for column in range(block):
-                start = time.perf_counter_ns()
-                function()
-                samples[name][row, column] = (time.perf_counter_ns() - start) / 1e6
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds):
+        for name in list(functions)[:: 1 if number % 2 == 0 else -1]:
+            functions[name]()
+            samples[name] += [timed(functions[name])[0] for _ in range(block)]
     return samples
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of medians with its 95 % interval."""
+def interleave_anew(
+    make: Callable[[], Mapping[str, Callable[[], object]]], creations: int, rounds: int, block: int
+) -> dict[str, list[float]]:
+    """Times functions in turns, and makes what they run anew many times.
 
-    value: float
-    low: float
-    high: float
+    Where the allocator puts a session moves its time by some percent, which no number of calls averages out; so the
+    rounds of one creation belong together, and intervals are taken over creations.
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def to_dict(self) -> dict[str, float]:
-        """Returns plain numbers for JSON."""
-        return {"ratio": self.value, "low": self.low, "high": self.high}
-
-
-def ratio_interval(a: Samples, b: Samples, resamples: int = 4000) -> Ratio:
-    """Ratio of the medians of ``a`` and ``b`` with a bootstrap 95 % interval over their rows.
-
-    Whole rounds are drawn, the same for both: samples of one round are not independent, and a slow round slows both.
+    Args:
+        make: opens everything and returns what is timed.
+        creations: how often it is called.
+        rounds: of each creation, see `interleave`.
+        block: likewise.
     """
-    rows = np.random.default_rng(0).integers(len(a), size=(resamples, len(a)))
-    ratios = np.array([np.median(a[chosen]) / np.median(b[chosen]) for chosen in rows])
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Ratio(float(np.median(a) / np.median(b)), float(low), float(high))
-
-
-def summary(samples: Samples | Sequence[float]) -> dict[str, float]:
-    """Median, tails and count of times in milliseconds."""
-    flat = np.asarray(samples).reshape(-1)
-    p50, p95, p99 = (float(value) for value in np.quantile(flat, [0.5, 0.95, 0.99]))
-    return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "min_ms": float(flat.min()), "samples": len(flat)}
+    samples: dict[str, list[float]] = {}
+    for _ in range(creations):
+        for name, taken in interleave(make(), rounds, block).items():
+            samples.setdefault(name, []).extend(taken)
+    return samples
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -98,16 +87,19 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 def machine() -> dict[str, Any]:
     """Describes the processor and the software that a figure belongs to, and how busy it was."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return environment() | {"usable_cores": usable, "load_average": load}
+    return environment() | {"usable_cores": usable_cores(), "load_average": load}
 
 
 # --- networks to measure ------------------------------------------------------------------------------------------
 
 IMAGES = {"resnet18": 224, "mobilenet_v2": 224, "timm/vit_tiny_patch16_224": 224, "resnet20": 32, "resnet8": 32}
 CLASSES = {"resnet18": 1000, "mobilenet_v2": 1000, "timm/vit_tiny_patch16_224": 1000, "resnet20": 10, "resnet8": 10}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INPUT_RANGE = 2.64
-"""The largest absolute value of an image normalised with ImageNet's mean and standard deviation."""
+"""The largest absolute value of an image normalised with this mean and standard deviation, those of ImageNet."""
+
+TRAINED = parse_children("1,2,4,8")
+EVERY = parse_children("1-8")
 
 
 @dataclass(frozen=True)
@@ -124,30 +116,28 @@ class Subject:
         shape: tuple[int, int, int] = self.spec.input_shape
         return shape
 
-    def images(self, count: int, seed: int = 1) -> NDArray[np.float32]:
+    def images(self, count: int, seed: int = 1) -> Floats:
         """Random normalised images ``(count, C, H, W)``."""
         values = np.random.default_rng(seed).standard_normal((count, *self.input_shape), np.float32)
         return np.clip(values, -INPUT_RANGE, INPUT_RANGE)
 
     @cached_property
-    def checkpoint(self) -> Any:
-        """The `Checkpoint` with all eight bit-widths."""
-        from emqdeploy.checkpoint import Checkpoint
-        from emqdeploy.grid import ALL_BITS
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint with all eight weight widths."""
         from emqdeploy.quant.deploy import freeze
         from emqdeploy.quant.skeleton import export_skeleton
 
-        frozen = freeze(self.network, ALL_BITS)
+        frozen = freeze(self.network, EVERY)
         skeleton = export_skeleton(self.network, frozen, self.input_shape)
-        described = {
-            "network": self.spec.to_dict(),
-            "classes": [str(index) for index in range(self.spec.classes)],
-            "trained_bits": list(self.spec.trained_bits),
-            "accuracy": {},
-            "data": {"name": "random images", "image_size": None},
-            "preprocessing": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-        }
-        return Checkpoint(frozen, skeleton, described)
+        card = Card(
+            model=self.model,
+            classes=tuple(str(index) for index in range(self.spec.classes)),
+            preprocessing=Pixels(*self.input_shape, MEAN, STD),
+            data=DataSource("random images"),
+            trained=tuple(child.name for child in TRAINED),
+            structure=self.spec.to_dict(),
+        )
+        return Checkpoint(frozen, skeleton, card)
 
 
 def subject(model: str) -> Subject:
@@ -158,7 +148,8 @@ def subject(model: str) -> Subject:
 
     torch.manual_seed(0)
     size = IMAGES[model]
-    spec = NetworkSpec(model, CLASSES[model], (3, size, size), INPUT_RANGE, (1, 2, 4, 8))
+    unseen = children_between(TRAINED, 8)
+    spec = NetworkSpec(model, CLASSES[model], (3, size, size), INPUT_RANGE, TRAINED, unseen)
     found = Subject(model, spec.build(), spec)
     images = torch.from_numpy(found.images(8, seed=0))
     found.network.initialise_clips(images)
@@ -167,8 +158,8 @@ def subject(model: str) -> Subject:
     for norm in norms:
         norm.momentum = 1.0  # one pass settles: the statistics of this batch, at every depth
     with torch.no_grad():
-        for bits in (*spec.trained_bits, 32):
-            with found.network.bits(bits):
+        for child in (*TRAINED, FLOAT):
+            with found.network.at(child):
                 found.network(images)
     found.network.eval()
     return found
@@ -212,11 +203,16 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
     console.print(table)
 
 
+def by_width(percents: Mapping[Child, float]) -> dict[str, float]:
+    """Percents by weight width, ascending, of networks with one child for each; the float network's is 32."""
+    return {str(child.bits): percents[child] for child in sorted(percents, key=lambda child: child.bits)}
+
+
 def verdict(value: float, bound: float) -> str:
     """Says whether a bound holds."""
     return f"holds (<= {bound:g})" if value <= bound else f"MISSED (<= {bound:g})"
 
 
-def median(values: Sequence[float]) -> float:
-    """The median as a plain float."""
-    return float(statistics.median(values))
+def with_interval(ratio: Mapping[str, float]) -> str:
+    """A ratio and its interval, as people read them."""
+    return "{ratio:.3f} [{low:.3f}, {high:.3f}]".format(**ratio)

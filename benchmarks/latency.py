@@ -1,9 +1,9 @@
 """Latency of our artefacts against onnxruntime's own static post-training quantization of the same float network.
 
 Batch 1, one and two threads, the same session options and the same images for all. A group of sessions is timed in
-turns, and the sessions are created anew, in random order, many times: where the allocator puts a session moves
-its time by some percent, which no number of calls averages out. Every figure is the ratio of medians to static
-quantization with a bootstrap 95 % interval over these creations. A bound holds when the interval's upper end does.
+turns, and the sessions are created anew, in random order, many times (`interleave_anew`). Every figure is the ratio of
+medians to static quantization with a bootstrap 95 % interval over these creations. A bound holds when the interval's
+upper end does.
 
 Static quantization is QDQ, uint8 activations, int8 weights per channel, as `emqdeploy export --with-baselines` makes
 it, calibrated on random images like ours. Its own error stands beside it: the fused session against the same QDQ graph
@@ -14,16 +14,18 @@ is measured alike.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.common import Samples, Subject, arguments, interleave, ratio_interval, show, subject, summary, write
-from emqdeploy.grid import ALL_BITS
+from benchmarks.common import EVERY, Subject, arguments, interleave_anew, show, subject, with_interval, write
+from emqdeploy.format.bundle import INPUT
+from emqdeploy.format.child import Child, select_children
+from emqdeploy.format.grid import Floats
+from emqdeploy.measuring.statistics import median_ratio, percentiles
 from emqdeploy.runtimes.onnx_session import create_session, session_options
 from emqdeploy.workflows.baselines import export_float, static_quantization
 
@@ -31,7 +33,8 @@ BOUNDS = {"resnet18": 1.03, "mobilenet_v2": 1.05, "timm/vit_tiny_patch16_224": 1
 THREADS = (1, 2)
 STATIC, FLOAT = "static", "float32"
 
-Images = NDArray[np.float32]
+Graph = tuple[bytes, dict[str, Any] | None]
+"""A model, and the arrays that fill its open initializers."""
 
 
 def float_model(network: Subject) -> bytes:
@@ -44,7 +47,7 @@ def float_model(network: Subject) -> bytes:
     return export_float(plain, network.input_shape)
 
 
-def static_quantized(model: bytes, images: Images) -> bytes:
+def static_quantized(model: bytes, images: Floats) -> bytes:
     """Static post-training quantization as onnxruntime's own tools do it."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "static.onnx"
@@ -53,9 +56,9 @@ def static_quantized(model: bytes, images: Images) -> bytes:
         return target.read_bytes()
 
 
-def fused_error(model: bytes, arrays: dict[str, Any] | None, images: Images) -> float:
+def fused_error(model: bytes, arrays: dict[str, Any] | None, images: Floats) -> float:
     """Largest difference of the fused session from the graph as written, in percent of the largest logit."""
-    feed = {"images": images}
+    feed = {INPUT: images}
     fused = create_session(model, session_options(1), arrays).run(None, feed)[0]
     written = create_session(model, session_options(1, optimise=False), arrays).run(None, feed)[0]
     return float(100 * np.abs(fused - written).max() / np.abs(written).max())
@@ -70,59 +73,64 @@ class Effort:
     block: int
     calibration: int
 
+    @property
+    def calls(self) -> int:
+        """Timed calls of one creation."""
+        return self.rounds * self.block
 
-def measure(network: Subject, bits: Sequence[int], effort: Effort) -> list[dict[str, Any]]:
+
+def measure(network: Subject, children: Sequence[Child], effort: Effort) -> list[dict[str, Any]]:
     """Times one network; returns one row per session and thread count."""
     checkpoint = network.checkpoint
     model = float_model(network)
-    graphs: dict[str, tuple[bytes, dict[str, Any] | None]] = {
+    graphs: dict[str, Graph] = {
         FLOAT: (model, None),
         STATIC: (static_quantized(model, network.images(effort.calibration, seed=2)), None),
     }
-    graphs |= {f"ours {width} bit": (checkpoint.skeleton, checkpoint.network.initializers(width)) for width in bits}
+    graphs |= {f"ours, {child}": (checkpoint.skeleton, checkpoint.network.initializers(child)) for child in children}
     probe = network.images(8, seed=3)
     errors = {name: fused_error(*graph, probe) for name, graph in graphs.items()}
     image = network.images(1)
     rows = []
     for threads in THREADS:
-        samples = _time_group(graphs, threads, image, effort)
-        rows += [_row(network.model, threads, name, samples, errors[name]) for name in graphs]
+        make = _in_random_order(graphs, threads, image)
+        samples = interleave_anew(make, effort.creations, effort.rounds, effort.block)
+        ratios = {name: median_ratio(taken, samples[STATIC], effort.calls) for name, taken in samples.items()}
+        rows += [_row(network.model, threads, name, samples[name], ratios[name], errors[name]) for name in graphs]
     return rows
 
 
-def _time_group(
-    graphs: dict[str, tuple[bytes, dict[str, Any] | None]], threads: int, image: Images, effort: Effort
-) -> dict[str, Samples]:
-    """Milliseconds by session, ``(creations, calls)``."""
-    parts: dict[str, list[Samples]] = {name: [] for name in graphs}
+def _in_random_order(
+    graphs: Mapping[str, Graph], threads: int, image: Floats
+) -> Callable[[], dict[str, Callable[[], object]]]:
+    """Returns what creates all sessions anew."""
     random = np.random.default_rng(0)
-    for _ in range(effort.creations):
-        calls = {}
-        for name in random.permutation(list(graphs)):
-            graph, arrays = graphs[name]
-            calls[name] = _call(create_session(graph, session_options(threads), arrays), image)
-        for name, samples in interleave(calls, effort.rounds, effort.block).items():
-            parts[name].append(samples.reshape(1, -1))
-    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+    def make() -> dict[str, Callable[[], object]]:
+        return {str(name): session_call(graphs[name], threads, image) for name in random.permutation(list(graphs))}
+
+    return make
 
 
-def _call(session: Any, image: Images) -> Callable[[], object]:
-    feed = {"images": image}
+def session_call(graph: Graph, threads: int, image: Floats) -> Callable[[], object]:
+    """Creates a session; returns what runs it."""
+    model, arrays = graph
+    session, feed = create_session(model, session_options(threads), arrays), {INPUT: image}
     return lambda: session.run(("logits",), feed)
 
 
-def _row(model: str, threads: int, name: str, samples: dict[str, Samples], error: float) -> dict[str, Any]:
-    ratio = ratio_interval(samples[name], samples[STATIC])
+def _row(
+    model: str, threads: int, name: str, samples: Sequence[float], ratio: Mapping[str, float], error: float
+) -> dict[str, Any]:
     bound = BOUNDS.get(model) if name.startswith("ours") else None
     return {
         "model": model,
         "threads": threads,
         "session": name,
-        **summary(samples[name]),
-        "ratio_to_static": ratio.to_dict(),
-        "shown": str(ratio),
+        "latency_ms": percentiles(samples),
+        "ratio_to_static": ratio,
         "bound": bound,
-        "holds": None if bound is None else ratio.high <= bound,
+        "holds": None if bound is None else ratio["high"] <= bound,
         "fused_error_percent": error,
     }
 
@@ -131,18 +139,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__, "latency")
     parser.add_argument("--models", nargs="+", default=list(BOUNDS))
-    parser.add_argument("--bits", default="1,2,4,8", help="comma-separated bit-widths, or: all")
+    parser.add_argument("--bits", default="1,2,4,8", help="children, or: all")
     options = parser.parse_args(argv)
-    bits = ALL_BITS if options.bits == "all" else tuple(int(width) for width in options.bits.split(","))
+    children = select_children(EVERY, options.bits)
     rows: list[dict[str, Any]] = []
     for model in options.models:
         # Small networks have short calls: more of them in a block keeps the wake-up's share small.
         block = 20 if model == "resnet20" else 5
         effort = Effort(2, 2, 3, 4) if options.quick else Effort(20, 4, block, 32)
-        rows += measure(subject(model), bits, effort)
+        rows += measure(subject(model), children, effort)
     shown = [
         (
-            *(f"{row['model']}, {row['threads']} threads", row["session"], row["p50_ms"], row["shown"]),
+            *(f"{row['model']}, {row['threads']} threads", row["session"], row["latency_ms"]["p50"]),
+            with_interval(row["ratio_to_static"]),
             "" if row["bound"] is None else f"{'holds' if row['holds'] else 'MISSED'} ({row['bound']:.2f})",
             f"{row['fused_error_percent']:.2f} %",
         )

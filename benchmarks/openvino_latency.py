@@ -1,23 +1,22 @@
 """Latency of our artefacts in OpenVINO against OpenVINO with NNCF int8 of the same float network; and which is faster.
 
-Batch 1, one and two threads, one stream, the same images for all, in turns; models are compiled anew many times, see
-`benchmarks/latency.py`. NNCF calibrates on random images like ours (default preset). OpenVINO with the graph of
+Batch 1, one and two threads, one stream, the same images for all, in turns; models are compiled anew many times
+(`interleave_anew`). NNCF calibrates on random images like ours (default preset). OpenVINO with the graph of
 onnxruntime's static quantization and our artefact in onnxruntime stand beside them, so the table says which of the two
 runtimes is faster on this machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from benchmarks.common import Samples, Subject, arguments, interleave, ratio_interval, show, subject, summary, write
-from benchmarks.latency import Effort, float_model, static_quantized
-from emqdeploy.runtimes.graphs import filled_model
-from emqdeploy.runtimes.onnx_session import create_session, session_options
-from emqdeploy.runtimes.openvino_runtime import CPU_SETTINGS
+from benchmarks.common import EVERY, Subject, arguments, interleave_anew, show, subject, with_interval, write
+from benchmarks.latency import Effort, float_model, session_call, static_quantized
+from emqdeploy.format.child import Child, select_children
+from emqdeploy.graph.filling import filled_model
+from emqdeploy.measuring.statistics import median_ratio, percentiles
+from emqdeploy.runtimes.adapters.openvino_runtime import CPU_SETTINGS
 
 BOUND = 1.03
 THREADS = (1, 2)
@@ -34,13 +33,13 @@ def nncf_quantized(model: bytes, images: Any) -> Any:
     return nncf.quantize(converted, nncf.Dataset(samples), subset_size=len(samples))
 
 
-def measure(network: Subject, bits: Sequence[int], effort: Effort) -> list[dict[str, Any]]:
+def measure(network: Subject, children: Sequence[Child], effort: Effort) -> list[dict[str, Any]]:
     """Times one network; returns one row per form and thread count."""
     import openvino
 
     core = openvino.Core()
     checkpoint = network.checkpoint
-    arrays = {width: checkpoint.network.initializers(width) for width in bits}
+    arrays = {child: checkpoint.network.initializers(child) for child in children}
     float_bytes = float_model(network)
     calibration = network.images(effort.calibration, seed=2)
     models = {
@@ -49,25 +48,24 @@ def measure(network: Subject, bits: Sequence[int], effort: Effort) -> list[dict[
         "OpenVINO, onnxruntime's static int8": core.read_model(static_quantized(float_bytes, calibration)),
     }
     models |= {
-        f"OpenVINO, ours {width} bit": core.read_model(filled_model(checkpoint.skeleton, arrays[width]))
-        for width in bits
+        f"OpenVINO, ours, {child}": core.read_model(filled_model(checkpoint.skeleton, filling).SerializeToString())
+        for child, filling in arrays.items()
     }
+    image = network.images(1)
     rows = []
     for threads in THREADS:
         settings = {**CPU_SETTINGS, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
-        parts: dict[str, list[Samples]] = {}
-        for _ in range(effort.creations):
-            calls = {
-                name: _openvino_call(core.compile_model(model, "CPU", settings), network.images(1))
-                for name, model in models.items()
-            }
-            for width in bits:
-                session = create_session(checkpoint.skeleton, session_options(threads), arrays[width])
-                calls[f"onnxruntime, ours {width} bit"] = _session_call(session, network.images(1))
-            for name, samples in interleave(calls, effort.rounds, effort.block).items():
-                parts.setdefault(name, []).append(samples.reshape(1, -1))
-        times = {name: np.concatenate(blocks) for name, blocks in parts.items()}
-        rows += [_row(network.model, threads, name, times) for name in times]
+
+        def make(threads: int = threads, settings: dict[str, Any] = settings) -> dict[str, Callable[[], object]]:
+            compiled = {name: core.compile_model(model, "CPU", settings) for name, model in models.items()}
+            calls = {name: _openvino_call(model, image) for name, model in compiled.items()}
+            for child, filling in arrays.items():
+                calls[f"onnxruntime, ours, {child}"] = session_call((checkpoint.skeleton, filling), threads, image)
+            return calls
+
+        samples = interleave_anew(make, effort.creations, effort.rounds, effort.block)
+        ratios = {name: median_ratio(taken, samples[NNCF], effort.calls) for name, taken in samples.items()}
+        rows += [_row(network.model, threads, name, samples[name], ratios[name]) for name in samples]
     return rows
 
 
@@ -76,23 +74,16 @@ def _openvino_call(compiled: Any, image: Any) -> Callable[[], object]:
     return lambda: request.infer([image], share_inputs=True, share_outputs=True)
 
 
-def _session_call(session: Any, image: Any) -> Callable[[], object]:
-    feed = {"images": image}
-    return lambda: session.run(("logits",), feed)
-
-
-def _row(model: str, threads: int, name: str, times: dict[str, Samples]) -> dict[str, Any]:
-    ratio = ratio_interval(times[name], times[NNCF])
+def _row(model: str, threads: int, name: str, samples: Sequence[float], ratio: Mapping[str, float]) -> dict[str, Any]:
     bound = BOUND if name.startswith("OpenVINO, ours") else None
     return {
         "model": model,
         "threads": threads,
         "form": name,
-        **summary(times[name]),
-        "ratio_to_nncf": ratio.to_dict(),
-        "shown": str(ratio),
+        "latency_ms": percentiles(samples),
+        "ratio_to_nncf": ratio,
         "bound": bound,
-        "holds": None if bound is None else ratio.high <= bound,
+        "holds": None if bound is None else ratio["high"] <= bound,
     }
 
 
@@ -100,19 +91,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__, "openvino_latency")
     parser.add_argument("--models", nargs="+", default=["resnet18", "mobilenet_v2"])
-    parser.add_argument("--bits", default="2,8", help="comma-separated bit-widths")
+    parser.add_argument("--bits", default="2,8", help="children, or: all")
     options = parser.parse_args(argv)
-    bits = tuple(int(width) for width in options.bits.split(","))
+    children = select_children(EVERY, options.bits)
     effort = Effort(1, 2, 3, 8) if options.quick else Effort(25, 3, 5, 32)
     rows: list[dict[str, Any]] = []
     for model in options.models:
-        rows += measure(subject(model), bits, effort)
+        rows += measure(subject(model), children, effort)
     shown = [
         (
             f"{row['model']}, {row['threads']} threads",
             row["form"],
-            row["p50_ms"],
-            row["shown"],
+            row["latency_ms"]["p50"],
+            with_interval(row["ratio_to_nncf"]),
             "" if row["bound"] is None else f"{'holds' if row['holds'] else 'MISSED'} ({row['bound']:.2f})",
         )
         for row in rows
@@ -122,9 +113,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for threads in THREADS:
             fastest = min(
                 (row for row in rows if row["model"] == model and row["threads"] == threads and "ours" in row["form"]),
-                key=lambda row: row["p50_ms"],
+                key=lambda row: row["latency_ms"]["p50"],
             )
-            print(f"{model}, {threads} threads: fastest of ours is {fastest['form']} ({fastest['p50_ms']:.2f} ms)")
+            p50_ms = fastest["latency_ms"]["p50"]
+            print(f"{model}, {threads} threads: fastest of ours is {fastest['form']} ({p50_ms:.2f} ms)")
     write(options.json, "openvino_latency", options.quick, rows)
 
 

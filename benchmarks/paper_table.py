@@ -23,12 +23,14 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.common import arguments, machine
+from benchmarks.common import arguments, by_width, machine
 from benchmarks.paper_report import ABLATIONS, CHOICES, MAIN, Group, write_report
 from benchmarks.paper_report import BASELINE as ANY_PRECISION
-from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.data import load_dataset
 from emqdeploy.files import atomic_path, atomic_write_text
+from emqdeploy.format.child import FLOAT_BITS
+from emqdeploy.format.emq import load_checkpoint
+from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes.base import open_runtime
 from emqdeploy.training.api import TrainResult, network_spec, train
@@ -89,7 +91,7 @@ def _ablation(recipe: str = "emqnet", **changes: Any) -> Row:
 
 
 ROWS: dict[str, Row] = {
-    "float32": Row({"bits": (32,)}),
+    "float32": Row({"bits": (FLOAT_BITS,)}),
     ANY_PRECISION: Row(recipe="truncquant"),
     f"{ANY_PRECISION}, E/2": Row(recipe="truncquant", share=1 / 2),
     f"{ANY_PRECISION}, E/4": Row(recipe="truncquant", share=1 / 4),
@@ -128,7 +130,7 @@ ROWS: dict[str, Row] = {
     f"{ANY_PRECISION}, rounded codes": _ablation("any-precision"),
     f"{ANY_PRECISION}, batch 16": _ablation("truncquant", batch_size=16),
     f"{ANY_PRECISION}, an update after each width": _ablation("truncquant", step_plan="sequential"),
-    "float32, passes of all children": Row({"bits": (32,)}, share=4.0, group=ABLATIONS),
+    "float32, passes of all children": Row({"bits": (FLOAT_BITS,)}, share=4.0, group=ABLATIONS),
 }
 
 
@@ -154,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(name: str, seed: int, quick: bool) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
-    """Trains one row; returns its figures, and per bit-width which test images the deployed network gets right."""
+    """Trains one row; returns its figures, and per weight width which test images the deployed network gets right."""
     row = ROWS[name]
     values = {**BASE, **(QUICK if quick else {}), **row.changes, "seed": seed}
     values["epochs"] = max(1, round(values["epochs"] * row.share))
@@ -170,9 +172,9 @@ def run(name: str, seed: int, quick: bool) -> tuple[dict[str, Any], dict[str, ND
         "row": name,
         "seed": seed,
         "seeds": row.seeds,
-        "trained_bits": list(config.bits),
+        "trained_bits": [child.bits for child in config.trained],
         "accuracy": {bits: round(100 * float(hits.mean()), 3) for bits, hits in right.items()},
-        "validation_accuracy": {str(bits): round(value, 3) for bits, value in sorted(result.accuracy.items())},
+        "validation_accuracy": {bits: round(value, 3) for bits, value in by_width(result.accuracy).items()},
         "sample_passes": result.sample_passes,
         "seconds": round(result.seconds, 2),
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
@@ -184,24 +186,21 @@ def run(name: str, seed: int, quick: bool) -> tuple[dict[str, Any], dict[str, ND
 
 
 def correct(result: TrainResult, spec: NetworkSpec) -> dict[str, NDArray[np.bool_]]:
-    """Which test images each stored bit-width classifies correctly, in onnxruntime; the float network in torch."""
+    """Which test images each stored child decides correctly, in onnxruntime; the float network in torch."""
     dataset = load_dataset("fashion-mnist")
-    images, labels = dataset.preprocessing.normalize(dataset.test.images), dataset.test.labels
+    images, labels = dataset.preprocessing.normalize(dataset.test.images[:]), dataset.test.labels
     parts = range(0, len(images), 256)
     right: dict[str, NDArray[np.bool_]] = {}
     if not result.checkpoints:
         network = spec.build(lambda model: load_pretrained(model, result.run)).eval()
         with torch.inference_mode():
-            said = [network(torch.from_numpy(images[start : start + 256])).argmax(1).numpy() for start in parts]
-        return {"32": np.concatenate(said) == labels}
+            logits = [network(torch.from_numpy(images[start : start + 256])).numpy() for start in parts]
+        return {str(FLOAT_BITS): CLASSIFICATION.decide(np.concatenate(logits)) == labels}
     for path in result.checkpoints:
-        checkpoint = load_checkpoint(path)
-        with open_runtime(checkpoint, threads=1) as runtime:
-            widths = checkpoint.network.widths
-            for bits in widths:
-                runtime.set_bits(bits)
-                said = [runtime(images[start : start + 256]).argmax(1) for start in parts]
-                right[str(bits)] = np.concatenate(said) == labels
+        with open_runtime(load_checkpoint(path), threads=1) as runtime:
+            for child in runtime.children:
+                logits = [runtime.run(images[start : start + 256], child) for start in parts]
+                right[str(child.bits)] = CLASSIFICATION.decide(np.concatenate(logits)) == labels
     return right
 
 

@@ -2,8 +2,8 @@
 
 Both runtimes (one thread, two threads) of a network with random weights are timed under the load first; the latency
 budget lies between the tails of the best and the worst setting, so that some setting can meet it and the load breaks
-another. Random weights have no accuracy: how often a bit-width answers like 8 bits stands for it, and the floor
-excludes the widths that do so least.
+another. Random weights have no accuracy: how often a child answers like that of 8 bits stands for it, and the floor
+excludes the children that do so least.
 
 Bounds: back within the budget 2 s after the step, at most one switch per second from then on, the floor never crossed.
 """
@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Subject, arguments, show, subject, verdict, write
-from emqdeploy.grid import Floats
+from benchmarks.common import TRAINED, Subject, arguments, show, subject, verdict, write
+from emqdeploy.format.child import Child
+from emqdeploy.format.grid import Floats
+from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.measuring.choices import measured_options, thread_modes
 from emqdeploy.measuring.load import load
 from emqdeploy.measuring.scenarios.adaptive import recovery
+from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.base import Runtime
-from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.policy import Governed, Option, Setting
 
 CORES = 2
-WIDTHS = (1, 2, 4, 8)
 RECOVERY_BOUND_S = 2.0
 SWITCH_BOUND = 1.0
 PERCENTILE = 99
@@ -66,17 +67,16 @@ def serve(network: Governed, images: Floats, seconds: float) -> Served:
     return served
 
 
-def agreement(runtime: Runtime, images: Floats) -> dict[int, float]:
-    """Percent of images that each bit-width puts into the class of 8 bits.
+def agreement(runtime: Runtime, images: Floats) -> dict[Child, float]:
+    """Percent of images that each child puts into the class of the widest one.
 
     Classes are compared without their mean logits: random weights prefer one class whatever the image.
     """
     classes = {}
-    for bits in WIDTHS:
-        runtime.set_bits(bits)
-        logits = np.concatenate([runtime(images[index : index + 1]) for index in range(len(images))])
-        classes[bits] = (logits - logits.mean(axis=0)).argmax(axis=1)
-    return {bits: 100 * float((found == classes[8]).mean()) for bits, found in classes.items()}
+    for child in TRAINED:
+        logits = np.concatenate([runtime.run(images[index : index + 1], child) for index in range(len(images))])
+        classes[child] = CLASSIFICATION.decide(logits - logits.mean(axis=0))
+    return {child: 100 * float((found == classes[TRAINED[-1]]).mean()) for child, found in classes.items()}
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ def two_cores() -> Iterator[int]:
 
 
 def tails(options: Sequence[Option]) -> dict[str, float]:
-    """The p99 of each number of threads; bit-widths run alike, so the median over them is a steadier figure."""
+    """The p99 of each number of threads; children run alike, so the median over them is a steadier figure."""
     found: dict[str, list[float]] = {}
     for option in options:
         found.setdefault(option.setting.mode, []).append(option.latency_ms["p99"])
@@ -112,14 +112,14 @@ def measure(network: Subject, cores: int, quick: bool) -> list[dict[str, Any]]:
     rounds, phases, timing_s = (1, (1.0, 2.0), 0.3) if quick else (3, (2.0, 5.0), 0.7)
     with contextlib.ExitStack() as opened:
         runtimes = {
-            mode: opened.enter_context(OnnxRuntime(network.checkpoint, bits=WIDTHS, threads=threads))
+            mode: opened.enter_context(OnnxRuntime(network.checkpoint, TRAINED, threads=threads))
             for mode, threads in thread_modes(cores).items()
         }
         images = network.images(8 if quick else 48)
         accuracy = agreement(next(iter(runtimes.values())), images)
         floor = sorted(accuracy.values())[len(accuracy) // 2]
-        allowed = [bits for bits in WIDTHS if accuracy[bits] >= floor]
-        quiet = measured_options(runtimes, WIDTHS, accuracy, images[:1], timing_s)
+        allowed = [child for child in TRAINED if accuracy[child] >= floor]
+        quiet = measured_options(runtimes, TRAINED, accuracy, images[:1], timing_s)
         with load(1, 600):
             loaded = measured_options(runtimes, allowed, accuracy, images[:1], timing_s)
         limit = budget(loaded, quiet)
@@ -145,7 +145,9 @@ def measure(network: Subject, cores: int, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def judged(served: Served, limit: float, seconds: float, accuracy: Mapping[int, float], floor: float) -> dict[str, Any]:
+def judged(
+    served: Served, limit: float, seconds: float, accuracy: Mapping[Child, float], floor: float
+) -> dict[str, Any]:
     """The figures of a phase under load."""
     recovered = recovery(served.times_s, served.latencies_ms, limit, PERCENTILE)
     steady_s = None if recovered is None else seconds - recovered
@@ -156,8 +158,8 @@ def judged(served: Served, limit: float, seconds: float, accuracy: Mapping[int, 
         "recovery_s": recovered,
         "switches": len(served.switches_s),
         "switches_per_second_steady": None if not steady_s else len(after) / steady_s,
-        "least_accuracy_used": min(accuracy[setting.bits] for setting in served.settings),
-        "floor_kept": all(accuracy[setting.bits] >= floor for setting in served.settings),
+        "least_accuracy_used": min(accuracy[setting.child] for setting in served.settings),
+        "floor_kept": all(accuracy[setting.child] >= floor for setting in served.settings),
         "settings": sorted({str(setting) for setting in served.settings}),
     }
 

@@ -1,4 +1,4 @@
-"""Accuracy without training: `emqdeploy quantize` at every bit-width, and what each of its steps is worth.
+"""Accuracy without training: `emqdeploy quantize` at every weight width, and what each of its steps is worth.
 
 Float networks are trained over three seeds, on digits and on 6,000 images of Fashion-MNIST; each is quantized from 512
 of its training images. Accuracy is that of the deployed network (integer weights and biases) on the whole test set;
@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.common import arguments, show, write
+from benchmarks.common import arguments, by_width, show, write
 from emqdeploy.data import Dataset, load_dataset
-from emqdeploy.grid import ALL_BITS
+from emqdeploy.format.child import FLOAT, FLOAT_BITS, WEIGHT_BITS
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference
-from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.training.api import train
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.config import TrainConfig
+from emqdeploy.training.evaluate import accuracies
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
 from emqdeploy.training.pretrained import load_pretrained
-from emqdeploy.training.quantize import QuantizeConfig, accuracies, calibrate, calibration_batches
 from emqdeploy.training.run import RunDirectory
 
 BOUND_POINTS = -1.0
@@ -63,23 +64,22 @@ def float_network(name: str, seed: int, folder: Path, quick: bool) -> Path:
     out = folder / f"{name.replace(' ', '-')}-{seed}"
     if not (out / "latent.safetensors").exists():
         changes = dict(FLOATS[name]) | ({"epochs": 2, "limit": 1000} if quick else {})
-        config = TrainConfig(**changes, bits=(32,), seed=seed)
+        config = TrainConfig(**changes, bits=(FLOAT_BITS,), seed=seed)
         train(config, out, RunDirectory.holds_run(out), Console(file=io.StringIO()))
     return out
 
 
 def measure(weights: Path, config: QuantizeConfig, dataset: Dataset) -> dict[str, float]:
-    """Accuracy per bit-width, and of the float network, without writing a checkpoint."""
+    """Accuracy per weight width, and of the float network, without writing a checkpoint."""
     pre = dataset.preprocessing
     shape = (pre.channels, pre.height, pre.width)
-    insertion = InsertionConfig(activation_bits=config.activation_bits)
-    spec = NetworkSpec(config.model, len(dataset.classes), shape, pre.input_range, ALL_BITS, insertion)
+    spec = NetworkSpec(config.model, len(dataset.classes), shape, pre.input_range, config.trained)
     network = spec.build(lambda model: load_pretrained(model, weights)).eval()
     test = image_source(dataset.test, pre, "none", torch.device("cpu"))
-    found = accuracies({32: network}, test)
+    found = accuracies({FLOAT: network}, test)
     frozen = calibrate(network, calibration_batches(dataset, config.images, config.seed), config)
-    found |= accuracies({bits: deployed_reference(network, frozen, bits) for bits in ALL_BITS}, test)
-    return {str(bits): percent for bits, percent in found.items()}
+    found |= accuracies({child: deployed_reference(network, frozen, child) for child in frozen.children}, test)
+    return by_width(found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings = FLOATS[name]
             dataset = load_dataset(settings["data"], limit=settings.get("limit"))
             part = replace(dataset, test=dataset.test.subset(np.arange(min(ABLATION_TEST, len(dataset.test)))))
-            base = QuantizeConfig("", settings["model"], settings["data"], bits=ALL_BITS)
+            base = QuantizeConfig(folder, settings["model"], settings["data"], bits=tuple(WEIGHT_BITS))
             wanted = {DEFAULT: (base, part if options.quick else dataset)}
             if options.ablate:
                 wanted |= {f"{DEFAULT}, {len(part.test)} test images": (base, part)}
@@ -118,13 +118,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = []
     for entry in rows:
         means = {bits: np.mean([run[bits] for run in entry["runs"]]) for bits in entry["runs"][0]}
-        cells = [f"{means[str(bits)]:.2f}" for bits in (*ALL_BITS, 32)]
+        cells = [f"{means[str(bits)]:.2f}" for bits in (*WEIGHT_BITS, FLOAT_BITS)]
         table.append((entry["network"], entry["row"], len(entry["runs"]), *cells))
-    columns = ("network", "row", "seeds", *(f"{bits}b" for bits in ALL_BITS), "float")
+    columns = ("network", "row", "seeds", *(f"{bits}b" for bits in WEIGHT_BITS), "float")
     show("Test accuracy without training, percent", columns, table)
     for entry in rows:
         if entry["row"] == DEFAULT:
-            worst = {bits: min(run[str(bits)] - run["32"] for run in entry["runs"]) for bits in ALL_BITS}
+            worst = {bits: min(run[str(bits)] - run["32"] for run in entry["runs"]) for bits in WEIGHT_BITS}
             held = all(worst[bits] >= BOUND_POINTS for bits in range(4, 9))
             shown = ", ".join(f"{bits}: {points:+.2f}" for bits, points in worst.items())
             state = "holds" if held else "MISSED"

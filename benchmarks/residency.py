@@ -1,9 +1,9 @@
-"""What resident bit-widths of ResNet-18 at 224 pixels cost: memory in fresh processes, and whether it costs latency.
+"""What resident children of ResNet-18 at 224 pixels cost: memory in fresh processes, and whether it costs latency.
 
-* Four resident bit-widths above one (bound: 45 MB), and one and all eight, each in a process of its own, several times.
+* Four resident children above one (bound: 45 MB), and one and all eight, each in a process of its own, several times.
 * The same network in OpenVINO, for comparison.
-* Policies: what `lru:2` and `memory:64` keep after all eight were used.
-* Latency of a bit-width among four resident ones against the same alone, interleaved (it should be 1.0).
+* Rules: what `lru:2` and `memory:64` keep after all eight were used.
+* Latency of a child among four resident ones against the same alone, interleaved (it should be 1.0).
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import arguments, interleave, ratio_interval, show, subject, summary, verdict, write
-from emqdeploy.checkpoint import save_checkpoint
-from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
+from benchmarks.common import arguments, interleave, show, subject, verdict, with_interval, write
+from emqdeploy.format.emq import save_checkpoint
+from emqdeploy.measuring.statistics import median_ratio, percentiles
+from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 
 ABOVE_ONE_BOUND_MB = 45.0
+BLOCK = 5
 
 _FRESH = """
 import gc, json, sys, time
 import numpy as np
-from emqdeploy.checkpoint import load_checkpoint
+from emqdeploy.format.emq import load_checkpoint
 from emqdeploy.runtimes.base import find_adapter
 from emqdeploy.runtimes.machine import resident_bytes
 path, runtime, widths, used, residency = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:5]), sys.argv[5]
-find_adapter(runtime)
-__import__(runtime)
+__import__(find_adapter(runtime).library)
 before = resident_bytes()
 checkpoint = load_checkpoint(path)
 loaded = resident_bytes()
-network = find_adapter(runtime)(checkpoint, bits=widths, residency=residency, threads=2)
+network = find_adapter(runtime)(checkpoint, children=widths, residency=residency, threads=2)
 image = np.zeros((1, *network.input_shape), np.float32)
 for bits in used:
     network.set_bits(bits)
@@ -43,7 +45,7 @@ for bits in used:
 gc.collect()
 time.sleep(1.5)  # what is idle goes back to the system after a second
 print(json.dumps({
-    "resident": network.resident_bits,
+    "resident": [child.name for child in network.resident],
     "added_mb": (resident_bytes() - before) / 1e6,
     "checkpoint_mb": (loaded - before) / 1e6,
 }))
@@ -51,7 +53,7 @@ print(json.dumps({
 
 
 def fresh(path: Path, runtime: str, widths: Sequence[int], used: Sequence[int], residency: str) -> dict[str, Any]:
-    """Memory that a runtime with some bit-widths adds to a process of its own, after each was used."""
+    """Memory that a runtime with some children adds to a process of its own, after each was used."""
     command = [sys.executable, "-c", _FRESH, str(path), runtime, json.dumps(widths), json.dumps(used), residency]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     measured: dict[str, Any] = json.loads(result.stdout)
@@ -59,7 +61,7 @@ def fresh(path: Path, runtime: str, widths: Sequence[int], used: Sequence[int], 
 
 
 def memory_rows(path: Path, repeats: int) -> list[dict[str, Any]]:
-    """One row per runtime and set of bit-widths: the median over fresh processes, and the range."""
+    """One row per runtime and set of children: the median over fresh processes, and the range."""
     every = (8, 7, 6, 5, 4, 3, 2, 1)
     cases = [
         ("onnxruntime", [8], "all"),
@@ -108,23 +110,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     image = network.images(1)
     with OnnxRuntime(network.checkpoint, [8], threads=1) as alone:
         among = OnnxRuntime(network.checkpoint, [8, 4, 2, 1], threads=1)
-        timed = interleave({"alone": lambda: alone(image), "among four": lambda: among.run(image)}, rounds, 5)
+        samples = interleave({"alone": partial(alone, image), "among four": partial(among, image)}, rounds, BLOCK)
         among.close()
-    ratio = ratio_interval(timed["among four"], timed["alone"])
+    ratio = median_ratio(samples["among four"], samples["alone"], BLOCK)
 
     columns = ("runtime", "residency", "resident", "added MB", "range")
     shown = [
         (
             row["runtime"],
             row["residency"],
-            ",".join(map(str, row["resident"])),
+            ",".join(row["resident"]),
             f"{row['added_mb']:.1f}",
             "{:.1f} to {:.1f}".format(*row["range_mb"]),
         )
         for row in rows
     ]
-    show("Memory of resident bit-widths, ResNet-18 at 224, fresh processes", columns, shown)
-    print(f"four above one: {above:.1f} MB, {verdict(above, ABOVE_ONE_BOUND_MB)}; latency among four / alone: {ratio}")
+    show("Memory of resident children, ResNet-18 at 224, fresh processes", columns, shown)
+    print(f"four above one: {above:.1f} MB, {verdict(above, ABOVE_ONE_BOUND_MB)}")
+    print(f"latency among four / alone: {with_interval(ratio)}")
     write(
         options.json,
         "residency",
@@ -133,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         four_above_one_mb=above,
         bound_mb=ABOVE_ONE_BOUND_MB,
         holds=above <= ABOVE_ONE_BOUND_MB,
-        latency_ratio=ratio.to_dict(),
-        latency={name: summary(samples) for name, samples in timed.items()},
+        latency_ratio=ratio,
+        latency_ms={name: percentiles(taken) for name, taken in samples.items()},
     )
 
 

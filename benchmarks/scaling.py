@@ -13,11 +13,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import arguments, median, show, write
+from benchmarks.common import arguments, show, with_interval, write
 
 BOUND = 1.6
 BATCH = 128
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, (processes, extra) in list(variants.items())[:: 1 if turn % 2 == 0 else -1]:
                 out = Path(folder) / f"{name.replace(' ', '-')}{turn}"
                 speeds[name].append(images_per_second(data, out, processes, epochs, extra))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, taken in speeds.items():
         ratios = [mine / base for mine, base in zip(taken, speeds["one process"], strict=True)]
         rows.append(
@@ -75,11 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
         )
     table = [
-        (
-            row["variant"],
-            f"{row['median_samples_per_second']:.0f}",
-            "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**row["to_one_process"]),
-        )
+        (row["variant"], f"{row['median_samples_per_second']:.0f}", with_interval(row["to_one_process"]))
         for row in rows
     ]
     show(f"ResNet-20, 32 x 32, batch {BATCH}, one thread a process", ("variant", "samples/s", "to one process"), table)

@@ -1,74 +1,58 @@
-"""What choosing the bit-width inside the graph costs, on ResNet-18 at 224 pixels: latency, memory, file, switch.
+"""What choosing the child inside the graph costs, on ResNet-18 at 224 pixels: latency and files.
 
-The selector `if` against the separate file of the same bit-width, in turns (bound: 1.02x, upper end of the interval);
-`derive`, the small one, beside it. Sessions are created anew many times, see `benchmarks/latency.py`.
+The selector `if` against the separate file of the same child, in turns (bound: 1.02x, upper end of the interval); the
+sessions are created anew many times (`interleave_anew`).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.common import Samples, arguments, interleave, ratio_interval, show, subject, summary, verdict, write
-from emqdeploy.checkpoint import save_checkpoint
+from benchmarks.common import arguments, interleave_anew, show, subject, verdict, with_interval, write
 from emqdeploy.export.selector import SELECTORS
 from emqdeploy.export.storage import STORAGES
-from emqdeploy.runtimes.base import Runtime
+from emqdeploy.format.child import Child, parse_children
+from emqdeploy.format.emq import Checkpoint, save_checkpoint
+from emqdeploy.format.grid import Floats
+from emqdeploy.measuring.statistics import median_ratio, percentiles
 from emqdeploy.runtimes.onnx_file import OnnxFileRuntime, OnnxSelectorRuntime
 
 BOUND = 1.02
-WIDTHS = (2, 4, 8)
+CHILDREN = parse_children("2,4,8")
 THREADS = (1, 2)
+BLOCK = 3
+SEPARATE, SELECTOR = "separate", "if"
 
 
-def write_files(checkpoint: Any, folder: Path) -> dict[str, dict[int, Path] | Path]:
-    """Writes the separate files and both selectors; returns their paths."""
+def write_files(checkpoint: Checkpoint, folder: Path) -> tuple[dict[Child, Path], Path]:
+    """Writes the separate files and the selector; returns their paths."""
     emq = folder / "model.emq"
     save_checkpoint(emq, checkpoint)
-    files: dict[str, dict[int, Path] | Path] = {}
-    separate = {}
-    for width in WIDTHS:
-        separate[width] = folder / f"w{width}.onnx"
-        separate[width].write_bytes(STORAGES["int8"](checkpoint, emq, width).data)
-    files["separate"] = separate
-    for name in SELECTORS:
-        path = folder / f"{name}.onnx"
-        path.write_bytes(SELECTORS[name](checkpoint, emq, WIDTHS).data)
-        files[name] = path
-    return files
+    separate = {child: folder / f"{child.name}.onnx" for child in CHILDREN}
+    for child, path in separate.items():
+        path.write_bytes(STORAGES["int8"](checkpoint, emq, child).data)
+    selector = folder / "selector.onnx"
+    selector.write_bytes(SELECTORS[SELECTOR](checkpoint, emq, CHILDREN).data)
+    return separate, selector
 
 
-def open_all(files: dict[str, dict[int, Path] | Path], threads: int) -> dict[str, Runtime]:
-    """Opens the separate files as one runtime, and each selector."""
-    return {
-        name: OnnxSelectorRuntime(path, threads=threads)
-        if isinstance(path, Path)
-        else OnnxFileRuntime(path, threads=threads)
-        for name, path in files.items()
+def open_both(
+    separate: dict[Child, Path], selector: Path, threads: int, image: Floats
+) -> dict[str, Callable[[], object]]:
+    """Opens the separate files as one runtime, and the selector; returns what runs each child of each."""
+    networks = {
+        SEPARATE: OnnxFileRuntime(separate, threads=threads),
+        SELECTOR: OnnxSelectorRuntime(selector, threads=threads),
     }
-
-
-def time_group(
-    files: dict[str, dict[int, Path] | Path], threads: int, image: Any, creations: int, rounds: int
-) -> dict[tuple[str, int], Samples]:
-    """Milliseconds by form and bit-width, ``(creations, calls)``."""
-    parts: dict[tuple[str, int], list[Samples]] = {}
-    for _ in range(creations):
-        networks = open_all(files, threads)
-        calls: dict[str, Callable[[], object]] = {}
-        for name, network in networks.items():
-            for width in WIDTHS:
-                calls[f"{name} {width}"] = lambda network=network, width=width: network.run(image, width)  # type: ignore[misc]
-        for key, samples in interleave(calls, rounds, 3).items():
-            name, _, width_text = key.partition(" ")
-            parts.setdefault((name, int(width_text)), []).append(samples.reshape(1, -1))
-        for network in networks.values():
-            network.close()
-    return {key: np.concatenate(rows) for key, rows in parts.items()}
+    return {
+        f"{form}, {child}": partial(network.run, image, child)
+        for form, network in networks.items()
+        for child in CHILDREN
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,42 +60,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(__doc__, "selector").parse_args(argv)
     creations, rounds = (2, 1) if options.quick else (15, 3)
     network = subject("resnet18")
+    image = network.images(1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        files = write_files(network.checkpoint, Path(folder))
+        separate, selector = write_files(network.checkpoint, Path(folder))
         sizes = {
-            name: path.stat().st_size if isinstance(path, Path) else sum(file.stat().st_size for file in path.values())
-            for name, path in files.items()
+            SEPARATE: sum(path.stat().st_size for path in separate.values()),
+            SELECTOR: selector.stat().st_size,
         }
         for threads in THREADS:
-            samples = time_group(files, threads, network.images(1), creations, rounds)
-            for (name, width), times in samples.items():
-                ratio = ratio_interval(times, samples["separate", width])
-                bound = BOUND if name == "if" else None
-                rows.append(
-                    {
-                        "form": name,
-                        "bits": width,
-                        "threads": threads,
-                        **summary(times),
-                        "size_bytes": sizes[name],
-                        "ratio_to_separate": ratio.to_dict(),
-                        "shown": str(ratio),
-                        "bound": bound,
-                        "holds": None if bound is None else ratio.high <= bound,
-                    }
-                )
+            make = partial(open_both, separate, selector, threads, image)
+            samples = interleave_anew(make, creations, rounds, BLOCK)
+            for form, bound in ((SEPARATE, None), (SELECTOR, BOUND)):
+                for child in CHILDREN:
+                    taken = samples[f"{form}, {child}"]
+                    ratio = median_ratio(taken, samples[f"{SEPARATE}, {child}"], rounds * BLOCK)
+                    rows.append(
+                        {
+                            "form": form,
+                            "child": child.name,
+                            "threads": threads,
+                            "latency_ms": percentiles(taken),
+                            "size_bytes": sizes[form],
+                            "ratio_to_separate": ratio,
+                            "bound": bound,
+                            "holds": None if bound is None else ratio["high"] <= bound,
+                        }
+                    )
     shown = [
         (
-            f"{row['form']}, {row['bits']} bit, {row['threads']} threads",
-            row["p50_ms"],
-            row["shown"],
+            f"{row['form']}, child {row['child']}, {row['threads']} threads",
+            row["latency_ms"]["p50"],
+            with_interval(row["ratio_to_separate"]),
             "" if row["bound"] is None else verdict(row["ratio_to_separate"]["high"], row["bound"]),
             f"{row['size_bytes'] / 1e6:.1f} MB",
         )
         for row in rows
     ]
-    show("Selector graphs, ResNet-18 at 224", ("form", "p50 ms", "ratio to separate [95 %]", "bound", "files"), shown)
+    show("Selector graph, ResNet-18 at 224", ("form", "p50 ms", "ratio to separate [95 %]", "bound", "files"), shown)
     write(options.json, "selector", options.quick, rows)
 
 

@@ -1,9 +1,9 @@
-"""Bytes: of a file with all eight bit-widths, and of what a load of one bit-width really reads.
+"""Bytes: of a file with all eight weight widths, and of what a load of one child really reads.
 
 * The ``.emq`` against the 8-bit weights and the layers that stay in float (bound: 1.05x on ResNet-18).
-* Bytes that the kernel counts for this process (``rchar`` of ``/proc/self/io``) during a load of ``b`` bits, against
-  what ``b`` bits need: the header, ``b`` of 8 bit-planes, the layers kept at 8 bits, one set of per-channel numbers and
-  the graph (bound: 1.05x). The ratio without the header is shown too; it says how little else there is.
+* Bytes that the kernel counts for this process (``rchar`` of ``/proc/self/io``) during a load of a child of ``b`` bits,
+  against what it needs: the header, ``b`` of 8 bit-planes, the layers kept at 8 bits, one set of per-channel numbers
+  and the graph (bound: 1.05x). The ratio without the header is shown too; it says how little else there is.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import arguments, show, subject, verdict, write
-from emqdeploy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from emqdeploy.grid import ALL_BITS
+from benchmarks.common import EVERY, arguments, show, subject, verdict, write
+from emqdeploy.format.child import Child
+from emqdeploy.format.emq import Checkpoint, load_checkpoint, save_checkpoint
 
 BOUND = 1.05
 BOUND_MODEL = "resnet18"
 
-_PER_CHANNEL = {False: 4 + 4 + 3, True: 4 + 4}
-"""Bytes per output channel and width: scale, bias, and of switchable layers slope, offset and used bits."""
+_PER_CHANNEL = {False: 4 + 4 + 1 + 3, True: 4 + 4 + 1}
+"""Bytes per output channel: scale, bias and sign of a child, and of switchable layers slope, offset and used bits."""
 
 
 def kernel_bytes_read(action: Callable[[], Any]) -> tuple[int | None, Any]:
@@ -47,14 +48,14 @@ def header_bytes(path: Path) -> int:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
-def payload_bytes(checkpoint: Checkpoint, bits: int) -> int:
-    """What one bit-width needs beside the header, from the network alone, not from the file."""
+def payload_bytes(checkpoint: Checkpoint, child: Child) -> int:
+    """What a uniform child needs beside the header, from the network alone, not from the file."""
     layers = checkpoint.network.layers.values()
     switchable = sum(layer.codes.size for layer in layers if not layer.pinned)
     pinned = sum(layer.codes.size for layer in layers if layer.pinned)
     columns = sum(len(layer.codes) * _PER_CHANNEL[layer.pinned] for layer in layers)
     floats = sum(array.nbytes for array in checkpoint.network.floats.values())
-    return -(-switchable // 8) * bits + pinned + columns + floats + len(zlib.compress(checkpoint.skeleton, 9))
+    return -(-switchable // 8) * child.bits + pinned + columns + floats + len(zlib.compress(checkpoint.skeleton, 9))
 
 
 def weigh(model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -77,13 +78,13 @@ def weigh(model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             "bound": BOUND if model == BOUND_MODEL else None,
         }
         loads = []
-        for bits in ALL_BITS:
-            read, loaded = kernel_bytes_read(lambda bits=bits: load_checkpoint(path, bits=bits))  # type: ignore[misc]
-            payload = payload_bytes(checkpoint, bits)
+        for child in EVERY:
+            read, loaded = kernel_bytes_read(partial(load_checkpoint, path, child))
+            payload = payload_bytes(checkpoint, child)
             loads.append(
                 {
                     "model": model,
-                    "bits": bits,
+                    "child": child.name,
                     "read_bytes": read,
                     "reader_says_bytes": loaded.bytes_read,
                     "needed_bytes": header + payload,
@@ -115,11 +116,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         (*(row[key] for key in ("model", "file_bytes", "weights", "ratio")), _holds(row["ratio"], row["bound"]))
         for row in files
     ]
-    show("Files with eight bit-widths", ("network", "bytes", "8-bit weights", "ratio", "bound"), shown)
-    columns = ("network", "bits", "kernel counted", "reader counted", "needed", "ratio", "without header", "of file")
-    keys = ("model", "bits", "read_bytes", "reader_says_bytes", "needed_bytes", "ratio", "ratio_without_header")
+    show("Files with eight weight widths", ("network", "bytes", "8-bit weights", "ratio", "bound"), shown)
+    columns = ("network", "child", "kernel counted", "reader counted", "needed", "ratio", "without header", "of file")
+    keys = ("model", "child", "read_bytes", "reader_says_bytes", "needed_bytes", "ratio", "ratio_without_header")
     table = [(*(row[key] for key in (*keys, "share_of_file")), _holds(row["ratio"], BOUND)) for row in loads]
-    show("Bytes read for one bit-width", (*columns, "bound"), table)
+    show("Bytes read for one child", (*columns, "bound"), table)
     write(options.json, "size", options.quick, files + loads)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from torch import nn
 
-from benchmarks.common import arguments, show, write
-from emqdeploy.checkpoint import load_checkpoint
+from benchmarks.common import arguments, by_width, show, write
+from emqdeploy.format.emq import load_checkpoint
 from emqdeploy.models.registry import model
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             with tempfile.TemporaryDirectory() as folder:
                 result = train(config, Path(folder) / "run", console=Console(file=io.StringIO()))
-                accuracies.append({str(bits): percent for bits, percent in sorted(result.accuracy.items())})
+                accuracies.append(by_width(result.accuracy))
                 path = result.checkpoints[0]
                 sizes = {str(bits): load_checkpoint(path, bits).bytes_read for bits in (1, 4)}
         rows.append({"depthwise": choice, "accuracy": accuracies, "bytes_to_load": sizes})

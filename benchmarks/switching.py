@@ -1,9 +1,9 @@
 """What a switch of precision costs, on ResNet-18 at 224 pixels, and what a start from the file costs.
 
-* ``set_bits`` between resident bit-widths (bound: p99 0.1 ms);
+* ``set_bits`` between resident children (bound: p99 0.1 ms);
 * the first output after a switch, the switch included, against a steady one (bound: 1.10x, upper end of the interval);
-* building a bit-width that is not resident from the codes in memory (bound: median 20 ms), and its parts;
-* ``set_bits`` to a bit-width that was prefetched: what is left to wait for;
+* building a child that is not resident from the codes in memory (bound: median 20 ms), and its parts;
+* ``set_bits`` to a child that was prefetched: what is left to wait for;
 * cold load: a fresh process, the file dropped from the page cache, to the loaded checkpoint (bound: 60 ms from the
   first read) and to the first output.
 """
@@ -11,21 +11,23 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Samples, arguments, ratio_interval, show, subject, summary, timed, verdict, write
-from emqdeploy.checkpoint import Checkpoint, save_checkpoint
-from emqdeploy.grid import Floats
-from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
+from benchmarks.common import arguments, show, subject, timed, verdict, with_interval, write
+from benchmarks.tree_worker import drop_from_page_cache
+from emqdeploy.format.emq import Checkpoint, save_checkpoint
+from emqdeploy.format.grid import Floats
+from emqdeploy.measuring.statistics import median_ratio, percentiles
+from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.onnx_session import create_session, session_options
 
 SWITCH_BOUND_MS = 0.1
@@ -40,16 +42,16 @@ marks = {}
 def mark(name):
     marks[name] = (time.perf_counter_ns() - start) / 1e6
 import numpy as np
-from emqdeploy.checkpoint import load_checkpoint
-from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
+from emqdeploy.format.emq import load_checkpoint
+from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 import onnxruntime
 mark("imports")
 begin = time.perf_counter_ns()
 bits = int(sys.argv[2]) or None
-checkpoint = load_checkpoint(sys.argv[1], bits=bits)
+checkpoint = load_checkpoint(sys.argv[1], bits)
 marks["load of the checkpoint alone"] = (time.perf_counter_ns() - begin) / 1e6
 mark("checkpoint")
-runtime = OnnxRuntime(checkpoint, bits=[bits or 8])
+runtime = OnnxRuntime(checkpoint, children=[bits or 8])
 mark("session")
 runtime(np.zeros((1, *runtime.input_shape), np.float32))
 mark("first_output")
@@ -57,63 +59,61 @@ print(json.dumps(marks))
 """
 
 
-def switch_calls(runtime: OnnxRuntime, calls: int) -> Samples:
-    """Milliseconds of single ``set_bits`` calls to a random other resident bit-width, ``(calls, 1)``."""
-    steps = np.random.default_rng(0).integers(1, len(runtime.resident_bits), size=calls)
-    order = [runtime.resident_bits[index] for index in np.cumsum(steps) % len(runtime.resident_bits)]
-    times = np.zeros((calls, 1))
-    for index, bits in enumerate(order):
-        start = time.perf_counter_ns()
-        runtime.set_bits(bits)
-        times[index] = (time.perf_counter_ns() - start) / 1e6
-    return times
+def switch_calls(runtime: OnnxRuntime, calls: int) -> list[float]:
+    """Milliseconds of single ``set_bits`` calls, each to a random other resident child."""
+    widths = [child.bits for child in runtime.resident]
+    steps = np.random.default_rng(0).integers(1, len(widths), size=calls)
+    order = [widths[index] for index in np.cumsum(steps) % len(widths)]
+    return [timed(partial(runtime.set_bits, bits))[0] for bits in order]
 
 
-def first_outputs(runtime: OnnxRuntime, widths: Sequence[int], image: Floats, rounds: int) -> tuple[Samples, Samples]:
-    """Milliseconds of switch and first output, and of steady outputs at the same bit-widths, interleaved.
+def first_outputs(
+    runtime: OnnxRuntime, widths: Sequence[int], image: Floats, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of switch and first output, and of steady outputs at the same widths, interleaved.
 
-    A switch to a bit-width that has not run for a while reads its weights from memory, not from the cache: the more
-    bit-widths take turns, the likelier.
+    A switch to a child that has not run for a while reads its weights from memory, not from the cache: the more
+    children take turns, the likelier.
+
+    Returns:
+        for each round as many numbers as there are widths.
     """
-    first, steady = np.zeros((rounds, len(widths))), np.zeros((rounds, len(widths)))
+    first, steady = [], []
     random = np.random.default_rng(0)
-    for row in range(rounds):
+    for _ in range(rounds):
         # Two widths alternate; a random order would now and then ask for the one in use, which is no switch.
         for column in range(2) if len(widths) == 2 else random.permutation(len(widths)):
-            bits = widths[column]
 
-            def switch_and_run(bits: int = bits) -> None:
+            def switch_and_run(bits: int = widths[column]) -> None:
                 runtime.set_bits(bits)
                 runtime(image)
 
-            first[row, column] = timed(switch_and_run)[0]
+            first.append(timed(switch_and_run)[0])
             runtime(image)
-            steady[row, column] = timed(lambda: runtime(image))[0]
+            steady.append(timed(partial(runtime, image))[0])
     return first, steady
 
 
 def builds(checkpoint: Checkpoint, count: int) -> dict[str, list[float]]:
-    """Milliseconds of making a bit-width resident through the runtime, and of the two parts done apart."""
+    """Milliseconds of making a child resident through the runtime, and of the two parts done apart."""
     parts = ("set_bits", "integers and biases", "session", "set_bits, prefetched")
     times: dict[str, list[float]] = {name: [] for name in parts}
-    widths = checkpoint.network.widths
-    home = widths[-1]
+    *others, home = checkpoint.network.children
     scratch = np.zeros(checkpoint.network.weight_count(), np.uint8)
-    with OnnxRuntime(checkpoint, bits=[home]) as runtime:
+    with OnnxRuntime(checkpoint, children=[home]) as runtime:
         for index in range(count + 1):
-            bits = widths[index % (len(widths) - 1)]
-            whole, _ = timed(lambda bits=bits: runtime.set_bits(bits))  # type: ignore[misc]
-            runtime.set_bits(home)
-            runtime.evict(bits)
-            runtime.prefetch(bits)
+            child = others[index % len(others)]
+            switch = partial(runtime.set_bits, child.bits)
+            whole, _ = timed(switch)
+            runtime.use(home)
+            runtime.evict(child)
+            runtime.prefetch(child)
             time.sleep(0.1)  # the application goes on with something else
-            waiting, _ = timed(lambda bits=bits: runtime.set_bits(bits))  # type: ignore[misc]
-            runtime.set_bits(home)
-            runtime.evict(bits)
-            deriving, arrays = timed(lambda bits=bits: checkpoint.network.initializers(bits, scratch))  # type: ignore[misc]
-            creating, session = timed(
-                lambda arrays=arrays: create_session(checkpoint.skeleton, session_options(), arrays)  # type: ignore[misc]
-            )
+            waiting, _ = timed(switch)
+            runtime.use(home)
+            runtime.evict(child)
+            deriving, arrays = timed(partial(checkpoint.network.initializers, child, scratch))
+            creating, session = timed(partial(create_session, checkpoint.skeleton, session_options(), arrays))
             del arrays, session
             if index > 0:  # the first one warms up
                 for name, value in zip(times, (whole, deriving, creating, waiting), strict=True):
@@ -125,19 +125,12 @@ def cold_starts(path: Path, bits: int | None, count: int) -> dict[str, list[floa
     """Milliseconds from the start of a fresh interpreter's first statement to each stage."""
     stages: dict[str, list[float]] = {}
     for _ in range(count):
-        _drop_from_page_cache(path)
+        drop_from_page_cache(path)
         command = [sys.executable, "-c", _COLD, str(path), str(bits or 0)]
         result = subprocess.run(command, check=True, capture_output=True, text=True)
         for name, value in json.loads(result.stdout).items():
             stages.setdefault(name, []).append(value)
     return stages
-
-
-def _drop_from_page_cache(path: Path) -> None:
-    if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,26 +142,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes: dict[str, str] = {}
 
     with OnnxRuntime(network.checkpoint) as runtime:
-        calls = summary(switch_calls(runtime, 10_000))
-        rows.append({"what": "set_bits, resident", **calls, "bound_ms": SWITCH_BOUND_MS})
-        rows[-1]["holds"] = calls["p99_ms"] <= SWITCH_BOUND_MS
-        notes["set_bits, resident"] = f"{verdict(calls['p99_ms'], SWITCH_BOUND_MS)} at p99"
+        calls = percentiles(switch_calls(runtime, 10_000))
+        rows.append({"what": "set_bits, resident", "time_ms": calls, "bound_ms": SWITCH_BOUND_MS})
+        rows[-1]["holds"] = calls["p99"] <= SWITCH_BOUND_MS
+        notes["set_bits, resident"] = f"{verdict(calls['p99'], SWITCH_BOUND_MS)} at p99"
         image = network.images(1)
-        for widths in ((2, 8), (1, 2, 4, 8), runtime.resident_bits):
+        for widths in ((2, 8), (1, 2, 4, 8), runtime.available_bits):
             # The same number of switches for two widths as for all of them.
             first, steady = first_outputs(runtime, widths, image, rounds * 8 // len(widths))
-            ratio = ratio_interval(first, steady)
+            ratio = median_ratio(first, steady, len(widths))
             name = f"among {len(widths)} widths"
-            rows.append({"what": f"steady output, {name}", **summary(steady)})
-            rows.append({"what": f"switch and first output, {name}", **summary(first)})
-            rows[-1] |= {"ratio_to_steady": ratio.to_dict()}
-            rows[-1] |= {"bound_ratio": FIRST_OUTPUT_BOUND, "holds": ratio.high <= FIRST_OUTPUT_BOUND}
-            notes[rows[-1]["what"]] = f"{ratio}; {verdict(ratio.high, FIRST_OUTPUT_BOUND)}"
+            rows.append({"what": f"steady output, {name}", "time_ms": percentiles(steady)})
+            rows.append({"what": f"switch and first output, {name}", "time_ms": percentiles(first)})
+            rows[-1] |= {"ratio_to_steady": ratio}
+            rows[-1] |= {"bound_ratio": FIRST_OUTPUT_BOUND, "holds": ratio["high"] <= FIRST_OUTPUT_BOUND}
+            notes[rows[-1]["what"]] = f"{with_interval(ratio)}; {verdict(ratio['high'], FIRST_OUTPUT_BOUND)}"
 
     parts = builds(network.checkpoint, built)
     for name, values in parts.items():
-        rows.append({"what": f"build: {name}", **summary(values)})
-    build = summary(parts["set_bits"])["p50_ms"]
+        rows.append({"what": f"build: {name}", "time_ms": percentiles(values)})
+    build = percentiles(parts["set_bits"])["p50"]
     rows[-len(parts)] |= {"bound_ms": BUILD_BOUND_MS, "holds": build <= BUILD_BOUND_MS}
     notes["build: set_bits"] = f"{verdict(build, BUILD_BOUND_MS)} at p50"
 
@@ -178,13 +171,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for bits in (None, 4):
             for stage, values in cold_starts(path, bits, starts).items():
                 what = f"cold start, {'all widths' if bits is None else '4 bit'}: {stage}"
-                rows.append({"what": what, **summary(values)})
+                rows.append({"what": what, "time_ms": percentiles(values)})
                 if stage == "load of the checkpoint alone":
-                    cold = rows[-1]["p50_ms"]
+                    cold = rows[-1]["time_ms"]["p50"]
                     rows[-1] |= {"bound_ms": COLD_BOUND_MS, "holds": cold <= COLD_BOUND_MS}
                     notes[what] = f"{verdict(cold, COLD_BOUND_MS)} at p50"
 
-    shown = [(row["what"], row["p50_ms"], row["p99_ms"], row["samples"], notes.get(row["what"], "")) for row in rows]
+    columns = ("p50", "p99", "samples")
+    shown = [(row["what"], *(row["time_ms"][key] for key in columns), notes.get(row["what"], "")) for row in rows]
     show("Switching, ResNet-18 at 224", ("what", "p50 ms", "p99 ms", "samples", "bound"), shown)
     write(options.json, "switching", options.quick, rows)
 

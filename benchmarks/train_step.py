@@ -1,6 +1,6 @@
 """Cost of a quantized training step against the float step: ResNet-20 at 32 x 32, batch 128, on the CPU.
 
-Forward, loss, backward and optimizer step of one bit-width; eager (bound 1.6x) and, with ``--compile``, compiled
+Forward, loss, backward and optimizer step of one child; eager (bound 1.6x) and, with ``--compile``, compiled
 (bound 1.3x of the compiled float step; the eager float step stands beside it). Freed memory is kept, as in training;
 compiled networks store channels last, without which the compiler transposes every tensor that it saves.
 """
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import arguments, interleave, ratio_interval, show, subject, summary, verdict, write
+from benchmarks.common import arguments, interleave, show, subject, verdict, with_interval, write
+from emqdeploy.measuring.statistics import median_ratio, percentiles
 from emqdeploy.training.memory import keep_freed_memory
 
 BOUND_EAGER, BOUND_COMPILED = 1.6, 1.3
 BATCH = 128
+BLOCK = 2
 
 
 def step_of(network: Any, bits: int, images: torch.Tensor, labels: torch.Tensor, compiled: bool) -> Callable[[], None]:
-    """Returns one optimizer step at a bit-width."""
+    """Returns one optimizer step at a weight width."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
     if compiled:
         network, images = network.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
@@ -53,18 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for bits in (32, 4):
             steps[f"compiled {bits}"] = step_of(subject("resnet20").network, bits, images, labels, True)
             steps[f"compiled {bits}"]()
-    samples = interleave(steps, rounds=3 if options.quick else 12, block=2)
-    rows, table = [], []
+    samples = interleave(steps, rounds=3 if options.quick else 12, block=BLOCK)
+    rows: list[dict[str, Any]] = []
+    table = []
     for name, times in samples.items():
-        kind, bits = name.split()
+        kind, width = name.split()
         bound = BOUND_EAGER if kind == "eager" else BOUND_COMPILED
-        ratio = ratio_interval(times, samples[f"{kind} 32"])
-        eager = ratio_interval(times, samples["eager 32"])
-        holds = verdict(ratio.high, bound) if bits != "32" else ""
-        rows.append(
-            {"step": name, **summary(times), "to_float_alike": ratio.to_dict(), "to_eager_float": eager.to_dict()}
-        )
-        table.append((name, summary(times)["p50_ms"], str(ratio), str(eager), holds))
+        ratio = median_ratio(times, samples[f"{kind} 32"], BLOCK)
+        eager = median_ratio(times, samples["eager 32"], BLOCK)
+        holds = verdict(ratio["high"], bound) if width != "32" else ""
+        rows.append({"step": name, "time_ms": percentiles(times), "to_float_alike": ratio, "to_eager_float": eager})
+        table.append((name, rows[-1]["time_ms"]["p50"], with_interval(ratio), with_interval(eager), holds))
     columns = ("step, bits", "p50 ms", "to float, same mode", "to eager float", "upper end")
     show(f"Training step, ResNet-20, batch {BATCH}, {torch.get_num_threads()} threads", columns, table)
     write(options.json, "train_step", options.quick, rows)

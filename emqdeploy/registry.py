@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -71,3 +73,13 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         """Return the number of names."""
         return len(self._entries)
+
+
+def load_package(package: str) -> None:
+    """Imports every module of a package, so that what they register is there: a new entry is one new file.
+
+    Args:
+        package: dotted name, for example ``emqdeploy.runtimes.adapters``.
+    """
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")

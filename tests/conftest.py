@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from emqdeploy.checkpoint import Checkpoint
 from emqdeploy.data import Preprocessing, locations
-from emqdeploy.grid import ALL_BITS
+from emqdeploy.format.card import Card, DataSource
+from emqdeploy.format.child import Child, parse_children
+from emqdeploy.format.emq import Checkpoint
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.network import MultiBitNetwork
@@ -20,6 +22,10 @@ from emqdeploy.quant.skeleton import export_skeleton
 
 # Two threads on two busy cores wait for one another; these networks are too small to gain from them.
 torch.set_num_threads(1)
+
+ALL_BITS = tuple(range(1, 9))
+TRAINED = parse_children("2,4,8")
+UNSEEN = parse_children("1,3,5-7")
 
 
 @pytest.fixture
@@ -55,37 +61,38 @@ def settled(network: MultiBitNetwork, images: torch.Tensor) -> MultiBitNetwork:
     network.initialise_clips(images)
     network.train()
     with torch.no_grad():
-        for bits in network.trained_bits:
-            network.set_bits(bits)
+        for child in network.trained:
+            network.use(child)
             network(images)
     for layer in network.layers.values():
         layer.input_mean.fill_(0.3)
     return network.eval()
 
 
-def deploy(spec: NetworkSpec, widths: tuple[int, ...] = ALL_BITS) -> Deployed:
-    """Builds, settles, freezes and exports a network."""
+def deploy(spec: NetworkSpec, children: Sequence[Child] | None = None) -> Deployed:
+    """Builds, settles, freezes and exports a network; None stores every child that it knows."""
     torch.manual_seed(11)
     images = torch.randn(16, *spec.input_shape).clamp(-spec.input_range, spec.input_range)
     network = settled(spec.build(), images)
-    frozen = freeze(network, widths)
+    frozen = freeze(network, network.known if children is None else children)
     channels = spec.input_shape[0]
-    metadata = {
-        "network": spec.to_dict(),
-        "classes": [str(number) for number in range(spec.classes)],
-        "trained_bits": list(spec.trained_bits),
-        "accuracy": {},
-        "data": {"name": "digits", "image_size": None},
-        "preprocessing": Preprocessing(*spec.input_shape, (0.5,) * channels, (0.25,) * channels).to_dict(),
-    }
-    checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, spec.input_shape), metadata)
+    names = {child.name for child in frozen.children}
+    card = Card(
+        model=spec.model,
+        classes=tuple(str(number) for number in range(spec.classes)),
+        preprocessing=Preprocessing(*spec.input_shape, (0.5,) * channels, (0.25,) * channels).pixels(),
+        data=DataSource("digits"),
+        trained=tuple(child.name for child in spec.trained if child.name in names),
+        structure=spec.to_dict(),
+    )
+    checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, spec.input_shape), card)
     return Deployed(spec, network, checkpoint, images.numpy())
 
 
 @pytest.fixture(scope="session")
 def small() -> Deployed:
     """A ResNet-8 for grey images of 8 x 8 pixels, trained at 2, 4 and 8 bits, stored at 1..8."""
-    return deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (2, 4, 8)))
+    return deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, TRAINED, UNSEEN))
 
 
 @pytest.fixture(scope="session")

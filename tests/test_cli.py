@@ -75,7 +75,18 @@ def test_export_without_a_path_takes_the_latest_run(run: Run) -> None:
     outcome = run("export", "--bits", "4", "--target", "onnx", "--json")
     assert outcome.code == 0
     (artefact,) = outcome.json["artefacts"]
-    keys = {"bits", "path", "size_bytes", "stored_as", "computed_as", "integer_layers", "layers", "parity", "status"}
+    keys = {
+        "bits",
+        "children",
+        "path",
+        "size_bytes",
+        "stored_as",
+        "computed_as",
+        "integer_layers",
+        "layers",
+        "parity",
+        "status",
+    }
     assert keys <= set(artefact)
     assert artefact["parity"]["top1_agreement"] == 1.0
     assert artefact["parity"]["max_step_error"] == 0
@@ -92,7 +103,6 @@ def test_export_without_a_path_takes_the_latest_run(run: Run) -> None:
         ("--bits 2,4 --storage packed", "onnx", "onnx-packed-w2 onnx-packed-w4", "int8"),
         ("--bits 1,8 --storage master", "onnx", "onnx-master-w1 onnx-master-w8", "int8"),
         ("--bits 2,8 --selector if", "onnx", "onnx-w2 onnx-w8 onnx-selector-if", "int8"),
-        ("--bits 2,8 --selector derive", "onnx", "onnx-w2 onnx-w8 onnx-selector-derive", "int8"),
         ("--bits 2 --layout triton", "onnx", "triton-onnx-w2", "int8"),
         ("--bits 2,8 --target openvino", "openvino", "openvino-w2 openvino-w8", "int8"),
         ("--bits 8 --target tensorrt-onnx", "onnx", "tensorrt-onnx-w8", "unknown until loaded"),
@@ -103,7 +113,7 @@ def test_every_target_enters_the_bundle(
     run: Run, tmp_path: Path, arguments: str, package: str, ids: str, computed: str
 ) -> None:
     """Each form is proven, says what it computes in, and is found again in the manifest with its hash."""
-    from emqdeploy.bundle import NOT_RUN, VERIFIED, Bundle
+    from emqdeploy.format.bundle import NOT_RUN, VERIFIED, Bundle
 
     pytest.importorskip(package)
     outcome = run("export", *arguments.split(), "--out", str(tmp_path / "bundle"), "--json")
@@ -144,7 +154,7 @@ def test_baselines_are_measured(run: Run, tmp_path: Path) -> None:
 
 def test_shared_files_become_plain_ones_without_torch(run: Run, tmp_path: Path) -> None:
     """On a device: the bundle's own master is all that is needed, and the plain files answer alike."""
-    from emqdeploy.bundle import Bundle
+    from emqdeploy.format.bundle import Bundle
 
     bundle = tmp_path / "bundle"
     run("export", "--bits", "2,4", "--storage", "master", "--out", str(bundle), "--json")
@@ -229,7 +239,7 @@ def test_verify_covers_every_rung(run: Run) -> None:
 def test_inspect_describes_layers_and_bits(run: Run) -> None:
     """What the file holds, with effective bits per weight."""
     values = run("inspect", "--json").json
-    assert {"bits", "layers", "size_bytes", "metadata"} <= set(values)
+    assert {"bits", "children", "layers", "size_bytes", "card"} <= set(values)
     assert values["bits"] == list(range(1, 9))
     assert values["size_bytes"] == Path(values["path"]).stat().st_size
     pinned = [layer["name"] for layer in values["layers"] if layer["pinned"]]
@@ -300,8 +310,8 @@ CHECKPOINT = "runs/digits-resnet8-001/model.emq"
         ("train --model resnet9", 2, "did you mean 'resnet8'"),
         ("train --data digitz", 2, "digits"),
         ("train --bits 0,4", 2, "allowed: 1..8"),
-        ("train --bits 4,4", 2, "names a bit-width twice"),
-        ("train --bits four", 2, "give numbers from 1 to 8"),
+        ("train --bits 4,4", 2, "names child '4' twice"),
+        ("train --bits four", 2, "give weight widths 1..8"),
         ("train --bits 33", 2, "allowed: 1..8"),
         ("train --prune-rate 1", 2, "--prune-rate is 1"),
         ("train --prune-rate 0.99 --epochs 3 --limit 400", 2, "fewer than a batch"),
@@ -316,10 +326,10 @@ CHECKPOINT = "runs/digits-resnet8-001/model.emq"
         ("train --colour red", 2, "No such option"),
         ("trian", 2, "No such command"),
         ("export --target tflite", 2, "known: onnx"),
-        ("export --bits 9", 2, "allowed: 1..8"),
+        ("export --bits 9", 2, "no child '9' here; available: 1, 2, 3"),
         ("export --out train.json", 1, "cannot write"),
         ("export --storage zip", 2, "known: int8, master, packed"),
-        ("export --selector switch", 2, "known: derive, if"),
+        ("export --selector switch", 2, "known: if"),
         ("export --selector if --bits 4", 2, "only 4 is given; name several"),
         ("export --layout docker", 2, "known: plain, triton"),
         ("export --layout triton --storage master", 2, "needs self-contained files"),

@@ -8,18 +8,15 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from emqdeploy.export.derive import derive_model
-from emqdeploy.floating import float_operators
-from emqdeploy.grid import ALL_BITS
-from emqdeploy.parity import Parity
+from emqdeploy.format.child import Child, parse_children
+from emqdeploy.graph.floating import float_operators
+from emqdeploy.graph.parity import Parity
+from emqdeploy.graph.reference import IntegerReference, layer_values, quantized_tensors
 from emqdeploy.quant.build import NetworkSpec
-from emqdeploy.quant.insertion import InsertionConfig
-from emqdeploy.reference import IntegerReference, layer_values, quantized_tensors
-from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
-from emqdeploy.runtimes.onnx_session import create_session, session_options
-from emqdeploy.runtimes.torch_reference import TorchRuntime
+from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
+from emqdeploy.runtimes.adapters.torch_reference import TorchRuntime
 
-from .conftest import Deployed, deploy
+from .conftest import ALL_BITS, Deployed, deploy
 
 FLOAT_SHARE = 1e-3
 """Share of codes behind float operators that may round differently in two implementations."""
@@ -28,16 +25,22 @@ FLOAT_SHARE = 1e-3
 @functools.cache
 def deployed(model: str, size: int, channels: int, activation_bits: int | str) -> Deployed:
     """A network with random weights at one activation setting."""
-    insertion = InsertionConfig(activation_bits=activation_bits)
-    return deploy(NetworkSpec(model, 10, (channels, size, size), 2.0, (2, 4, 8), insertion))
+    trained, unseen = (parse_children(text, activation_bits) for text in ("2,4,8", "1,3,5-7"))
+    return deploy(NetworkSpec(model, 10, (channels, size, size), 2.0, trained, unseen))
+
+
+def child_of(subject: Deployed, bits: int) -> Child:
+    """The child of a weight width."""
+    return next(child for child in subject.checkpoint.network.children if child.bits == bits)
 
 
 def assert_exact(subject: Deployed, bits: int, count: int) -> Parity:
     """Integer kernels are the reference's, given their inputs; torch classifies alike where the margin is clear."""
     checkpoint, images = subject.checkpoint, subject.images[:count]
+    child = child_of(subject, bits)
     tensors = quantized_tensors(checkpoint.skeleton) + layer_values(checkpoint.skeleton)
-    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(bits))
-    runtime = OnnxRuntime(checkpoint, bits=[bits], threads=1, trace=tensors)
+    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child))
+    runtime = OnnxRuntime(checkpoint, [child], threads=1, trace=tensors)
     logits, found = runtime.run_traced(images)
     followed = reference.follow(images, found)
     parity = Parity()
@@ -48,9 +51,9 @@ def assert_exact(subject: Deployed, bits: int, count: int) -> Parity:
     assert {*followed.exact, *followed.rounded} == set(tensors)
     alive = [len(np.unique(values)) > 1 for values in (followed.exact | followed.rounded).values()]
     assert all(alive), "a tensor is dead: nothing is compared"
-    expected = OnnxRuntime(checkpoint, bits=[bits], threads=1)(images)
+    expected = OnnxRuntime(checkpoint, [child], threads=1)(images)
     np.testing.assert_allclose(expected, logits, rtol=0, atol=1e-5 * np.ptp(logits))
-    torch_logits = TorchRuntime(checkpoint, bits=[bits])(images)
+    torch_logits = TorchRuntime(checkpoint, [child])(images)
     top = np.sort(expected, axis=1)
     decided = top[:, -1] - top[:, -2] > 0.05 * np.ptp(expected)
     np.testing.assert_array_equal(torch_logits.argmax(1)[decided], expected.argmax(1)[decided])
@@ -98,8 +101,8 @@ def test_a_changed_integer_is_noticed() -> None:
     subject = deployed("vit-micro", 8, 1, 8)
     checkpoint, images = subject.checkpoint, subject.images
     tensors = quantized_tensors(checkpoint.skeleton) + layer_values(checkpoint.skeleton)
-    logits, found = OnnxRuntime(checkpoint, bits=[4], threads=1, trace=tensors).run_traced(images)
-    arrays = checkpoint.network.initializers(4)
+    logits, found = OnnxRuntime(checkpoint, [4], threads=1, trace=tensors).run_traced(images)
+    arrays = checkpoint.network.initializers(child_of(subject, 4))
     arrays["blocks.1.fc1.weight"] = arrays["blocks.1.fc1.weight"].copy()
     arrays["blocks.1.fc1.weight"][0, 0] += 1
     parity = Parity()
@@ -113,8 +116,8 @@ def test_a_wrong_float_operator_is_noticed() -> None:
     subject = deployed("vit-micro", 8, 1, 8)
     checkpoint, images = subject.checkpoint, subject.images
     tensors = quantized_tensors(checkpoint.skeleton) + layer_values(checkpoint.skeleton)
-    logits, found = OnnxRuntime(checkpoint, bits=[4], threads=1, trace=tensors).run_traced(images)
-    arrays = checkpoint.network.initializers(4)
+    logits, found = OnnxRuntime(checkpoint, [4], threads=1, trace=tensors).run_traced(images)
+    arrays = checkpoint.network.initializers(child_of(subject, 4))
     arrays["blocks.1.norm2.weight"] = 1.2 * arrays["blocks.1.norm2.weight"]
     parity = Parity()
     parity.add_followed(IntegerReference(checkpoint.skeleton, arrays).follow(images, found), (logits, found))
@@ -139,20 +142,8 @@ def test_every_layer_of_known_networks_is_an_integer_kernel(model: str, layers: 
     """W4A8, W2A8, W8A8 and W4A4: as many integer kernels as quantized layers, read from a profile of a real run."""
     for activation_bits, widths in ((8, (4, 2, 8)), (4, (4,))):
         subject = deployed(model, 32, 3, activation_bits)
-        with OnnxRuntime(subject.checkpoint, bits=widths, threads=1) as runtime:
-            for bits in widths:
-                computed = [layer.computed_as for layer in runtime.precision(bits)]
-                assert computed == ["int8"] * layers
+        children = [child_of(subject, bits) for bits in widths]
+        with OnnxRuntime(subject.checkpoint, children, threads=1) as runtime:
+            for child in children:
+                assert [layer.integer for layer in runtime.precision(child)] == [True] * layers
         assert_exact(subject, widths[0], 1)
-
-
-@pytest.mark.parametrize("model", ["preact-resnet8", "vit-micro"])
-def test_a_selector_derives_every_family(model: str) -> None:
-    """One graph that makes the weights of the chosen bit-width inside answers as the separate ones do."""
-    subject = deployed(model, 8, 1, 8)
-    graph = derive_model(subject.checkpoint, (2, 8)).SerializeToString()
-    session = create_session(graph, session_options(threads=1))
-    for bits in (2, 8):
-        found = session.run(["logits"], {"images": subject.images, "bits": np.array([bits])})[0]
-        expected = OnnxRuntime(subject.checkpoint, bits=[bits], threads=1)(subject.images)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))

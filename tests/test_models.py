@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import fx, nn
 
+from emqdeploy.data import repair
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.models import MODELS, create_model, import_torchvision, repair, trust
+from emqdeploy.models import MODELS, create_model, import_torchvision, trust
 from emqdeploy.quant.tracing import trace
 
 SIZES = {

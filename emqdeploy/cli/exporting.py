@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from emqdeploy.cli.app import app
-from emqdeploy.cli.common import BitsOption, DataDirOption, JsonOption, PathArgument, finish, parse_bits, say
+from emqdeploy.cli.common import BitsOption, DataDirOption, JsonOption, PathArgument, finish, say
+from emqdeploy.cli.generated import with_options
 from emqdeploy.errors import EmqError
+from emqdeploy.export.settings import ExportSettings
+from emqdeploy.options import from_flags
 
 
 @app.command()
-def export(
-    path: PathArgument = None,
-    bits: Annotated[str | None, typer.Option(help="Bit-widths, such as 2,4,8; every trained one by default.")] = None,
-    target: Annotated[
-        str, typer.Option(help="onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see above).")
-    ] = "onnx",
-    out: Annotated[
-        Path | None, typer.Option(help="The bundle; 'bundle' beside the checkpoint by default. What it holds stays.")
-    ] = None,
-    storage: Annotated[
-        str,
-        typer.Option(help="Weights in ONNX files: int8, packed (2 or 4 bits) or master (shared planes)."),
-    ] = "int8",
-    selector: Annotated[
-        str | None, typer.Option(help="Also one graph with an input 'bits': if (fast, large) or derive (small, slow).")
-    ] = None,
-    layout: Annotated[str, typer.Option(help="plain, or triton: a model repository for NVIDIA Triton.")] = "plain",
-    with_baselines: Annotated[
-        bool, typer.Option("--with-baselines", help="Also the float32 network and onnxruntime's own int8 of it.")
-    ] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="TensorRT: float16 for what is not quantized.")] = False,
-    max_batch: Annotated[int, typer.Option(help="TensorRT: the largest batch of an engine.")] = 8,
-    compute_capability: Annotated[
-        str | None, typer.Option(help="TensorRT-RTX: the GPUs to build for, 8.6,8.9,12.0 by default.")
-    ] = None,
-    allow_float: Annotated[
-        bool, typer.Option("--allow-float", help="Accept layers that the runtime computes in float.")
-    ] = False,
-    data_dir: DataDirOption = None,
-    json_: JsonOption = False,
-) -> None:
-    """Export bit-widths into one bundle, each file proven equal to what was trained.
+@with_options(ExportSettings)
+def export(path: PathArgument = None, *, json_: JsonOption = False, **given: Any) -> None:
+    """Export children into one bundle, each file proven equal to what was trained.
 
     [bold]Targets[/bold]
 
@@ -66,32 +40,18 @@ def export(
 
       emqdeploy export --bits 1,2,3,4,5,6,7,8 --storage master     # eight files, the weights once
 
-      emqdeploy export --bits 2,4,8 --selector if                  # one graph, the bit-width is an input
+      emqdeploy export --bits 2,4,8 --selector if                  # one graph, the child is an input
 
       emqdeploy export --bits 4 --target tensorrt
 
+      emqdeploy export deploy --target tensorrt                    # on the device: the engines that the bundle lacks
+
       emqdeploy export --bits 2,8 --layout triton --out repository
     """
-    from emqdeploy.export.settings import ExportSettings
     from emqdeploy.report.export_table import export_parts
     from emqdeploy.workflows.export import export as run
 
-    settings = ExportSettings(
-        path=path,
-        bits=parse_bits(bits),
-        target=target,
-        out=out,
-        storage=storage,
-        selector=selector,
-        layout=layout,
-        with_baselines=with_baselines,
-        fp16=fp16,
-        max_batch=max_batch,
-        compute_capabilities=tuple(compute_capability.split(",")) if compute_capability else (),
-        allow_float=allow_float,
-        data_dir=data_dir,
-    )
-    result = run(settings, say)
+    result = run(ExportSettings(path=path, **from_flags(ExportSettings, given)), say)
     finish(result, json_, *export_parts(result))
 
 
@@ -105,7 +65,7 @@ def materialize(
     """Turn a bundle whose files share one master into plain ONNX files; needs no torch, so it works on a device.
 
     Files of `--storage master` run as they are, but unpack their weights at every load. Plain files load faster and
-    take a byte per weight and bit-width.
+    take a byte per weight and child.
 
     [bold]Examples[/bold]
 
@@ -116,7 +76,7 @@ def materialize(
     from emqdeploy.report.export_table import export_parts
     from emqdeploy.workflows.export import materialize as run
 
-    result = run(bundle, parse_bits(bits), data_dir, say)
+    result = run(bundle, bits, data_dir, say)
     finish(result, json_, *export_parts(result))
 
 
@@ -149,9 +109,9 @@ def verify(
     from emqdeploy.report.terminal import verify_table
     from emqdeploy.workflows.verify import verify as run
 
-    result = run(path, parse_bits(bits), images, data_dir, model, say)
+    result = run(path, bits, images, data_dir, model, say)
     notes = [f"completed in the manifest: {', '.join(result['completed'])}"] if result["completed"] else []
     finish(result, json_, verify_table(result["results"], result["images"]), *notes)
     if not result["ok"]:
-        failed = ", ".join(str(entry["bits"]) for entry in result["results"] if not entry["ok"])
-        raise EmqError(f"verification failed at {failed} bits; do not deploy what differs")
+        failed = ", ".join(entry["child"] for entry in result["results"] if not entry["ok"])
+        raise EmqError(f"verification failed at child {failed}; do not deploy what differs")

@@ -19,8 +19,8 @@ def inspect(path: PathArgument = None, json_: JsonOption = False) -> None:
 
       emqdeploy inspect runs/digits-resnet8-001/model.emq
     """
-    from emqdeploy import inspection
     from emqdeploy.report.terminal import inspect_parts
+    from emqdeploy.workflows import inspection
 
     result = inspection.inspect(path)
     finish(result, json_, *inspect_parts(result))
@@ -32,8 +32,8 @@ def demo(
     json_: JsonOption = False,
 ) -> None:
     """See it all in three minutes: train, export, verify and bench on the embedded digits."""
+    from emqdeploy.format.runs import RUNS_ROOT, next_run_path
     from emqdeploy.report.terminal import demo_parts
-    from emqdeploy.runs import RUNS_ROOT, next_run_path
     from emqdeploy.workflows.demo import demo as run
 
     result = run(out or next_run_path(RUNS_ROOT, "demo", "resnet8"), say)
@@ -43,8 +43,8 @@ def demo(
 @app.command()
 def doctor(json_: JsonOption = False) -> None:
     """Check this machine: packages, processor, what each runtime can do here."""
-    from emqdeploy.doctor import examine
     from emqdeploy.report.terminal import doctor_parts
+    from emqdeploy.workflows.doctor import examine
 
     result = examine()
     finish(result, json_, *doctor_parts(result))

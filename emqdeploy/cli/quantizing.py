@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from emqdeploy.cli.app import app
-from emqdeploy.cli.common import DataDirOption, JsonOption, finish, parse_bits, say
+from emqdeploy.cli.common import JsonOption, finish, say
+from emqdeploy.cli.lazy import lazily
 
 
-@app.command()
-def quantize(
+def _classes() -> Sequence[type]:
+    from emqdeploy.training.posttraining.config import QuantizeConfig
+
+    return [QuantizeConfig]
+
+
+def _quantize(
     file: Annotated[Path, typer.Argument(help="Float weights: .safetensors, .pth, .pt, or a run directory.")],
+    *,
     data: Annotated[
         str, typer.Option(help="Data set; its training images calibrate, its test images measure accuracy.")
     ],
     model: Annotated[str, typer.Option(help="The model that the weights belong to.")],
-    bits: Annotated[str, typer.Option(help="Weight bit-widths; those between come for free.")] = "4,5,6,7,8",
-    act_bits: Annotated[str, typer.Option(help="Activation bits 2..8, or 'same' to follow the weights.")] = "8",
-    images: Annotated[int, typer.Option(help="Training images that calibrate.")] = 512,
-    clips: Annotated[str, typer.Option(help="Activation clips: mse, max, p99.99, p99.9 or p99.")] = "mse",
-    equalization: Annotated[
-        str, typer.Option(help="Weights before quantization: peak (channels scaled alike) or none.")
-    ] = "peak",
-    statistics: Annotated[
-        str, typer.Option(help="Normalization per bit-width: matched (to the float model), bits or float.")
-    ] = "matched",
-    bias_correction: Annotated[
-        str, typer.Option(help="Biases after quantization: mean (of the float model's channels) or none.")
-    ] = "mean",
-    keep_8bit: Annotated[
-        str, typer.Option(help="Layers that stay at 8 bits: first, last, names from `inspect`, or none.")
-    ] = "first,last",
-    usable_drop: Annotated[float, typer.Option(help="Points of accuracy that a usable bit-width may lose.")] = 1.0,
-    data_dir: DataDirOption = None,
-    image_size: Annotated[int | None, typer.Option(help="Height and width for image files.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="torch's threads; one for tiny images, else every core.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which images calibrate.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Directory; runs/DATA-MODEL-NNN by default.")] = None,
     json_: JsonOption = False,
+    **flags: Any,
 ) -> None:
+    from emqdeploy.format.runs import RUNS_ROOT, next_run_path
+    from emqdeploy.options import from_flags
+    from emqdeploy.report.terminal import quantize_table
+    from emqdeploy.training.posttraining.config import QuantizeConfig
+    from emqdeploy.training.posttraining.quantize import advice, quantize
+
+    config = QuantizeConfig(file, model, data, **from_flags(QuantizeConfig, flags))
+    result = quantize(config, out or next_run_path(RUNS_ROOT, data, model), say, threads)
+    values = {
+        "checkpoint": str(result.checkpoint),
+        "float_accuracy": result.float_accuracy,
+        "accuracy": {child.name: percent for child, percent in result.accuracy.items()},
+        "usable": [child.name for child in result.usable],
+        "calibration_images": result.images,
+        "seconds": round(result.seconds, 3),
+        "recipe": config.to_dict(),
+    }
+    finish(values, json_, quantize_table(values, config.usable_drop), advice(config, result))
+
+
+@app.command(cls=lazily(_quantize, _classes))
+def quantize() -> None:
     """Make a multi-bit checkpoint from a trained float model and a few hundred images, without training.
 
-    Says which bit-widths are as good as the float model; the others are worth training.
+    Says which children are as good as the float model; the others are worth training.
 
     [bold]Examples[/bold]
 
@@ -54,15 +65,7 @@ def quantize(
 
       emqdeploy quantize resnet18.safetensors --data imagenet --data-dir ~/imagenet --model resnet18 --bits 3,4,8
 
+      emqdeploy quantize model.pth --data cifar10 --model resnet20 --bits 2-8,4a4 --children mixed.toml
+
       emqdeploy quantize vit.pth --data imagefolder:photos --model timm/vit_tiny_patch16_224 --images 1024
     """
-    from emqdeploy.training.quantize_command import quantize_command
-
-    options = {
-        **dict(weights=str(file), data=data, model=model, activation_bits=act_bits, images=images),
-        **dict(clips=clips, equalization=equalization, statistics=statistics, bias_correction=bias_correction),
-        **dict(keep_8bit=keep_8bit, usable_drop=usable_drop, image_size=image_size, seed=seed),
-        "data_dir": None if data_dir is None else str(data_dir),
-    }
-    result, parts = quantize_command(options, parse_bits(bits), out, threads, say)
-    finish(result, json_, *parts)

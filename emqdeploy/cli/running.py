@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from emqdeploy.cli.app import app
-from emqdeploy.cli.common import BitsOption, JsonOption, PathArgument, finish, parse_bits, say
+from emqdeploy.cli.common import JsonOption, PathArgument, finish, say
+from emqdeploy.cli.generated import with_options
+from emqdeploy.options import from_flags
+from emqdeploy.serving.settings import ServeSettings
 
 
 @app.command()
+@with_options(ServeSettings)
 def run(
     source: Annotated[
         Path, typer.Option(help="Folder of images; folders in it that are named like classes label them.")
     ],
     path: PathArgument = None,
-    policy: Annotated[
-        str, typer.Option(help="Budgets: latency_p50 .. latency_p99, energy, power, temperature, memory, accuracy.")
-    ] = "prefer=accuracy",
-    bits: BitsOption = None,
-    runtime: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or torch.")] = "onnxruntime",
-    threads: Annotated[int | None, typer.Option(min=1, help="Fix the threads; the policy chooses by default.")] = None,
+    *,
     table: Annotated[
         Path | None, typer.Option(help="Choose by this bench result; by default every setting is timed first.")
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Images a second at most; as fast as it goes by default.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Wait for files that arrive, until Ctrl-C.")] = False,
-    repeat: Annotated[bool, typer.Option("--repeat", help="Begin again after the last image, until Ctrl-C.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Images at most.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Seconds at most.")] = None,
-    device: Annotated[str, typer.Option(help="Whose sensors to read: auto, cpu, cuda or jetson.")] = "auto",
-    energy: Annotated[str, typer.Option(help="auto, none, or the source to read.")] = "auto",
-    log: Annotated[Path | None, typer.Option(help="Write a JSON line per image and per switch.")] = None,
     json_: JsonOption = False,
+    **flags: Any,
 ) -> None:
     """Classify a folder of images, or what arrives in it, and choose bit-width and threads by a policy meanwhile.
 
@@ -52,28 +44,12 @@ def run(
     """
     from emqdeploy.report.live import LiveView
     from emqdeploy.report.run_table import run_parts
-    from emqdeploy.serving.serve import ServeSettings, serve
+    from emqdeploy.serving.serve import serve
     from emqdeploy.workflows.results import read_result
 
-    settings = ServeSettings(
-        path=path,
-        folder=source,
-        policy=policy,
-        bits=parse_bits(bits),
-        runtime=runtime,
-        threads=threads,
-        table=None if table is None else read_result(table),
-        device=device,
-        energy=energy,
-        fps=fps,
-        watch=watch,
-        repeat=repeat,
-        limit=limit,
-        seconds=seconds,
-        log=log,
-    )
+    settings = ServeSettings(path, source, **from_flags(ServeSettings, flags))
     with LiveView() as view:
-        result = serve(settings, view, say)
+        result = serve(settings, None if table is None else read_result(table), view, say)
     finish(result, json_, *run_parts(result))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,45 +10,27 @@ import typer
 
 from emqdeploy.cli.app import app
 from emqdeploy.cli.common import JsonOption, finish
-from emqdeploy.training.config import TrainConfig, flag_of, plain_type
+from emqdeploy.cli.lazy import lazily
 
 
-def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command an option for every field of `TrainConfig`; one that is not given is None, so recipes count."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())
-    options = [_option(item) for item in dataclasses.fields(TrainConfig)]
-    parameters = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    command.__signature__ = inspect.Signature([*options, *parameters])  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*options, *parameters]}
-    return command
+def _classes() -> Sequence[type]:
+    from emqdeploy.training.choices import option_classes
+    from emqdeploy.training.settings import CommonOptions
+
+    return [CommonOptions, *option_classes()]
 
 
-def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
-    kind = plain_type(item.name)
-    flag = flag_of(item.name)
-    names = [f"--{flag}/--no-{flag}"] if kind is bool else [f"--{flag}"]
-    option = typer.Option(
-        *names, help=item.metadata["help"], show_default=_shown(item.default), rich_help_panel=item.metadata["panel"]
-    )
-    name = flag.replace("-", "_")
-    annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _shown(default: Any) -> str | bool:
-    if default is None:
-        return False
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-@app.command()
-@_with_config_options
-def train(
+def _train(
     *,
     recipe: Annotated[
         str | None, typer.Option(help="emqnet (default), any-precision, dedicated, adabits or truncquant.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Training method, where it is not the recipe's: emqnet, any-precision, dedicated, ..."),
+    ] = None,
+    quantizer: Annotated[
+        str | None, typer.Option(help="Quantizer family, where it is not the recipe's: tanh or lsq.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of options, for example RUN/config.toml; flags win over it.")
@@ -63,7 +43,41 @@ def train(
     json_: JsonOption = False,
     **flags: Any,
 ) -> None:
-    """Train one network for several bit-widths.
+    from emqdeploy.format.child import FLOAT, in_order
+    from emqdeploy.report.terminal import accuracy_table
+    from emqdeploy.training.command import train_from_flags
+
+    done = train_from_flags(flags | {"method": method, "quantizer": quantizer}, recipe, config, out, resume)
+    if done is None:
+        return
+    chosen, result = done
+    accuracy = {child.name: result.accuracy[child] for child in in_order(result.accuracy)}
+    trained = [child.name for child in in_order(result.trained)]
+    values: dict[str, Any] = {
+        "checkpoint": str(result.checkpoints[0]) if result.checkpoints else None,
+        "checkpoints": [str(made) for made in result.checkpoints],
+        "run": str(result.run),
+        "accuracy": accuracy,
+        "trained": trained,
+        "seconds": round(result.seconds, 3),
+        "sample_passes": result.sample_passes,
+    }
+    what = values["checkpoint"] or f"{result.run}/latent.safetensors (float network)"
+    title = f"{what}: test accuracy of the deployed network, {values['seconds']:.0f} s of training"
+    example = "4" if "4" in accuracy and len(result.checkpoints) < 2 else next(iter(accuracy))
+    # Several files in one run have to be named one by one.
+    network = result.run if len(result.checkpoints) < 2 else result.checkpoints[0]
+    hints = (
+        f"next: emqdeploy export {network} --bits {example} --target onnx\n      emqdeploy bench {network} --device cpu"
+    )
+    if result.trained == (FLOAT,):
+        hints = f"next: emqdeploy quantize {result.run} --data {chosen.data} --model {chosen.model}"
+    finish(values, json_, accuracy_table(title, accuracy, trained), hints)
+
+
+@app.command(cls=lazily(_train, _classes))
+def train() -> None:
+    """Train one network for several children: bit-widths of weights and activations.
 
     Every option below can also stand in a TOML file (--config), with underscores for dashes.
 
@@ -73,6 +87,8 @@ def train(
 
       emqdeploy train --data fashion-mnist --model resnet20 --bits 2,4,8 --prune-rate 0.8
 
+      emqdeploy train --bits 8,4,2a4,1a2
+
       emqdeploy train --recipe any-precision --data cifar10 --model preact-resnet20
 
       emqdeploy train --data imagefolder:photos --model resnet18 --pretrained resnet18.pth --epochs 60
@@ -81,8 +97,3 @@ def train(
 
       torchrun --nproc-per-node 4 -m emqdeploy train --data imagefolder:photos --model resnet50
     """
-    from emqdeploy.training.command import parse_flags, train_command
-
-    result = train_command(parse_flags(flags), recipe, config, out, resume)
-    if result is not None:
-        finish(result[0], json_, *result[1])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emqdeploy.data.images import ImageFiles
+from emqdeploy.data.images import SUFFIXES, ImageFiles
 from emqdeploy.data.loading import DATASETS, SPLIT_SEED, TEST_FRACTION, DataRequest, Dataset
 from emqdeploy.data.preprocessing import Preprocessing
 from emqdeploy.data.splits import Split, stratified
@@ -17,7 +17,6 @@ from emqdeploy.errors import UsageError
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _SMALL_IMAGE = 64  # pixels up to which the field augments by a shifted crop, beyond by a crop of random size
 
 
@@ -88,7 +87,7 @@ def image_names(root: Path, folder: str) -> list[str]:
     found = sorted(
         entry.name
         for entry in os.scandir(root / folder)
-        if entry.name[0] != "." and os.path.splitext(entry.name)[1].lower() in _SUFFIXES
+        if entry.name[0] != "." and os.path.splitext(entry.name)[1].lower() in SUFFIXES
     )
     if not found:
         raise UsageError(f"{root / folder} holds no images; add some or remove the folder")

@@ -16,6 +16,9 @@ from emqdeploy.errors import EmqError, UsageError, require
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the picture."""
 
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+"""What names an image file."""
+
 _PLAIN_RESIZE_UP_TO = 64  # pixels; small pictures are all subject, there is no border to crop
 _CROP, _RESIZED = 224, 256  # the usual ImageNet evaluation: resize the shorter side to 256, take the middle 224
 _READERS = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from emqdeploy.data.repair import import_torchvision
 from emqdeploy.errors import EmqError, writable_dir
 
 _DEBIAN_DATASETS = Path("/usr/share/datasets")
@@ -56,6 +57,4 @@ def find_or_download(
 
 def _download(torchvision_name: str, folder: Path) -> None:
     """Let torchvision download a data set (it checks the checksums) into ``folder``."""
-    from emqdeploy.models import import_torchvision  # torch: only a download needs it here
-
     getattr(import_torchvision().datasets, torchvision_name)(root=str(folder), download=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emqdeploy.data.images import read_image
 from emqdeploy.errors import EmqError
+from emqdeploy.format.card import Pixels
 
 
 @dataclass(frozen=True)
@@ -78,24 +77,11 @@ class Preprocessing:
         """
         return self.normalize(read_image(Path(path), self.channels, self.height, self.width)[None])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Rebuild from what ``to_dict`` returned.
+    def of(cls, pixels: Pixels) -> Preprocessing:
+        """What a card says."""
+        return cls(pixels.channels, pixels.height, pixels.width, pixels.mean, pixels.std)
 
-        Raises:
-            EmqError: A value is missing or is not a number.
-        """
-        try:
-            return cls(
-                channels=int(values["channels"]),
-                height=int(values["height"]),
-                width=int(values["width"]),
-                mean=tuple(float(value) for value in values["mean"]),
-                std=tuple(float(value) for value in values["std"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise EmqError(f"the preprocessing record is damaged: {error!r}") from error
+    def pixels(self) -> Pixels:
+        """What a card says of it."""
+        return Pixels(self.channels, self.height, self.width, tuple(self.mean), tuple(self.std))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from emqdeploy.errors import UsageError
+from emqdeploy.format.child import ChildLike
+from emqdeploy.options import names, option
 
 PLAIN, TRITON = "plain", "triton"
 LAYOUTS = (PLAIN, TRITON)
@@ -16,12 +19,13 @@ class ExportSettings:
     """One export.
 
     Attributes:
-        path: a run, an ``.emq``, or None for the latest run.
-        bits: bit-widths; None takes every trained one.
-        target: a name in `emqdeploy.export.targets.TARGETS`.
+        path: a run, an ``.emq``, a bundle, or None for the latest run.
+        bits: children as `emqdeploy.format.child.select_children` reads them, or a list of them; None takes every
+            trained one.
+        target: a name in `emqdeploy.workflows.handlers.TARGETS`.
         out: the bundle; None means ``bundle`` beside the checkpoint, or the bundle that the checkpoint lies in.
         storage: of ONNX files, a name in `emqdeploy.export.storage.STORAGES`.
-        selector: also write one graph with an input ``bits``: ``if`` or ``derive``.
+        selector: also write one graph with an input ``bits``, a name in `emqdeploy.export.selector.SELECTORS`.
         layout: ``plain``, or ``triton`` for a model repository.
         with_baselines: also write the float network and the runtime's own int8 of it.
         fp16: float16 for what is not quantized (TensorRT).
@@ -33,18 +37,20 @@ class ExportSettings:
     """
 
     path: Path | None = None
-    bits: tuple[int, ...] | None = None
-    target: str = "onnx"
-    out: Path | None = None
-    storage: str = "int8"
-    selector: str | None = None
-    layout: str = PLAIN
-    with_baselines: bool = False
-    fp16: bool = False
-    max_batch: int = 8
-    compute_capabilities: tuple[str, ...] = ()
-    allow_float: bool = False
-    data_dir: Path | None = None
+    bits: str | Sequence[ChildLike] | None = option(None, "Children, such as 2,4,8; every trained one by default.")
+    target: str = option("onnx", "onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see above).")
+    out: Path | None = option(None, "The bundle; 'bundle' beside the checkpoint by default. What it holds stays.")
+    storage: str = option("int8", "Weights in ONNX files: int8, packed (2 or 4 bits) or master (shared planes).")
+    selector: str | None = option(None, "Also one graph with an input 'bits' that chooses the child: if.")
+    layout: str = option(PLAIN, "plain, or triton: a model repository for NVIDIA Triton.")
+    with_baselines: bool = option(False, "Also the float32 network and onnxruntime's own int8 of it.")
+    fp16: bool = option(False, "TensorRT: float16 for what is not quantized.")
+    max_batch: int = option(8, "TensorRT: the largest batch of an engine.")
+    compute_capabilities: tuple[str, ...] = option(
+        (), "TensorRT-RTX: the GPUs to build for, 8.6,8.9,12.0 by default.", flag="compute-capability", parse=names
+    )
+    allow_float: bool = option(False, "Accept layers that the runtime computes in float.")
+    data_dir: Path | None = option(None, "Where the data set's files lie.")
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

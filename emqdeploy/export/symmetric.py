@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emqdeploy.checkpoint import Checkpoint
-from emqdeploy.errors import UsageError, require
-from emqdeploy.export.derive import Table, add_selector_input
-from emqdeploy.export.graph import Builder, filled_graph, open_graph
+from emqdeploy.errors import require
+from emqdeploy.export.onnx_writer import Builder, filled_graph
 from emqdeploy.export.selector import if_model, several
-from emqdeploy.floating import float_nodes
-from emqdeploy.grid import MASTER_BITS
+from emqdeploy.format.child import Child
+from emqdeploy.format.emq import Checkpoint
+from emqdeploy.graph.floating import float_nodes
 
 _MOVERS = ("MaxPool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Identity", "Slice", "Gather")
 """Operators whose result is not negative where their input is not."""
@@ -31,44 +30,27 @@ OPSET, IR_VERSION = 20, 9
 """No operator needs more, and the TensorRT of older JetPacks reads no more."""
 
 
-def symmetric_model(checkpoint: Checkpoint, bits: int, fp16: bool = False) -> Any:
-    """Returns the ONNX model of one bit-width for TensorRT.
+def symmetric_model(checkpoint: Checkpoint, child: Child, fp16: bool = False) -> Any:
+    """Returns the ONNX model of one child for TensorRT.
 
     Args:
         checkpoint: what is exported.
-        bits: a stored bit-width.
+        child: a stored one.
         fp16: compute in float16 what is not quantized.
     """
-    model = filled_graph(checkpoint, bits)
+    model = filled_graph(checkpoint, child)
     _float_biases(model)
-    return _finished(model, fp16)
-
-
-def symmetric_selector(checkpoint: Checkpoint, widths: Sequence[int], kind: str, fp16: bool = False) -> Any:
-    """Returns one ONNX model for several bit-widths, with a further input ``bits`` (int64, shape ``[1]``).
-
-    Args:
-        checkpoint: what is exported.
-        widths: at least two stored bit-widths.
-        kind: ``if`` for whole branches, ``derive`` for weights made from one int8 master at every inference.
-        fp16: compute in float16 what is not quantized.
-
-    Raises:
-        UsageError: ``derive`` of a network whose activation scales depend on the bit-width, which TensorRT fixes when
-            it builds.
-    """
-    ordered = several(widths)
-    if kind == "if":
-        return if_model([symmetric_model(checkpoint, width, fp16) for width in ordered], ordered, isolated=True)
-    return _finished(_derived(checkpoint, ordered), fp16)
-
-
-def _finished(model: Any, fp16: bool) -> Any:
     model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
     _symmetric_activations(model)
     if fp16:
         half_precision(model)
     return model
+
+
+def symmetric_selector(checkpoint: Checkpoint, children: Sequence[Child], fp16: bool = False) -> Any:
+    """Returns one ONNX model for at least two children, with a further input ``bits``: whole branches behind an If."""
+    values = several(children)
+    return if_model([symmetric_model(checkpoint, child, fp16) for child in values], values, isolated=True)
 
 
 def _arrays(model: Any) -> dict[str, NDArray[Any]]:
@@ -189,66 +171,3 @@ def half_precision(model: Any) -> None:
         half[own] = node.output[0]
         body += [node, helper.make_node("Cast", [node.output[0]], [own], to=types.FLOAT)]
     _set_nodes(model, body)
-
-
-def _derived(checkpoint: Checkpoint, widths: list[int]) -> Any:
-    """The open graph with weights made from an int8 master through a DequantizeLinear of scale 1, in float."""
-    layers = checkpoint.network.layers
-    model = open_graph(checkpoint)
-    arrays = [checkpoint.network.initializers(width) for width in widths]
-    builder = Builder(model)
-    table = Table(builder, add_selector_input(builder, widths))
-    computed = {f"{name}.{kind}" for name in layers for kind in ("weight", "weight_scale", "bias", "bias_scale")}
-    builder.drop(set(arrays[0]))
-    for name in sorted(set(arrays[0]) - computed):
-        each = [array[name] for array in arrays]
-        if not table.is_constant(each):
-            raise UsageError(
-                f"the scale of {name.rpartition('.')[0]!r} depends on the bit-width, and TensorRT fixes it when it"
-                " builds; use --selector if"
-            )
-        builder.constant(each[0], name)
-    outputs = {node.name: node.output[0] for node in model.graph.node}
-    removed = set()
-    for name, layer in layers.items():
-        column = (-1,) + (1,) * (layer.codes.ndim - 1)
-        removed |= {f"{name}/weight", f"{name}/bias"}
-        biases = [array[f"{name}.bias"].astype(np.float32) * array[f"{name}.bias_scale"] for array in arrays]
-        _named(builder, table.pick(biases), outputs[f"{name}/bias"])
-        scales = [array[f"{name}.weight_scale"].reshape(column) for array in arrays]
-        if layer.pinned:
-            integers = builder.constant(layer.codes.view(np.int8), f"{name}.weight")
-            signs = [layer.grids[width].slope.astype(np.float32).reshape(column) for width in widths]
-            signed = [scale * np.sign(sign) for scale, sign in zip(scales, signs, strict=True)]
-            builder.node("Mul", _master(builder, integers), table.pick(signed), out=outputs[f"{name}/weight"])
-            continue
-        codes = (layer.codes.view(np.uint8).astype(np.int16) - 128).astype(np.int8)
-        master = builder.node("Add", _master(builder, builder.constant(codes, f"{name}.codes")), _float(builder, 128))
-        grids = [layer.grids[width] for width in widths]
-        used = [grid.bits.astype(np.int32).reshape(column) for grid in grids]
-        slopes = [grid.slope.astype(np.float32).reshape(column) for grid in grids]
-        levels = [np.exp2(bits).astype(np.float32) - 1 for bits in used]
-        shares = table.pick([np.exp2(bits - MASTER_BITS).astype(np.float32) for bits in used])
-        truncated = builder.node("Floor", builder.node("Mul", master, shares))
-        product = builder.node("Mul", truncated, table.pick([2 * slope for slope in slopes]))
-        offsets = [
-            grid.offset.astype(np.float32).reshape(column) - slope * level
-            for grid, slope, level in zip(grids, slopes, levels, strict=True)
-        ]
-        integers = builder.node("Add", product, table.pick(offsets))
-        builder.node("Mul", integers, table.pick(scales), out=outputs[f"{name}/weight"])
-    _set_nodes(model, [node for node in model.graph.node if node.name not in removed])
-    return builder.finish()
-
-
-def _master(builder: Builder, integers: str) -> str:
-    """TensorRT takes an int8 constant in front of a DequantizeLinear only."""
-    return builder.node("DequantizeLinear", integers, _float(builder, 1))
-
-
-def _float(builder: Builder, value: float) -> str:
-    return builder.constant(np.float32(value))
-
-
-def _named(builder: Builder, value: str, name: str) -> None:
-    builder.node("Identity", value, out=name)

@@ -8,19 +8,15 @@ capabilities it is told, on any machine.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.errors import EmqError, UsageError, require
+from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.files import atomic_write_bytes
-
-CLASSIC, RTX = "tensorrt", "tensorrt-rtx"
-MODULES = {CLASSIC: "tensorrt", RTX: "tensorrt_rtx"}
-"""Python module of each flavour."""
+from emqdeploy.graph.tensorrt_flavours import RTX, load_tensorrt, quiet_logger
 
 DEFAULT_CAPABILITIES = ("8.6", "8.9", "12.0")
 """RTX 30, 40 and 50."""
@@ -34,16 +30,6 @@ class Engine:
     built_for: dict[str, Any]
 
 
-def is_installed(flavour: str) -> bool:
-    """Whether a flavour of TensorRT can be imported."""
-    return importlib.util.find_spec(MODULES[flavour]) is not None
-
-
-def load(flavour: str) -> Any:
-    """Imports a flavour of TensorRT, or raises the sentence that says how to install it."""
-    return require(MODULES[flavour], "tensorrt")
-
-
 def build_engine(
     flavour: str,
     model: bytes,
@@ -54,7 +40,7 @@ def build_engine(
     """Builds one engine.
 
     Args:
-        flavour: `CLASSIC` or `RTX`.
+        flavour: of TensorRT, see `emqdeploy.graph.tensorrt_flavours`.
         model: the symmetric ONNX model, with inputs ``images`` and, for a selector, ``bits``.
         max_batch: the largest batch; the engine is optimised for batch 1.
         capabilities: compute capabilities for TensorRT-RTX, such as ``8.6``; all of `DEFAULT_CAPABILITIES` if empty.
@@ -63,12 +49,12 @@ def build_engine(
     Raises:
         EmqError: the package is missing, or TensorRT refuses the graph; the sentence has its reason.
     """
-    trt = load(flavour)
-    log = _log(trt)
+    trt = load_tensorrt(flavour)
+    log = quiet_logger(trt)
     try:
         builder = trt.Builder(log)
     except TypeError as error:
-        raise EmqError(f"{flavour} cannot start here: {log.reason() or error}; check the NVIDIA driver") from error
+        raise EmqError(f"{flavour} cannot start here: {log.first or error}; check the NVIDIA driver") from error
     network = builder.create_network(_creation_flags(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
@@ -87,7 +73,7 @@ def build_engine(
         cache = _timing_cache(config, [str(trt.__version__), str(gpu), hashlib.sha256(model).hexdigest()])
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EmqError(f"{flavour} cannot build the engine: {log.reason() or 'it gives no reason'}; use --target onnx")
+        raise EmqError(f"{flavour} cannot build the engine: {log.first or 'it gives no reason'}; use --target onnx")
     if cache is not None:
         _keep_timing_cache(config, cache)
     return Engine(bytes(plan), built_for)
@@ -95,7 +81,7 @@ def build_engine(
 
 def check_capabilities(capabilities: Sequence[str]) -> None:
     """Raises for a compute capability that the installed TensorRT-RTX does not build for."""
-    trt = load(RTX)
+    trt = load_tensorrt(RTX)
     known = known_capabilities(trt)
     for capability in capabilities:
         if capability not in known:
@@ -137,24 +123,6 @@ def _parser_error(parser: Any) -> str:
     error = parser.get_error(0)
     where = f"operator {error.node_operator()} ({error.node_name()}): " if error.node_operator() else ""
     return where + str(error.desc()).splitlines()[0]
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):
-        """Keeps what went wrong instead of printing it."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
-
-        def reason(self) -> str:
-            return " ".join(self.errors[0].split()) if self.errors else ""
-
-    return Log()
 
 
 def _timing_cache(config: Any, key: Sequence[str]) -> Path:

@@ -1,4 +1,4 @@
-"""A model repository for NVIDIA Triton: one model per bit-width, so that a client chooses by name."""
+"""A model repository for NVIDIA Triton: one model per child, so that a client chooses by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from emqdeploy.errors import UsageError
-from emqdeploy.export.targets import Job, Product
+from emqdeploy.export.products import Job, Product
+from emqdeploy.format.bundle import INPUT, SELECTOR
+from emqdeploy.format.tasks import TASKS
+from emqdeploy.graph.selector import SELECTOR_INPUT
 
 REPOSITORY = "triton"
 """Directory of the bundle that a Triton server is pointed at."""
@@ -33,17 +36,18 @@ def as_triton_model(job: Job, product: Product, name: str) -> Product:
         )
     platform, file, kind = _BACKENDS[product.target]
     model = f"{job.model}_{name}".replace("-", "_").replace(".", "_")
-    shape = list(job.checkpoint.metadata["network"]["input_shape"])
-    # The bit-width of a selector stands for the whole batch, so Triton must not count a batch dimension in it.
-    batched = product.role != "selector"
+    card = job.checkpoint.card
+    shape = list(card.input_shape)
+    # The choice of a selector stands for the whole batch, so Triton must not count a batch dimension in it.
+    batched = product.role != SELECTOR
     free = [] if batched else [-1]
-    inputs = [("images", "float32", [*free, *shape])] + ([] if batched else [("bits", "int64", [1])])
+    inputs = [(INPUT, "float32", [*free, *shape])] + ([] if batched else [(SELECTOR_INPUT, "int64", [1])])
     text = config_pbtxt(
         model,
         platform,
         job.settings.max_batch if batched else 0,
         inputs,
-        [("logits", "float32", [*free, len(job.checkpoint.classes)])],
+        [(TASKS[card.task].output, "float32", [*free, len(card.classes)])],
         kind,
     )
     config = job.stage(f"{model}.pbtxt", text.encode())

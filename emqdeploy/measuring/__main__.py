@@ -1,7 +1,7 @@
 """Runs a bench from a file of settings: ``python -m emqdeploy.measuring SETTINGS.json``.
 
-For a device that has numpy and a runtime but not the packages of the command line. The result is one JSON object on
-standard output, progress goes to standard error.
+For a device that has numpy, msgspec and a runtime but not the packages of the command line. The result is one JSON
+object on standard output, progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import json
 import sys
 from pathlib import Path
 
+from emqdeploy.errors import EmqError
+from emqdeploy.measuring.bench import bench
+from emqdeploy.measuring.settings import BenchSettings
+
 
 def main() -> int:
     """Measures; returns the exit code."""
-    from emqdeploy.errors import EmqError
-    from emqdeploy.measuring.bench import bench
-    from emqdeploy.measuring.settings import BenchSettings
-
     settings = BenchSettings.from_dict(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
         result = bench(settings, lambda line: print(line, file=sys.stderr, flush=True))

@@ -5,26 +5,28 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emqdeploy.bundle import Bundle
-from emqdeploy.errors import EmqError
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.bundle import CHILD, SELECTOR
+from emqdeploy.format.child import Child
 from emqdeploy.measuring.devices import Device, find_device
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.fresh import cost_of_loading
-from emqdeploy.measuring.opening import Opening, find_network
+from emqdeploy.measuring.opening import Opening
 from emqdeploy.measuring.power import check_source, measure_energy
 from emqdeploy.measuring.result import SCHEMA
+from emqdeploy.measuring.scenarios import SCENARIOS
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.measuring.subjects import default_runtime, describe_source, new_row, open_subjects, resident_size
+from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects, resident_size
 from emqdeploy.measuring.testset import TestSet, read_test_set
-from emqdeploy.measuring.workbench import CHECKS, Stop, Subject, Workbench, stop_on_signals
+from emqdeploy.measuring.workbench import CHECKS, Stop, Workbench, stop_on_signals
 from emqdeploy.progress import Report, silent
+from emqdeploy.runtimes.base import find_adapter
 from emqdeploy.runtimes.machine import environment
-from emqdeploy.runtimes.source import Source, is_bundle
+from emqdeploy.runtimes.source import Source
 from emqdeploy.runtimes.use import measured_accuracy
 
 TIMED_IMAGES = 64
@@ -32,10 +34,10 @@ TIMED_IMAGES = 64
 
 
 def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
-    """Measures everything that the settings ask for.
+    """Measures everything that the settings ask for, on this machine.
 
     Args:
-        settings: what to measure.
+        settings: what to measure; `emqdeploy.remote.bench.bench_there` takes those that name a host.
         report: receives progress.
 
     Returns:
@@ -44,30 +46,24 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
     Raises:
         EmqError: nothing can be measured: a wrong setting, no such device, a damaged file.
     """
-    from emqdeploy.measuring import scenarios
-
     settings.check()
     if settings.host is not None:
-        from emqdeploy.remote.bench import bench_there
-
-        return bench_there(settings, settings.host, report)
-    chosen = [(name, scenarios.SCENARIOS[name]) for name in settings.scenarios]
+        raise UsageError(f"host is {settings.host!r}, which this machine is not; call remote.bench.bench_there")
+    chosen = [(name, SCENARIOS[name]) for name in settings.scenarios]
     started = time.perf_counter()
     device = find_device(settings.device)
     check_source(settings.energy)
-    _build_engines(settings, device, report)
     subjects = open_subjects(settings, device)
     images, test, notes = _images(settings, subjects[0].source, report)
-    if subjects[0].runtime.name != device.runtimes[0] and not settings.runtimes:
-        notes.append(
-            f"{device.runtimes[0]} is not installed, so this is {subjects[0].runtime.name}, on the processor alone"
-        )
-    result = _new_result(settings, device, subjects, test, notes)
+    best, used = device.runtimes[0], subjects[0].runtime.name
+    if used != best and not settings.runtimes:
+        notes.append(f"this is {used}, on the processor alone, not {best}: {find_adapter(best).why_not()}")
+    result = _new_result(settings, device, subjects[0].source, test, notes)
     stop = Stop()
     monitor = Monitor(device.tree, device.readings)
-    workbench = Workbench(
-        settings, subjects, images, None if test is None else test.split, monitor, report, stop, result
-    )
+    split = None if test is None else test.split
+    rows = [new_row(subject) for subject in subjects]
+    workbench = Workbench(settings, subjects, images, split, monitor, report, stop, result, rows)
     for name in set(settings.scenarios) & set(CHECKS):
         CHECKS[name](workbench)
     with stop_on_signals(stop), _locked_clocks(device, settings.lock_clocks):
@@ -77,6 +73,7 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
         measure_energy(workbench, device.energy_sources)
         _accuracy(workbench)
         _loading(workbench)
+    result["rows"] = [row.to_dict() for row in rows]
     result["environment"]["after"] = device.state()
     result["seconds"] = round(time.perf_counter() - started, 3)
     result["complete"] = not stop() and not any("failed" in one for one in result["scenarios"].values())
@@ -97,20 +94,6 @@ def _run(name: str, scenario: Callable[[Workbench], dict[str, Any]], bench: Work
         bench.result["notes"].append(f"scenario {name} failed: {error}")
 
 
-def _build_engines(settings: BenchSettings, device: Device, report: Report) -> None:
-    """Builds the engines that this device lacks, where TensorRT is to run a bundle that has what they are made from."""
-    path = find_network(None if settings.path is None else Path(settings.path))
-    if "tensorrt" not in (settings.runtimes or (default_runtime(device),)) or not is_bundle(path):
-        return
-    from emqdeploy.runtimes import cuda
-    from emqdeploy.workflows.engines import FORM, build_missing_engines
-
-    if not any(artefact.target == FORM for artefact in Bundle.open(path).artefacts):
-        return
-    gpu = {"device": cuda.device_name(), "compute_capability": cuda.compute_capability()}
-    build_missing_engines(path, gpu, report)
-
-
 @contextlib.contextmanager
 def _locked_clocks(device: Device, wanted: bool) -> Iterator[None]:
     """Fixes the clocks while the block runs, if that was asked for."""
@@ -123,10 +106,8 @@ def _locked_clocks(device: Device, wanted: bool) -> Iterator[None]:
 
 
 def _new_result(
-    settings: BenchSettings, device: Device, subjects: list[Subject], test: TestSet | None, notes: list[str]
+    settings: BenchSettings, device: Device, source: Source, test: TestSet | None, notes: list[str]
 ) -> dict[str, Any]:
-    source = describe_source(subjects[0].source)
-    source["images"] = None if test is None else len(test.split)
     return {
         "schema": SCHEMA,
         "command": settings.command(),
@@ -134,8 +115,8 @@ def _new_result(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "seconds": None,
         "environment": environment() | {"device": device.describe(), "before": device.state(), "after": None},
-        "source": source,
-        "rows": [new_row(subject) for subject in subjects],
+        "source": describe_source(source) | {"images": None if test is None else len(test.split)},
+        "rows": [],
         "resident": [],
         "scenarios": {},
         "switches": [],
@@ -147,7 +128,7 @@ def _new_result(
 def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[Any, TestSet | None, list[str]]:
     """Images to time with, and the test set for accuracy where it is at hand."""
     try:
-        test = read_test_set(settings, source.metadata)
+        test = read_test_set(settings, source.card)
     except EmqError as error:
         if settings.data is not None:
             raise
@@ -168,45 +149,43 @@ def _accuracy(bench: Workbench) -> None:
         bench.report(f"accuracy of {subject.label} on {len(bench.test)} test images")
         subject.select()
         row = bench.row(subject)
-        row["accuracy"] = measured_accuracy(subject, bench.test, subject.source.preprocessing, bench.stop)
-        reference = row["reference_accuracy"]
-        if bench.settings.comparable and reference is not None and row["accuracy"] is not None:
-            row["accuracy_drop"] = round(reference - row["accuracy"], 4) + 0.0
-
+        row.accuracy = measured_accuracy(subject, bench.test, subject.source.preprocessing, bench.stop)
+        reference = row.reference_accuracy
+        if bench.settings.comparable and reference is not None and row.accuracy is not None:
+            row.accuracy_drop = round(reference - row.accuracy, 4) + 0.0
     _check_selectors(bench)
 
 
 def _check_selectors(bench: Workbench) -> None:
     """Notes a selector that answers otherwise than the separate network, as onnxruntime before 1.29 makes it do."""
-    separate = {
-        (row["runtime"], row["bits"]): row["accuracy"]
-        for row in bench.result["rows"]
-        if row["kind"] == "width" and row["accuracy"] is not None
-    }
-    for row in bench.result["rows"]:
-        expected = separate.get((row["runtime"], row["bits"]))
-        if row["kind"] == "selector" and expected is not None and row["accuracy"] not in (None, expected):
+    separate = {(row.runtime, row.child): row.accuracy for row in bench.rows if row.kind == CHILD}
+    for row in bench.rows:
+        expected = separate.get((row.runtime, row.child))
+        if row.kind == SELECTOR and expected is not None and row.accuracy not in (None, expected):
             bench.result["notes"].append(
-                f"{row['label']} has {row['accuracy']:.2f} % where the separate network has {expected:.2f} %: this"
-                f" version of {row['runtime']} computes it wrongly; use the separate networks"
+                f"{row.label} has {row.accuracy:.2f} % where the separate network has {expected:.2f} %: this"
+                f" version of {row.runtime} computes it wrongly; use the separate networks"
             )
 
 
 def _loading(bench: Workbench) -> None:
-    """Memory and load time of every row alone, and of all bit-widths of a runtime together."""
-    groups: dict[Opening, list[int]] = {}
+    """Memory and load time of every row alone, and of all children of a runtime together."""
+    groups: dict[Opening, list[Child]] = {}
     for subject in bench.subjects:
         if bench.stop():
             return
         bench.report(f"memory and load time of {subject.label}, in a process of its own")
-        cost = cost_of_loading(subject.opening, None if subject.bits is None else (subject.bits,))
-        bench.row(subject).update({key: value for key, value in cost.items() if key != "not_measured"})
+        row, children = bench.row(subject), [] if subject.child is None else [subject.child]
+        cost = cost_of_loading(subject.opening, children)
         if "not_measured" in cost:
-            bench.row(subject)["disturbed"].append(f"memory and load time are missing: {cost['not_measured']}")
-        if subject.bits is not None:
-            groups.setdefault(subject.opening, []).append(subject.bits)
-    for opening, widths in groups.items():
-        if len(widths) > 1 and not bench.stop():
-            about = {"runtime": opening.runtime, "kind": opening.kind, "flavour": opening.flavour, "bits": widths}
-            size = {"size_bytes": resident_size(opening)}
-            bench.result["resident"].append(about | size | cost_of_loading(opening, widths))
+            row.disturbed.append(f"memory and load time are missing: {cost['not_measured']}")
+        else:
+            row.rss_bytes, row.load_ms = cost["rss_bytes"], cost["load_ms"]
+            row.first_output_ms = cost["first_output_ms"]
+        if children:
+            groups.setdefault(subject.opening, []).extend(children)
+    for opening, together in groups.items():
+        if len(together) > 1 and not bench.stop():
+            about = {"runtime": opening.runtime, "kind": opening.kind, "flavour": opening.flavour}
+            names = {"children": [child.name for child in together], "size_bytes": resident_size(opening)}
+            bench.result["resident"].append(about | names | cost_of_loading(opening, together))

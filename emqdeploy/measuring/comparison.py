@@ -4,7 +4,7 @@ What `compare` returns:
 
 ==============  =====================================================================================================
 ``a``, ``b``    ``path``, ``started``, ``model``, ``data``, ``images``, ``cpu``, ``complete`` of each result
-``rows``        what both measured: ``label``, ``bits``, ``kind``, ``runtime``, and by quantity what is described below
+``rows``        what both measured: ``label``, ``kind``, ``child``, ``bits``, ``runtime``, and by quantity what follows
 ``only_a``, ``only_b``    labels that the other result lacks
 ``different``   what else differs: ``part`` (machine, software, state, settings, source), ``name``, ``a``, ``b``
 ``findings``    sentences: what the figures show
@@ -29,9 +29,12 @@ import numpy as np
 
 from emqdeploy.errors import EmqError
 from emqdeploy.measuring.differences import cautions, different
+from emqdeploy.measuring.rows import BenchRow, Switch, rows_of, switches_of
 from emqdeploy.measuring.statistics import LEVEL, RESAMPLES, difference_interval, independent_ratios
 
-Row = Mapping[str, Any]
+Compared = Mapping[str, Any]
+"""A row of the comparison."""
+
 Result = Mapping[str, Any]
 
 ALIKE = 0.03
@@ -43,11 +46,11 @@ LEAST = 10
 LEAST_TAIL = 500
 """The same for the 99th percentile, which has few samples beyond it."""
 
-_ONCE: Mapping[str, Callable[[Row], float | None]] = {
-    "size_bytes": lambda row: row.get("size_bytes"),
-    "rss_bytes": lambda row: row.get("rss_bytes"),
-    "load_ms": lambda row: row.get("load_ms"),
-    "energy_mj": lambda row: (row.get("energy") or {}).get("energy_mj_per_inference"),
+_ONCE: Mapping[str, Callable[[BenchRow], float | None]] = {
+    "size_bytes": lambda row: row.size_bytes,
+    "rss_bytes": lambda row: row.rss_bytes,
+    "load_ms": lambda row: row.load_ms,
+    "energy_mj": lambda row: row.energy.energy_mj_per_inference,
 }
 
 
@@ -62,20 +65,22 @@ def compare(a: Result, b: Result, names: tuple[str, str]) -> dict[str, Any]:
     Raises:
         EmqError: nothing was measured in both.
     """
-    pairs = _pairs(a["rows"], b["rows"])
+    ours, others = rows_of(a), rows_of(b)
+    pairs = _pairs(ours, others)
     if not pairs:
-        labels = (", ".join(row["label"] for row in one["rows"]) or "nothing" for one in (a, b))
+        labels = (", ".join(row.label for row in one) or "nothing" for one in (ours, others))
         raise EmqError(
-            f"{names[0]} and {names[1]} have no row in common ({' against '.join(labels)}); bench the same bit-widths"
+            f"{names[0]} and {names[1]} have no row in common ({' against '.join(labels)}); bench the same children"
         )
-    rows = [_compared(a, b, one, other) for one, other in pairs]
+    switches = (switches_of(a), switches_of(b))
+    rows = [_compared(a, b, pair, switches) for pair in pairs]
     taken = [id(row) for pair in pairs for row in pair]
     return {
         "a": _about(a, names[0]),
         "b": _about(b, names[1]),
         "rows": rows,
-        "only_a": [row["label"] for row in a["rows"] if id(row) not in taken],
-        "only_b": [row["label"] for row in b["rows"] if id(row) not in taken],
+        "only_a": [row.label for row in ours if id(row) not in taken],
+        "only_b": [row.label for row in others if id(row) not in taken],
         "different": different(a, b),
         "findings": _findings(rows),
         "cautions": cautions(a, b, rows),
@@ -98,52 +103,49 @@ def _about(result: Result, name: str) -> dict[str, Any]:
     }
 
 
-def _pairs(ours: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+def _pairs(ours: Sequence[BenchRow], others: Sequence[BenchRow]) -> list[tuple[BenchRow, BenchRow]]:
     """Rows that are the same thing; where none is, those that are called the same (in another runtime, say)."""
-    found: dict[int, Row] = {}
+    found: dict[int, BenchRow] = {}
     left = list(others)
-    for key in (_identity, lambda row: row["label"]):
+    for key in (_identity, lambda row: row.label):
         for row in ours:
             match = next((other for other in left if key(other) == key(row)), None)
             if id(row) not in found and match is not None:
                 found[id(row)] = match
-                left.remove(match)
+                left = [other for other in left if other is not match]
     return [(row, found[id(row)]) for row in ours if id(row) in found]
 
 
-def _identity(row: Row) -> tuple[Any, ...]:
-    named = row["label"] if row["kind"] == "baseline" else None
-    return row["kind"], row["bits"], row.get("flavour"), row["runtime"], named
+def _identity(row: BenchRow) -> tuple[Any, ...]:
+    return row.kind, row.child, row.flavour, row.runtime, row.label if row.child is None else None
 
 
-def _compared(a: Result, b: Result, one: Row, other: Row) -> dict[str, Any]:
+def _compared(
+    a: Result, b: Result, pair: tuple[BenchRow, BenchRow], switches: tuple[Sequence[Switch], Sequence[Switch]]
+) -> dict[str, Any]:
+    one, other = pair
     blocks = [result["scenarios"].get("single", {}).get("block") or 1 for result in (a, b)]
-    samples = (one["samples_ms"], other["samples_ms"])
+    samples = (one.samples_ms, other.samples_ms)
     p50, p99 = (_times(samples, blocks, q, least) for q, least in ((0.5, LEAST), (0.99, LEAST_TAIL)))
-    switched = [_first_outputs(result, row) for result, row in ((a, one), (b, other))]
-    runtimes = dict.fromkeys((one["runtime"], other["runtime"]))
+    first, second = (_first_outputs(taken, row) for taken, row in zip(switches, pair, strict=True))
     return {
-        "label": one["label"],
-        "kind": one["kind"],
-        "bits": one["bits"],
-        "runtime": " / ".join(runtimes),
+        "label": one.label,
+        "kind": one.kind,
+        "child": one.child,
+        "bits": one.bits,
+        "runtime": " / ".join(dict.fromkeys((one.runtime, other.runtime))),
         "p50": p50,
         "p99": p99,
-        "first_output": _times((switched[0], switched[1]), [1, 1], 0.5, LEAST),
+        "first_output": _times((first, second), [1, 1], 0.5, LEAST),
         "accuracy": _accuracies(one, other, a["source"].get("images"), b["source"].get("images")),
         **{name: _once(read(one), read(other)) for name, read in _ONCE.items()},
-        "disturbed": [
-            f"{side}: {reason}" for side, row in (("A", one), ("B", other)) for reason in row["disturbed"]
-        ],
-    }  # fmt: skip
+        "disturbed": [f"{side}: {reason}" for side, row in (("A", one), ("B", other)) for reason in row.disturbed],
+    }
 
 
-def _first_outputs(result: Result, row: Row) -> list[float]:
-    return [
-        one["first_output_ms"] for one in result["switches"]
-        if one["from"] is not None and one["to"] == row["bits"]
-        and one.get("runtime") == row["runtime"] and one.get("kind", "width") == row["kind"]
-    ]  # fmt: skip
+def _first_outputs(switches: Sequence[Switch], row: BenchRow) -> list[float]:
+    wanted = (row.child, row.runtime, row.kind)
+    return [one.first_output_ms for one in switches if (one.child, one.runtime, one.kind) == wanted]
 
 
 def _times(
@@ -165,8 +167,8 @@ def _verdict(found: Mapping[str, float]) -> str:
     return "slower" if found["low"] > 1 else "faster"
 
 
-def _accuracies(one: Row, other: Row, images: int | None, other_images: int | None) -> dict[str, Any] | None:
-    base, ours = one["accuracy"], other["accuracy"]
+def _accuracies(one: BenchRow, other: BenchRow, images: int | None, other_images: int | None) -> dict[str, Any] | None:
+    base, ours = one.accuracy, other.accuracy
     if base is None or ours is None or not images or not other_images:
         return None
     found = difference_interval(ours / 100, other_images, base / 100, images)
@@ -180,10 +182,10 @@ def _once(base: float | None, ours: float | None) -> dict[str, Any] | None:
     return {"a": base, "b": ours, "ratio": ours / base}
 
 
-def _findings(rows: Sequence[Row]) -> list[str]:
+def _findings(rows: Sequence[Compared]) -> list[str]:
     timed = [row for row in rows if row["p50"]]
     said = []
-    by_verdict: dict[str, list[Row]] = {}
+    by_verdict: dict[str, list[Compared]] = {}
     for row in timed:
         by_verdict.setdefault(row["p50"]["verdict"], []).append(row)
     for verdict in ("slower", "faster", "alike", "unclear"):
@@ -216,13 +218,13 @@ _WORDS = {
 }
 
 
-def _named(rows: Sequence[Row], timed: Sequence[Row]) -> str:
+def _named(rows: Sequence[Compared], timed: Sequence[Compared]) -> str:
     if len(rows) == len(timed) > 1:
         return f"All {len(rows)} rows"
     return ", ".join(row["label"] for row in rows)
 
 
-def _spread(rows: Sequence[Row]) -> str:
+def _spread(rows: Sequence[Compared]) -> str:
     ratios = sorted(row["p50"]["ratio"] for row in rows)
     first, last = f"{ratios[0]:.3f}", f"{ratios[-1]:.3f}"
     return f"{first}x" if first == last else f"{first}x to {last}x"

@@ -14,21 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.format.child import Child
 from emqdeploy.measuring.opening import Opening
+from emqdeploy.runtimes.base import find_adapter
+from emqdeploy.runtimes.machine import resident_bytes
 
 
-def cost_of_loading(opening: Opening, bits: Sequence[int] | None) -> dict[str, Any]:
+def cost_of_loading(opening: Opening, children: Sequence[Child]) -> dict[str, Any]:
     """Loads and runs once in a fresh process.
 
     Args:
         opening: what to load.
-        bits: the bit-widths to hold; None for what has none.
+        children: those to hold; none for a baseline.
 
     Returns:
         ``rss_bytes`` (what it added to the process, the runtime's own library excluded; None where the system does
         not tell), ``load_ms`` (file to network), ``first_output_ms``; or ``not_measured`` with the reason.
     """
-    request = {"opening": opening.to_dict(), "bits": None if bits is None else list(bits)}
+    request = {"opening": opening.to_dict(), "children": [child.name for child in children]}
     command = [sys.executable, "-m", "emqdeploy.measuring.fresh", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -40,20 +43,20 @@ def cost_of_loading(opening: Opening, bits: Sequence[int] | None) -> dict[str, A
 
 def main() -> None:
     """Prints what loading and one inference cost here."""
-    from emqdeploy.runtimes.machine import resident_bytes
-
     # A Ctrl-C reaches the whole group; it is meant for the bench, which ends after this measurement.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.loads(sys.argv[1])
-    opening, bits = Opening(**request["opening"]), request["bits"]
-    _load_library(opening.runtime)
+    opening, names = Opening(**request["opening"]), request["children"]
+    # The runtime's library is loaded beforehand: its own memory is not the network's.
+    with contextlib.suppress(ImportError):
+        importlib.import_module(find_adapter(opening.runtime).library)
     before = resident_bytes()
     started = time.perf_counter()
-    source = opening.open(bits)
+    source = opening.open(names or None)
     loaded = time.perf_counter()
-    for width in bits or (None,):
-        if width is not None:
-            source.runtime.set_bits(width)
+    for name in names or (None,):
+        if name is not None:
+            source.runtime.use(name)
         source.runtime(np.zeros((1, *source.input_shape), np.float32))
     done = time.perf_counter()
     after = resident_bytes()
@@ -63,12 +66,6 @@ def main() -> None:
         "first_output_ms": 1e3 * (done - loaded),
     }
     print(json.dumps(cost))
-
-
-def _load_library(runtime: str) -> None:
-    """Imports the runtime's library, which is named like the adapter: its own memory is not the network's."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module(runtime)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from emqdeploy.errors import UsageError
 from emqdeploy.measuring.energy import ENERGY_SOURCES, Energy, EnergySource, Meter, NotMeasured, summary
+from emqdeploy.measuring.rows import EnergyUse
 from emqdeploy.measuring.sysfs import Tree
 from emqdeploy.measuring.workbench import Subject, Workbench
 
@@ -50,7 +50,7 @@ def measure_energy(bench: Workbench, order: tuple[str, ...]) -> None:
         before = _idle(source)
     except NotMeasured as reason:
         for subject in bench.subjects:
-            bench.row(subject)["energy"] = {"not_measured": str(reason)}
+            bench.row(subject).energy = EnergyUse(not_measured=str(reason))
         return
     taken: list[tuple[Subject, Energy | NotMeasured, int]] = []
     for subject in bench.subjects:
@@ -63,16 +63,16 @@ def measure_energy(bench: Workbench, order: tuple[str, ...]) -> None:
     except NotMeasured:
         idle = before
     for subject, work, inferences in taken:
-        bench.row(subject)["energy"] = _row(source, idle, work, inferences)
+        bench.row(subject).energy = _use(source, idle, work, inferences)
 
 
-def _row(source: EnergySource, idle: Energy, work: Energy | NotMeasured, inferences: int) -> dict[str, Any]:
+def _use(source: EnergySource, idle: Energy, work: Energy | NotMeasured, inferences: int) -> EnergyUse:
     try:
         if isinstance(work, NotMeasured):
             raise work
         return summary(source, idle, work, inferences)
     except NotMeasured as reason:
-        return {"not_measured": str(reason)}
+        return EnergyUse(not_measured=str(reason))
 
 
 def _idle(source: EnergySource) -> Energy:

@@ -1,13 +1,17 @@
-"""Everything that decides what a bench measures, in one record that a result carries."""
+"""Everything that decides what a bench measures, in one record that a result carries; its options are the flags."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.options import names, numbers, option, options_of, plain_values
 
 MIN_SAMPLES = 300
 MIN_SECONDS = 1.0
@@ -21,60 +25,66 @@ class BenchSettings:
 
     Attributes:
         path: a run directory, checkpoint, exported file or bundle; None takes the latest run.
-        bits: bit-widths; None takes every stored one.
-        runtimes: adapters to compare; empty takes the device's own.
+        bits: which children, as a person writes it; None takes every one.
         device: ``auto``, ``cpu``, ``cuda`` or ``jetson``.
+        runtimes: adapters to compare; empty takes the device's own.
         scenarios: names of registered scenarios, in order.
         samples: timed inferences per row; None together with ``seconds`` None applies the limits of this module.
         seconds: timed seconds per row.
-        warm_up_seconds: the longest wait for a row's median to settle.
         batches: batch sizes of the offline scenario.
         switches: switches of the switch scenario.
-        trace: ``random``, ``round-robin``, or a file with one bit-width a line.
-        steady: inferences after each switch that tell the steady state.
+        trace: ``random``, ``round-robin``, or a file with one child a line.
         data: data set for accuracy; None takes the one that the source names.
         data_dir: where the data set's files lie.
         limit: at most so many test images; None takes all.
         threads: threads inside an operator; None uses every core.
-        baselines: also measure the float32 and int8 baselines that the source holds.
         energy: ``auto``, ``none``, or the name of a registered source.
         energy_seconds: how long each row runs for the energy reading.
         lock_clocks: fix the clocks of a Jetson for the run and release them after it.
         policy: budgets of the adaptive scenario.
-        seed: of the random trace and of the bootstrap.
-        whole_test_set: whether ``data`` holds all test images of the network's own data set, so that the recorded
-            accuracy is comparable; None where that follows from ``data`` and ``limit``.
         host: measure there, over ssh; None measures here.
         ssh: the ssh command.
         host_python: the Python of the host.
+        warm_up_seconds: the longest wait for a row's median to settle.
+        steady: inferences after each switch that tell the steady state.
+        baselines: also measure the float32 and int8 baselines that the source holds.
+        seed: of the random trace and of the bootstrap.
+        whole_test_set: whether ``data`` holds all test images of the network's own data set, so that the recorded
+            accuracy is comparable; None where that follows from ``data`` and ``limit``.
     """
 
     path: str | None = None
-    bits: tuple[int, ...] | None = None
-    runtimes: tuple[str, ...] = ()
-    device: str = "auto"
-    scenarios: tuple[str, ...] = ("single", "switch")
-    samples: int | None = None
-    seconds: float | None = None
+    bits: str | None = option(None, "Children: 2,4,8 or 2-8, 2a4, a name, or all.")
+    device: str = option("auto", "auto, cpu, cuda or jetson.")
+    runtimes: tuple[str, ...] = option(
+        (), "Runtimes to compare, for example onnxruntime,openvino.", flag="runtime", parse=names
+    )
+    scenarios: tuple[str, ...] = option(
+        ("single", "switch"), "Scenarios in order: single, offline, switch, ...", flag="scenario", parse=names
+    )
+    samples: int | None = option(None, "Timed inferences per row.", least=1)
+    seconds: float | None = option(None, "Timed seconds per row, instead of a count.")
+    batches: tuple[int, ...] = option(
+        (1, 4, 16, 64), "Batch sizes of the offline scenario.", flag="batch", parse=numbers
+    )
+    switches: int = option(200, "Timed switches.", least=1)
+    trace: str = option("random", "random, round-robin, or a file with one child a line.")
+    data: str | None = option(None, "Data set for accuracy; the network's own by default.")
+    data_dir: Path | None = option(None, "Where the data set's files lie.")
+    limit: int | None = option(None, "At most so many test images.", least=1)
+    threads: int | None = option(None, "Threads inside an operator; every core by default.", least=1)
+    energy: str = option("auto", "auto, none, or the source to read.")
+    energy_seconds: float = option(3.0, "How long each row runs for its energy.")
+    lock_clocks: bool = option(False, "Fix a Jetson's clocks for the run, then release them.")
+    policy: str | None = option(None, "Budgets of the adaptive scenario, such as latency_p99=20ms,accuracy>=97.")
+    host: str | None = option(None, "Measure there over ssh, for example user@192.168.55.1.")
+    ssh: str = option("ssh", "The ssh command, with options.")
+    host_python: str | None = option(None, "The host's Python; its python3 by default.")
     warm_up_seconds: float = 2.0
-    batches: tuple[int, ...] = (1, 4, 16, 64)
-    switches: int = 200
-    trace: str = "random"
     steady: int = 10
-    data: str | None = None
-    data_dir: str | None = None
-    limit: int | None = None
-    threads: int | None = None
     baselines: bool = True
-    energy: str = "auto"
-    energy_seconds: float = 3.0
-    lock_clocks: bool = False
-    policy: str | None = None
     seed: int = 0
     whole_test_set: bool | None = None
-    host: str | None = None
-    ssh: str = "ssh"
-    host_python: str | None = None
 
     @property
     def comparable(self) -> bool:
@@ -85,23 +95,24 @@ class BenchSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return plain_values(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BenchSettings:
         """Reads what `to_dict` wrote.
 
         Raises:
-            EmqError: a setting is unknown: the file comes from another version.
+            EmqError: a setting is unknown, or of another type: the file comes from another version.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise EmqError(f"unknown settings {', '.join(unknown)}; this file comes from another version of emqdeploy")
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**plain)
+        try:
+            return msgspec.convert(values, cls, dec_hook=lambda kind, value: kind(value))
+        except (msgspec.ValidationError, TypeError) as error:
+            raise EmqError(
+                f"a setting is wrong ({error}); this file comes from another version of emqdeploy"
+            ) from error
 
     def check(self) -> None:
         """Raises one sentence for a value that no bench can have."""
@@ -117,20 +128,13 @@ class BenchSettings:
             raise UsageError(f"batches are {self.batches}; give positive numbers, for example 1,8,32")
 
     def command(self) -> str:
-        """Returns the command line that measures this again."""
+        """Returns the command line that measures this again; what has no flag stands in `to_dict` only."""
         words = ["emqdeploy", "bench", *([self.path] if self.path else [])]
-        plain = BenchSettings()
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "path" or value == getattr(plain, field.name):
+        for one in options_of(BenchSettings):
+            value = getattr(self, one.name)
+            if value == one.default:
                 continue
-            option = _OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}")
-            if isinstance(value, bool):
-                words.append(option if value else f"--no-{field.name}")
-            else:
-                words += [option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+            words.append(f"--{one.flag}" if value is not False else f"--no-{one.flag}")
+            if not isinstance(value, bool):
+                words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
         return shlex.join(words)
-
-
-_OPTIONS = {"runtimes": "--runtime", "scenarios": "--scenario", "batches": "--batch"}
-"""Where the option's name is not the field's."""

@@ -16,7 +16,7 @@ _GROUPS = 200
 """Rounds are drawn in at most so many groups of neighbours: enough for an interval, quick for long runs."""
 
 
-def percentiles(samples_ms: Sequence[float]) -> dict[str, float]:
+def percentiles(samples_ms: Sequence[float]) -> dict[str, Any]:
     """p50, p90, p95, p99, mean, fastest and slowest of raw samples in milliseconds, and their number."""
     values = np.asarray(samples_ms)
     named = {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 95, 99)}

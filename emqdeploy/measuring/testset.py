@@ -6,12 +6,12 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from emqdeploy.data import Preprocessing, Split, load_dataset
+from emqdeploy.data import Split, load_dataset
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.card import Card
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.runtimes.source import dataset_of
 
@@ -29,28 +29,27 @@ class TestSet:
     classes: tuple[str, ...]
 
 
-def read_test_set(settings: BenchSettings, metadata: dict[str, Any]) -> TestSet:
+def read_test_set(settings: BenchSettings, card: Card) -> TestSet:
     """Returns the test images that the settings name, of the network's own data set where they name none.
 
     Args:
         settings: ``data``, ``data_dir`` and ``limit`` of them.
-        metadata: of the network: its data set, classes and preprocessing.
+        card: of the network: its data set, classes and preprocessing.
 
     Raises:
         EmqError: they are not at hand.
         UsageError: their labels or their shape are not those that the network was trained on.
     """
-    data_dir = None if settings.data_dir is None else Path(settings.data_dir)
     if settings.data is not None and settings.data.endswith(FILE_SUFFIX):
         found = load_test_set(Path(settings.data))
     else:
         if settings.data is None:
-            dataset = dataset_of(metadata, data_dir)
+            dataset = dataset_of(card, settings.data_dir)
         else:
-            size = metadata["preprocessing"]["height"] if ":" in settings.data else None
-            dataset = load_dataset(settings.data, data_dir, size)
+            size = card.preprocessing.height if ":" in settings.data else None
+            dataset = load_dataset(settings.data, settings.data_dir, size)
         found = TestSet(dataset.name, dataset.test, tuple(dataset.classes))
-    _check(found, metadata)
+    _check(found, card)
     return limited(found, settings.limit)
 
 
@@ -86,18 +85,16 @@ def load_test_set(path: Path) -> TestSet:
     return TestSet(about["name"], split, tuple(about["classes"]))
 
 
-def _check(test: TestSet, metadata: dict[str, Any]) -> None:
-    classes = metadata["classes"]
-    if list(test.classes) != list(classes):
+def _check(test: TestSet, card: Card) -> None:
+    classes = card.classes
+    if test.classes != classes:
         raise UsageError(
             f"the labels of {test.name} ({len(test.classes)} classes, {test.classes[0]} first) are not those that the"
             f" network was trained on ({len(classes)} classes, {classes[0]} first); name its own with --data"
         )
     shape = tuple(test.split.images[:1].shape[1:])
-    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-    expected = (preprocessing.channels, preprocessing.height, preprocessing.width)
-    if shape != expected:
+    if shape != card.input_shape:
         raise UsageError(
-            f"the images of {test.name} have shape {shape}, the network takes {expected};"
+            f"the images of {test.name} have shape {shape}, the network takes {card.input_shape};"
             " name its own data set with --data"
         )

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from emqdeploy.data import Split
-from emqdeploy.grid import Floats
+from emqdeploy.format.bundle import Role
+from emqdeploy.format.child import Child
+from emqdeploy.format.grid import Floats
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.opening import Opening
+from emqdeploy.measuring.rows import BenchRow
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.progress import Report
 from emqdeploy.registry import Registry
@@ -24,28 +27,28 @@ from emqdeploy.runtimes.source import Source
 
 @dataclass(frozen=True)
 class Subject:
-    """One row of a bench: a network at one bit-width in one runtime.
+    """What a row of a bench measures: a child, or a baseline, in one runtime.
 
     Attributes:
         label: unique, shown to people.
-        kind: ``width``, ``baseline`` or ``selector``.
-        bits: weight bits, None for a baseline.
+        kind: ``child``, ``selector`` or ``baseline``.
+        child: None for a baseline.
         runtime: the open adapter; several subjects share one.
         source: what it was opened from.
         opening: how to open it again, in a fresh process.
     """
 
     label: str
-    kind: str
-    bits: int | None
+    kind: Role
+    child: Child | None
     runtime: Runtime
     source: Source
     opening: Opening
 
     def select(self) -> None:
         """Makes the runtime answer as this subject."""
-        if self.bits is not None:
-            self.runtime.set_bits(self.bits)
+        if self.child is not None:
+            self.runtime.use(self.child)
 
     def __call__(self, images: Floats) -> Floats:
         """Returns logits of normalised images."""
@@ -75,7 +78,8 @@ class Workbench:
         monitor: tick it between timed blocks.
         report: receives progress, one line each.
         stop: says whether the user asked to stop.
-        result: the result so far; rows stand in it already, in the order of ``subjects``.
+        result: the result so far, without its rows.
+        rows: one per subject, in their order.
     """
 
     settings: BenchSettings
@@ -86,16 +90,16 @@ class Workbench:
     report: Report
     stop: Stop
     result: dict[str, Any] = field(default_factory=dict)
+    rows: list[BenchRow] = field(default_factory=list)
 
     @property
     def singles(self) -> list[Floats]:
         """The images one by one, each ``(1, C, H, W)`` and contiguous."""
         return [np.ascontiguousarray(self.images[index : index + 1]) for index in range(len(self.images))]
 
-    def row(self, subject: Subject) -> dict[str, Any]:
+    def row(self, subject: Subject) -> BenchRow:
         """Returns the subject's row of the result, to write into."""
-        row: dict[str, Any] = self.result["rows"][self.subjects.index(subject)]
-        return row
+        return self.rows[self.subjects.index(subject)]
 
 
 SCENARIOS: Registry[Callable[[Workbench], dict[str, Any]]] = Registry("scenario")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from emqdeploy.data.repair import import_torchvision
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.models import small, vision  # noqa: F401  (register their models)
 from emqdeploy.models.external import TIMM, build_timm, build_users, is_trusted, is_users, knows_timm, trust
 from emqdeploy.models.registry import MODELS, ModelEntry, canonical
-from emqdeploy.models.repair import import_torchvision
 from emqdeploy.registry import UnknownNameError
 
 __all__ = ["MODELS", "create_model", "import_torchvision", "trust"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from emqdeploy.data.repair import import_torchvision
 from emqdeploy.errors import EmqError, UsageError, require
-from emqdeploy.models.repair import import_torchvision
 
 TIMM = "timm/"
 

@@ -6,8 +6,8 @@ from functools import partial
 
 from torch import nn
 
+from emqdeploy.data.repair import import_torchvision
 from emqdeploy.models.registry import model
-from emqdeploy.models.repair import import_torchvision
 
 _STEMS = {"resnet18": "conv1", "resnet34": "conv1", "resnet50": "conv1", "mobilenet_v2": "features.0.0"}
 

@@ -1,22 +1,25 @@
-"""Activation fake quantization: uniform codes with a learned clip, one clip per tensor and activation bit-width."""
+"""Activation fake quantization: uniform codes with a learned clip, one clip per tensor and trained child."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emqdeploy.grid import CodeRange, activation_bits, code_range, interpolate_clip
-
-FLOAT_BITS = 32
-"""The bit-width that means: do not quantize at all (the float child)."""
-
+from emqdeploy.format.child import FLOAT, FLOAT_BITS, Child
+from emqdeploy.format.grid import CodeRange, code_range
+from emqdeploy.quant.readers import Readers
 
 CLIP_GRADIENT_SHARE = 8
 """The gradient of a clip, one number, is estimated on an eighth of the batch: thousands of values are plenty for it."""
+
+QUANTILES = {2: 0.95, 3: 0.98, 4: 0.99}
+"""Where clips start, by activation width: narrower widths clip earlier; wider ones start at the 99.9th percentile."""
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -59,69 +62,106 @@ class ActivationQuantizer(nn.Module):
 
     Args:
         signed: whether the tensor can be negative; a never-negative site replaces the ReLU before it.
-        setting: activation bits, or ``same`` to follow the weight bits (at least 2).
-        trained_bits: the weight bit-widths that training visits; with ``same`` each has a clip of its own.
+        readers: the layers whose activation widths decide that of the tensor.
+        trained: the children that training visits; each has a clip of its own.
         ceiling: an upper bound of the tensor (6 for ReLU6), which the clip never exceeds.
+
+    Attributes:
+        log_clip: logarithm of each trained child's clip, ``(children,)``.
+        fixed: whether the clip is known and not learned: that of the input image.
     """
 
-    def __init__(
-        self, signed: bool, setting: int | str, trained_bits: tuple[int, ...], ceiling: float | None = None
-    ) -> None:
+    def __init__(self, signed: bool, readers: Readers, trained: Sequence[Child], ceiling: float | None = None) -> None:
         super().__init__()
         self.signed = signed
-        self.setting = setting
+        self.readers = readers
         self.ceiling = ceiling
-        self.widths = sorted({activation_bits(setting, bits) for bits in trained_bits})
-        self.log_clip = nn.Parameter(torch.zeros(len(self.widths)))
-        self.bits = FLOAT_BITS
+        self.trained = tuple(child for child in trained if child != FLOAT)
+        self.log_clip = nn.Parameter(torch.zeros(len(self.trained)))
+        self.fixed = False
         self.observing = False
+        self.use(FLOAT)
 
-    def code_range(self, weight_bits: int) -> CodeRange:
-        """The codes of this site when the network runs at ``weight_bits``."""
-        return code_range(activation_bits(self.setting, weight_bits), self.signed)
+    def use(self, child: Child) -> None:
+        """Sets the child of the next forward passes."""
+        self._bits = FLOAT_BITS if child == FLOAT else self.bits_of(child)
+        self._index = self.trained.index(child) if child in self.trained else -1
+        self._borrowed = self.scale(child) if self._index < 0 and child != FLOAT else 0.0
 
-    def clips(self) -> dict[int, float]:
-        """Trained clip per activation bit-width."""
+    def bits_of(self, child: Child) -> int:
+        """Activation bits of the tensor at a child."""
+        return self.readers.width(child)
+
+    def code_range(self, child: Child) -> CodeRange:
+        """The codes of the tensor at a child."""
+        return code_range(self.bits_of(child), self.signed)
+
+    def clips(self) -> dict[Child, float]:
+        """Learned clip per trained child."""
         top = math.log(self.ceiling) if self.ceiling is not None else math.inf
-        return {width: math.exp(min(log, top)) for width, log in zip(self.widths, self.log_clip.tolist(), strict=True)}
+        logs = self.log_clip.tolist()
+        return {child: math.exp(min(log, top)) for child, log in zip(self.trained, logs, strict=True)}
 
-    def scale(self, weight_bits: int) -> float:
-        """Value of one step at ``weight_bits``, as the float32 that is deployed."""
-        clip = interpolate_clip(self.clips(), activation_bits(self.setting, weight_bits))
-        return float(torch.tensor(clip / self.code_range(weight_bits).steps, dtype=torch.float32))
+    def scale(self, child: Child) -> float:
+        """Value of one step at a child, as the float32 that is deployed."""
+        return float(torch.tensor(self._clip(child) / self.code_range(child).steps, dtype=torch.float32))
+
+    def _clip(self, child: Child) -> float:
+        """The learned clip, or one log-linear between trained children: those with this activation width, else all."""
+        clips = self.clips()
+        if child in clips:
+            return clips[child]
+        bits = self.bits_of(child)
+        alike = [other for other in clips if self.bits_of(other) == bits]
+        if alike:
+            place, points = child.bits, [(other.bits, math.log(clips[other])) for other in alike]
+        else:
+            place, points = bits, [(self.bits_of(other), math.log(clip)) for other, clip in clips.items()]
+        marks = sorted({mark for mark, _ in points})
+        means = [np.mean([log for mark, log in points if mark == one]) for one in marks]
+        return float(np.exp(np.interp(place, marks, means)))
+
+    def set_clip(self, child: Child, clip: float) -> None:
+        """Sets the clip of a trained child."""
+        with torch.no_grad():
+            self.log_clip[self.trained.index(child)] = math.log(clip)
 
     def fix_clip(self, clip: float) -> None:
-        """Sets the clip once and for all: the input image's range is known, not learned."""
+        """Sets the clip of every child once and for all: the input image's range is known, not learned."""
         with torch.no_grad():
             self.log_clip.fill_(math.log(clip))
         self.log_clip.requires_grad_(False)
+        self.fixed = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the fake-quantized tensor, or the activation itself at 32 bits."""
-        if self.bits == FLOAT_BITS:
+        """Returns the fake-quantized tensor, or the activation itself in float."""
+        if self._bits == FLOAT_BITS:
             x = x if self.signed else F.relu(x)
             x = x if self.ceiling is None else x.clamp(max=self.ceiling)
-            if self.observing and self.log_clip.requires_grad:
+            if self.observing and not self.fixed:
                 self._observe(x)
             return x
-        codes = self.code_range(self.bits)
+        codes = code_range(self._bits, self.signed)
         low, high = codes.low - codes.zero_point, codes.steps
-        width = activation_bits(self.setting, self.bits)
-        if width not in self.widths:
-            scale = self.scale(self.bits)
-            return (x / scale).round().clamp_(low, high).mul_(scale)
-        index = self.widths.index(width)
-        log_clip = self.log_clip[index : index + 1]
+        if self._index < 0:
+            deployed = (x / self._borrowed).round().clamp_(low, high).mul_(self._borrowed)
+            if not self.training:
+                return deployed
+            # A borrowed clip does not learn, but what lies before it does: gradients pass where nothing is cut.
+            passed = x.clamp(low * self._borrowed, high * self._borrowed)
+            return passed + (deployed - passed).detach()
+        log_clip = self.log_clip[self._index : self._index + 1]
         if self.ceiling is not None:
             log_clip = log_clip.clamp(max=math.log(self.ceiling))
         return _FakeQuantize.apply(x, log_clip, low, high, 1 / math.sqrt(x.numel() * high))
 
     def _observe(self, x: Tensor) -> None:
-        """Starts the clip at a high percentile of what the float network produces; narrower widths clip earlier."""
+        """Starts the clips at a high percentile of what the float network produces."""
         values = x.detach().abs().reshape(-1)
-        values = values[:: max(1, values.numel() // 100_000)]
-        for index, width in enumerate(self.widths):
-            quantile = {1: 0.95, 2: 0.95, 3: 0.98, 4: 0.99}.get(width, 0.999)
-            clip = max(float(torch.quantile(values.float(), quantile)), 1e-3)
-            with torch.no_grad():
-                self.log_clip[index] = math.log(clip)
+        values = values[:: max(1, values.numel() // 100_000)].float()
+        widths = {child: self.bits_of(child) for child in self.trained}
+        starts = {
+            bits: max(float(torch.quantile(values, QUANTILES.get(bits, 0.999))), 1e-3) for bits in set(widths.values())
+        }
+        for child, bits in widths.items():
+            self.set_clip(child, starts[bits])

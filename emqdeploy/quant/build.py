@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from emqdeploy.format.child import Child
 from emqdeploy.models import create_model, trust
+from emqdeploy.options import plain_values
+from emqdeploy.quant.families.base import family_options
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.quant.weights import WeightConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class NetworkSpec:
         classes: number of classes.
         input_shape: ``(C, H, W)`` of one image.
         input_range: the largest absolute value of a normalised image.
-        trained_bits: the weight bit-widths that training visits.
+        trained: the children that training visits.
+        unseen: those that come with them.
         insertion: where and how quantizers stand.
     """
 
@@ -31,7 +34,8 @@ class NetworkSpec:
     classes: int
     input_shape: tuple[int, int, int]
     input_range: float
-    trained_bits: tuple[int, ...]
+    trained: tuple[Child, ...]
+    unseen: tuple[Child, ...] = ()
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
 
     def build(self, initial: Callable[[nn.Module], object] | None = None, users_code: bool = False) -> MultiBitNetwork:
@@ -47,17 +51,19 @@ class NetworkSpec:
         model = create_model(self.model, self.classes, channels, height)
         if initial is not None:
             initial(model)
-        return insert_quantizers(model, self.insertion, self.trained_bits, self.input_range)
+        return insert_quantizers(model, self.insertion, self.trained, self.unseen, self.input_range)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for metadata."""
-        return asdict(self)
+        insertion = plain_values(self.insertion)
+        children = {name: [child.to_dict() for child in getattr(self, name)] for name in ("trained", "unseen")}
+        return plain_values(self) | {"insertion": insertion, **children}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkSpec:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         insertion = dict(values["insertion"])
-        insertion["weights"] = WeightConfig(**insertion["weights"])
+        insertion["quantizer"] = family_options(insertion["quantizer"])
         for names in ("keep_8bit", "keep_float"):
             insertion[names] = tuple(insertion[names])
         return cls(
@@ -65,6 +71,7 @@ class NetworkSpec:
             classes=values["classes"],
             input_shape=tuple(values["input_shape"]),
             input_range=values["input_range"],
-            trained_bits=tuple(values["trained_bits"]),
+            trained=tuple(Child.from_dict(child) for child in values["trained"]),
+            unseen=tuple(Child.from_dict(child) for child in values["unseen"]),
             insertion=InsertionConfig(**insertion),
         )

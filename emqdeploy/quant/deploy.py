@@ -2,57 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from emqdeploy.frozen import FrozenLayer, FrozenNetwork, FrozenSite
-from emqdeploy.grid import CodeRange, Grid, activation_bits, fold
+from emqdeploy.format.child import Child, in_order
+from emqdeploy.format.frozen import FrozenLayer, FrozenNetwork, FrozenSite
+from emqdeploy.format.grid import CodeRange, Grid, fold
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.layers import QuantLayer
 from emqdeploy.quant.network import MultiBitNetwork
 
 
 @torch.no_grad()
-def freeze(network: MultiBitNetwork, widths: tuple[int, ...]) -> FrozenNetwork:
-    """Quantizes every layer at every bit-width in ``widths`` and folds the normalizations."""
+def freeze(network: MultiBitNetwork, children: Sequence[Child]) -> FrozenNetwork:
+    """Quantizes every layer at every child and folds the normalizations; which child is in use does not matter."""
+    ordered = in_order(children)
     sites = {
         name: FrozenSite(
             signed=site.signed,
-            bits={bits: activation_bits(site.setting, bits) for bits in widths},
-            scales={bits: site.scale(bits) for bits in widths},
+            bits={child: site.bits_of(child) for child in ordered},
+            scales={child: site.scale(child) for child in ordered},
         )
         for name, site in network.sites.items()
     }
-    layers = {name: _freeze_layer(network, name, layer, sites, widths) for name, layer in network.layers.items()}
+    layers = {name: _freeze_layer(network, name, layer, sites, ordered) for name, layer in network.layers.items()}
     floats = {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.float_parameters().items()}
-    return FrozenNetwork(layers, sites, tuple(sorted(widths)), floats)
+    return FrozenNetwork(layers, sites, ordered, floats)
 
 
 def _freeze_layer(
-    network: MultiBitNetwork, name: str, layer: QuantLayer, sites: dict[str, FrozenSite], widths: tuple[int, ...]
+    network: MultiBitNetwork, name: str, layer: QuantLayer, sites: dict[str, FrozenSite], children: Sequence[Child]
 ) -> FrozenLayer:
     site = network.layer_input[name]
     channels = layer.weight.shape[0]
+    quantized = {bits: layer.quantized(bits) for bits in {child.weights.of(name) for child in children}}
     grids, biases = {}, {}
-    codes = np.zeros(0, np.uint8)
-    for bits in widths:
-        quantized = layer.quantized(bits)
+    for child in children:
+        one = quantized[child.weights.of(name)]
         gain, shift = np.ones(channels), np.zeros(channels)
         if name in network.norm_of:
-            folded = network.norms[network.norm_of[name]].gain_and_shift(bits)
+            folded = network.norms[network.norm_of[name]].gain_and_shift(child)
             gain, shift = (tensor.cpu().numpy() for tensor in folded)
         grid = Grid(
-            quantized.scale.cpu().numpy().astype(np.float32),
-            quantized.slope.cpu().numpy().astype(np.int16),
-            quantized.offset.cpu().numpy().astype(np.int16),
-            quantized.bits.cpu().numpy().astype(np.uint8),
+            one.scale.cpu().numpy().astype(np.float32),
+            one.slope.cpu().numpy().astype(np.int16),
+            one.offset.cpu().numpy().astype(np.int16),
+            one.bits.cpu().numpy().astype(np.uint8),
+            layer.quantizer.kind,
         )
-        bias = layer.deployed_bias(quantized).double().cpu().numpy()
-        grids[bits], biases[bits] = fold(grid, bias, gain, shift, sites[site].scales[bits])
-        codes = quantized.codes.cpu().numpy().astype(np.int8 if layer.pinned else np.uint8)
-    return FrozenLayer(site, codes, grids, biases)
+        bias = layer.deployed_bias(one).double().cpu().numpy()
+        grids[child], biases[child] = fold(grid, bias, gain, shift, sites[site].scales[child])
+    codes = next(iter(quantized.values())).codes.cpu().numpy()
+    return FrozenLayer(site, codes.astype(np.int8) if layer.pinned else codes.astype(np.uint8), grids, biases)
 
 
 class DeployedLayer(nn.Module):
@@ -92,21 +97,21 @@ class DeployedSite(nn.Module):
         return torch.round(x / self.scale).clamp(self.low, self.high) * self.scale
 
 
-def deployed_reference(network: MultiBitNetwork, frozen: FrozenNetwork, bits: int) -> fx.GraphModule:
-    """Returns the torch network that computes with the frozen numbers at ``bits``.
+def deployed_reference(network: MultiBitNetwork, frozen: FrozenNetwork, child: Child) -> fx.GraphModule:
+    """Returns the torch network that computes with the frozen numbers at a child.
 
     Args:
         network: gives the structure only; its weights do not matter.
         frozen: the numbers.
-        bits: a stored bit-width.
+        child: a stored one.
     """
-    arrays = frozen.initializers(bits)
+    arrays = frozen.initializers(child)
 
     def layer(name: str, module: QuantLayer) -> nn.Module:
         return DeployedLayer(module, name, arrays)
 
     def site(name: str, module: ActivationQuantizer) -> nn.Module:
-        return DeployedSite(float(arrays[f"{name}.scale"]), frozen.sites[name].code_range(bits))
+        return DeployedSite(float(arrays[f"{name}.scale"]), frozen.sites[name].code_range(child))
 
     module = network.rebuild(layer, site, lambda name, site: nn.Identity())
     for name, array in frozen.floats.items():

@@ -14,20 +14,24 @@ sum and the normalization are float operators anyway, and codes between them wou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
 
-from emqdeploy.errors import EmqError
-from emqdeploy.frozen import UNIT_SUFFIX
-from emqdeploy.grid import LIMIT_SIGNED_INPUT, LIMIT_UNSIGNED_INPUT, MASTER_BITS
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.format.frozen import UNIT_SUFFIX
+from emqdeploy.format.grid import LIMIT_SIGNED_INPUT, LIMIT_UNSIGNED_INPUT
 from emqdeploy.quant.activations import ActivationQuantizer
+from emqdeploy.quant.families.base import FamilyOptions, PinnedQuantizer
+from emqdeploy.quant.families.tanh import TanhOptions
 from emqdeploy.quant.layers import SameGrid, UnitConv2d, quantize_layer, unit_layer
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.norms import quantize_norm
 from emqdeploy.quant.patterns import Patterns
+from emqdeploy.quant.readers import Readers, layers_before, readers_of
 from emqdeploy.quant.tracing import trace
-from emqdeploy.quant.weights import PinnedQuantizer, WeightConfig, WeightQuantizer
 
 SMALL_GROUP = 32
 """Channels of fewer weights cannot carry a mean and a norm of their own: 7 bits a weight for a depthwise 3x3."""
@@ -40,17 +44,15 @@ class InsertionConfig:
     """Where and how to quantize.
 
     Attributes:
-        weights: partition and correction of the switchable layers.
-        activation_bits: 2..8, or ``same`` to follow the weight bits.
+        quantizer: family and options of the switchable layers' weights.
         keep_8bit: layers that stay at 8 bits: ``first``, ``last`` and module names.
         small_groups: layers with fewer than 32 weights per channel (depthwise): ``pin`` at 8 bits, or share ``layer``
             statistics.
-        norm: what the normalizations share over the bit-widths, a name in `emqdeploy.quant.norms.NORMS`.
+        norm: what the normalizations share over the children, a name in `emqdeploy.quant.norms.NORMS`.
         keep_float: layers that are not quantized at all, by name or by the name of a module around them.
     """
 
-    weights: WeightConfig = field(default_factory=WeightConfig)
-    activation_bits: int | str = 8
+    quantizer: FamilyOptions = field(default_factory=TanhOptions)
     keep_8bit: tuple[str, ...] = ("first", "last")
     small_groups: str = "pin"
     norm: str = "shared-affine"
@@ -58,7 +60,11 @@ class InsertionConfig:
 
 
 def insert_quantizers(
-    model: nn.Module, config: InsertionConfig, trained_bits: tuple[int, ...], input_range: float
+    model: nn.Module,
+    config: InsertionConfig,
+    trained: tuple[Child, ...],
+    unseen: tuple[Child, ...],
+    input_range: float,
 ) -> MultiBitNetwork:
     """Returns a multi-bit copy of a float model.
 
@@ -66,23 +72,39 @@ def insert_quantizers(
         model: any module of convolutions, linear layers and the usual rest that `torch.fx` can trace; it takes one
             tensor ``(N, C, H, W)``.
         config: where and how to quantize.
-        trained_bits: the weight bit-widths that training will visit.
+        trained: the children that training will visit.
+        unseen: those that come with them; they have numbers of their own, but are not trained.
         input_range: the largest absolute value of a normalised input image.
 
     Raises:
         EmqError: the model cannot be traced, calls one layer twice, or has a layer without an integer kernel.
+        UsageError: a child names a layer that the model does not have, or a width that the quantizer cannot have.
     """
-    return _Inserter(trace(model), config, trained_bits).run(input_range)
+    check_widths(config.quantizer, trained)
+    return _Inserter(trace(model), config, trained, unseen).run(input_range)
+
+
+def check_widths(options: FamilyOptions, children: Iterable[Child]) -> None:
+    """Raises for a child with a weight width that a quantizer family cannot have."""
+    for child in children:
+        strange = [bits for bits in child.weights.all if bits not in options.widths]
+        if strange and child != FLOAT:
+            raise UsageError(
+                f"child {child.name!r} has {strange[0]}-bit weights, which quantizer {options.name!r} cannot make;"
+                f" allowed: {options.widths[0]}..{options.widths[-1]}, or use --quantizer tanh"
+            )
 
 
 class _Inserter:
     """One rewrite of one graph. Steps read the graph as traced and note what to change; `run` then changes it."""
 
-    def __init__(self, graph: fx.GraphModule, config: InsertionConfig, trained_bits: tuple[int, ...]) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, config: InsertionConfig, trained: tuple[Child, ...], unseen: tuple[Child, ...]
+    ) -> None:
         self.module = graph
         self.graph = graph.graph
         self.config = config
-        self.trained_bits = trained_bits
+        self.trained, self.unseen = trained, unseen
         self._add_unit_layers(Patterns(graph, config.keep_float))
         self.patterns = Patterns(graph, config.keep_float)
         self.modules = self.patterns.modules
@@ -133,14 +155,17 @@ class _Inserter:
         sites = {tail: self._site(tail, pinned, input_range) for tail in tensors}
         aliases = {node: _site_name(self.patterns.source(node)) for node in movers}
         reads = {str(node.target): _site_name(self.patterns.source(node)) for node in self.layers}
+        before = layers_before(self.patterns)
         self._insert_sites(sites, aliases)
         for name, site in reads.items():
             self._swap_layer(name, site, pinned)
-        for name in self.norm_of.values():
-            self._replace(name, quantize_norm(self.modules[name], self.config.norm, self.trained_bits))
+        children = (*self.trained, *self.unseen)
+        for layer, name in self.norm_of.items():
+            norm = self.modules[name]
+            self._replace(name, quantize_norm(norm, self.config.norm, children, self.trained, layer, before[layer]))
         self.graph.lint()
         self.module.recompile()
-        return MultiBitNetwork(self.module, self.trained_bits, reads, dict(self.norm_of))
+        return MultiBitNetwork(self.module, self.trained, self.unseen, reads, dict(self.norm_of))
 
     def _plan_sites(self) -> tuple[list[fx.Node], list[fx.Node]]:
         """Returns the tensors that need a site of their own, and the value movers behind which one is repeated."""
@@ -194,27 +219,13 @@ class _Inserter:
         is_input = tail.op == "placeholder"
         site = ActivationQuantizer(
             signed=is_input or not self.patterns.is_never_negative(tail),
-            setting=MASTER_BITS if is_input or self._keeps_8bit(tail, pinned) else self.config.activation_bits,
-            trained_bits=self.trained_bits,
+            readers=Readers() if is_input else readers_of(self.patterns, tail, pinned.__contains__),
+            trained=self.trained,
             ceiling=6.0 if self.patterns.calls(tail, "relu6") else None,
         )
         if is_input:
             site.fix_clip(input_range)
         return site
-
-    def _keeps_8bit(self, tail: fx.Node, pinned: set[str]) -> bool:
-        """Whether no switchable layer reads the tensor: layers at 8 bits, float operators, a pre-activation stream."""
-        return all(
-            self._leads_to_unit(reader) if self.patterns.is_add(reader) else str(reader.target) in pinned
-            for reader in self.patterns.readers(tail)
-        )
-
-    def _leads_to_unit(self, add: fx.Node) -> bool:
-        """Whether a sum belongs to a stream that normalizations of their own read, through sums alone."""
-        readers = self.patterns.readers(add)
-        return any(self._is_unit(reader) for reader in readers) or any(
-            self._leads_to_unit(reader) for reader in readers if self.patterns.is_add(reader)
-        )
 
     def _insert_sites(self, sites: dict[fx.Node, ActivationQuantizer], aliases: dict[fx.Node, str]) -> None:
         """Inserts the quantizers and drops the activations that their range subsumes."""
@@ -253,11 +264,17 @@ class _Inserter:
     def _swap_layer(self, name: str, site: str, pinned: set[str]) -> None:
         signed = self.modules[f"sites.{site}"].signed
         limit = LIMIT_SIGNED_INPUT if signed else LIMIT_UNSIGNED_INPUT
-        weights = self.config.weights
+        options = self.config.quantizer
         if self._fan_in(name) < SMALL_GROUP:
-            weights = WeightConfig(**{**weights.to_dict(), "group": "layer"})
-        quantizer = PinnedQuantizer(limit) if name in pinned else WeightQuantizer(weights, limit)
-        self._replace(name, quantize_layer(self.modules[name], quantizer))
+            options = options.by_layer()
+        module = self.modules[name]
+        if name in pinned:
+            self._replace(name, quantize_layer(module, PinnedQuantizer(limit)))
+            return
+        widths = tuple({child.weights.of(name) for child in self.trained if child != FLOAT})
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        self._replace(name, quantize_layer(module, options.quantizer(weight, limit, widths)))
 
     def _replace(self, name: str, module: nn.Module) -> None:
         parent, _, leaf = name.rpartition(".")

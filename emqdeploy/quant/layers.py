@@ -1,4 +1,4 @@
-"""Quantized convolution, linear and batch normalization: the float modules of a network, taught to switch bit-width."""
+"""Quantized convolution, linear and batch normalization: the float modules of a network, taught to switch."""
 
 from __future__ import annotations
 
@@ -9,40 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emqdeploy.grid import MASTER_BITS
-from emqdeploy.quant.activations import FLOAT_BITS
-from emqdeploy.quant.weights import PinnedQuantizer, QuantizedWeight, WeightQuantizer
+from emqdeploy.format.child import FLOAT_BITS
+from emqdeploy.quant.families.base import PinnedQuantizer, QuantizedWeight, WeightQuantizer
 
 
 class QuantLayer(nn.Module):
     """What quantized convolution and linear layers share.
 
     Attributes:
-        bits: the bit-width of the next forward pass; 32 computes in float.
+        bits: weight width of the next forward pass; 32 computes in float.
         quantizer: how the weights are quantized.
         input_mean: mean of the tensor that the layer reads, measured after training; it turns what rounding left of a
-            channel's mean weight into that bit-width's bias.
+            channel's mean weight into that width's bias.
     """
 
     weight: Tensor
     bias: Any
     input_mean: Tensor
     bits: int
-    quantizer: WeightQuantizer | PinnedQuantizer
+    quantizer: WeightQuantizer
 
     @property
     def pinned(self) -> bool:
-        """Whether the layer stays at 8 bits at every bit-width."""
+        """Whether the layer stays at 8 bits at every child."""
         return isinstance(self.quantizer, PinnedQuantizer)
 
     @property
     def fan_in(self) -> int:
         """Weights per output channel."""
         return self.weight[0].numel()
-
-    def grid_bits(self, bits: int) -> int:
-        """The bit-width that the layer's weights have when the network runs at ``bits``."""
-        return MASTER_BITS if self.pinned else bits
 
     def quantized(self, bits: int) -> QuantizedWeight:
         """Quantizes the weights at ``bits``."""
@@ -124,7 +119,7 @@ def unit_layer(channels: int) -> UnitConv2d:
     return layer
 
 
-def quantize_layer(module: nn.Module, quantizer: WeightQuantizer | PinnedQuantizer) -> QuantLayer:
+def quantize_layer(module: nn.Module, quantizer: WeightQuantizer) -> QuantLayer:
     """Turns a float layer into its quantized form; parameters keep their names and identity."""
     layer = copy.copy(module)
     # Changing the class keeps every attribute that the float layer was built with, whatever version of torch built it.

@@ -1,4 +1,4 @@
-"""The multi-bit network: one set of float weights, a bit state, and what every layer is at each bit-width."""
+"""The multi-bit network: one set of float weights, the child in use, and what every layer is at each child."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from emqdeploy.quant.activations import FLOAT_BITS, ActivationQuantizer
+from emqdeploy.format.child import FLOAT, FLOAT_BITS, Child, ChildLike, find_child
+from emqdeploy.format.frozen import check_layers
+from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.attention import IN_PROJECTION
 from emqdeploy.quant.layers import QuantLayer, SameGrid
 from emqdeploy.quant.norms import MultiBitBatchNorm2d
-
-BitWidths = int | dict[str, int]
-"""One bit-width for every layer, or one by layer name."""
 
 
 class MultiBitNetwork(nn.Module):
@@ -24,32 +23,48 @@ class MultiBitNetwork(nn.Module):
 
     Args:
         graph: the rewritten graph.
-        trained_bits: the weight bit-widths that training visits.
+        trained: the children that training visits.
+        unseen: those that come with them, without being trained.
         layer_input: the site that each layer reads.
         norm_of: the normalization that fuses into each layer that has one.
+
+    Attributes:
+        known: every child of the network, the trained ones first.
+        child: in use.
     """
 
     def __init__(
         self,
         graph: fx.GraphModule,
-        trained_bits: tuple[int, ...],
+        trained: tuple[Child, ...],
+        unseen: tuple[Child, ...],
         layer_input: dict[str, str],
         norm_of: dict[str, str],
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.trained_bits = trained_bits
+        self.trained = trained
+        self.known = (*trained, *unseen)
         self.layer_input = layer_input
         self.norm_of = norm_of
+        self.child = FLOAT
+        pinned = {name: layer.pinned for name, layer in self.layers.items()}
+        for child in self.known:
+            check_layers(child, list(pinned), pinned)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits ``(N, classes)`` for normalised images ``(N, C, H, W)`` at the current bit-width."""
+        """Returns logits ``(N, classes)`` for normalised images ``(N, C, H, W)`` at the child in use."""
         return self.graph(images)
 
     @property
     def layers(self) -> dict[str, QuantLayer]:
         """The quantized layers by name, in the order in which they run."""
         return {name: self.graph.get_submodule(name) for name in self.layer_input}  # type: ignore[misc]
+
+    @property
+    def switchable(self) -> tuple[str, ...]:
+        """Names of the layers that do not stay at 8 bits."""
+        return tuple(name for name, layer in self.layers.items() if not layer.pinned)
 
     @property
     def sites(self) -> dict[str, ActivationQuantizer]:
@@ -61,40 +76,47 @@ class MultiBitNetwork(nn.Module):
         """The normalizations that fuse into a layer, by name."""
         return {name: self.graph.get_submodule(name) for name in self.norm_of.values()}  # type: ignore[misc]
 
-    def set_bits(self, bits: BitWidths) -> None:
-        """Sets the bit-width of the next forward passes; 32 computes in float.
+    def quantizer_parameters(self) -> list[nn.Parameter]:
+        """What the quantizers of weights learn, such as steps; weight decay would shrink it to nothing."""
+        return [parameter for layer in self.layers.values() for parameter in layer.quantizer.parameters()]
 
-        A layer's bit-width is also that of the site behind its input and of the normalization behind it.
+    def use(self, child: ChildLike) -> None:
+        """Sets the child of the next forward passes.
+
+        Args:
+            child: one of the network's, by itself, its weight width or a short form; `FLOAT`; or any other `Child`,
+                which has the clips and statistics of those that are most like it.
         """
-        layers, sites, norms = self.layers, self.sites, self.norms
-        for site in sites.values():
-            site.bits = bits if isinstance(bits, int) else max(bits.values())
-        source = None
-        for name, layer in layers.items():
-            width = bits if isinstance(bits, int) else bits[name]
-            layer.bits = width
-            sites[self.layer_input[name]].bits = width
-            if name in self.norm_of:
-                norm = norms[self.norm_of[name]]
-                norm.bits, norm.source_bits = width, width if source is None else source
-            source = width
+        if not isinstance(child, Child):
+            child = FLOAT if child == FLOAT_BITS else find_child(self.known, child)
+        for site in self.sites.values():
+            site.use(child)
+        for name, layer in self.layers.items():
+            layer.bits = child.weights.of(name)
+        for norm in self.norms.values():
+            norm.use(child)
+        self.child = child
+
+    def set_bits(self, bits: int) -> None:
+        """The same as `use`, for a weight width; 32 computes in float."""
+        self.use(bits)
 
     @contextmanager
-    def bits(self, bits: BitWidths) -> Iterator[MultiBitNetwork]:
-        """Runs a block at one bit-width: ``with network.bits(4): logits = network(images)``."""
-        before = {name: layer.bits for name, layer in self.layers.items()}
-        self.set_bits(bits)
+    def at(self, child: ChildLike) -> Iterator[MultiBitNetwork]:
+        """Runs a block at one child: ``with network.at(4): logits = network(images)``."""
+        before = self.child
+        self.use(child)
         try:
             yield self
         finally:
-            self.set_bits(before if len(set(before.values())) > 1 else next(iter(before.values())))
+            self.use(before)
 
     def initialise_clips(self, images: Tensor) -> None:
         """Starts every clip from what the float network makes of a batch of normalised images."""
         training = self.training
         for site in self.sites.values():
             site.observing = True
-        with torch.no_grad(), self.bits(FLOAT_BITS):
+        with torch.no_grad(), self.at(FLOAT):
             # Batch statistics, as in the first training step; the running ones of a fresh network mean nothing yet.
             statistics = {name: copy.deepcopy(norm.state_dict()) for name, norm in self.norms.items()}
             self.train()
@@ -106,8 +128,8 @@ class MultiBitNetwork(nn.Module):
         self.train(training)
 
     def float_state(self) -> dict[str, Tensor]:
-        """Float parameters and shared statistics under the names of the original model."""
-        own = ("sites.", "aliases.", "quantizer.", "input_mean", "estimated", "learned", ".bit_", ".pair_")
+        """Float parameters and shared statistics under the names of the original model, and what quantizers learned."""
+        own = ("sites.", "aliases.", "input_mean", "estimated", "learned", ".child_", ".pair_")
         state = self.graph.state_dict()
         packed = f".{IN_PROJECTION}.", ".in_proj_"
         return {

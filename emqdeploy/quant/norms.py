@@ -1,50 +1,89 @@
-"""Batch normalization that serves every bit-width, under several policies of what the bit-widths share.
+"""Batch normalization that serves every child, under several policies of what the children share.
 
 A policy is a class registered by name. All of them answer the same three questions: how to normalize now, which
-statistics evaluation uses at a bit-width, and which gain and shift export folds there.
+statistics evaluation uses at a child, and which gain and shift export folds there.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emqdeploy.grid import ALL_BITS, MASTER_BITS
-from emqdeploy.quant.activations import FLOAT_BITS
+from emqdeploy.format.child import FLOAT, MASTER_BITS, Child
 from emqdeploy.registry import Registry
+
+P = TypeVar("P")
+
+NO_ROW = -1
+"""Of a child without numbers of its own: the float network."""
 
 
 class MultiBitBatchNorm2d(nn.BatchNorm2d):
-    """A batch normalization ``(N, C, H, W) -> (N, C, H, W)`` with a bit state; subclasses are the policies.
+    """A batch normalization ``(N, C, H, W) -> (N, C, H, W)`` with a child in use; subclasses are the policies.
 
-    Running statistics exist twice: shared, and per bit-width (two numbers a channel, no gradient). Evaluation uses
-    those of the current bit-width where they were estimated, else the shared ones.
+    Running statistics exist twice: shared, and per child (two numbers a channel, no gradient). Evaluation uses those of
+    the child in use where they were estimated, else the shared ones. A child that is none of the network's, with widths
+    drawn per layer, uses the numbers of the child whose weight width its layer has here.
 
     Attributes:
-        bits: the bit-width of the layer before it, in the next forward pass.
-        source_bits: the bit-width of the layer before that one; it differs from ``bits`` in mixed precision only.
+        layer: name of the layer before it.
+        sources: names of the layers before that one, by the graph.
         pool: adds up moments over the processes that share a batch, where they normalize it together.
     """
 
     pool: Callable[[Tensor], Tensor] | None = None
-    bits: int
-    source_bits: int
-    bit_mean: Tensor
-    bit_var: Tensor
+    layer: str
+    sources: tuple[str, ...]
+    child: Child
+    child_mean: Tensor
+    child_var: Tensor
     estimated: Tensor
     running_mean: Tensor
     running_var: Tensor
 
-    def attach(self, trained_bits: tuple[int, ...]) -> None:
-        """Adds what the policy keeps per bit-width; called once, when the float normalization is converted."""
-        self.bits = self.source_bits = FLOAT_BITS
-        self.register_buffer("bit_mean", torch.zeros(MASTER_BITS, self.num_features))
-        self.register_buffer("bit_var", torch.ones(MASTER_BITS, self.num_features))
-        self.register_buffer("estimated", torch.zeros(MASTER_BITS, dtype=torch.bool))
+    def attach(self, children: Sequence[Child], trained: Sequence[Child], layer: str, sources: Sequence[str]) -> None:
+        """Adds what the policy keeps per child; called once, when the float normalization is converted.
+
+        Args:
+            children: all of the network's.
+            trained: those among them that training visits.
+            layer: name of the layer before the normalization.
+            sources: names of the layers before that one.
+        """
+        self.layer, self.sources = layer, tuple(sources)
+        self._rows = {child: row for row, child in enumerate(child for child in children if child != FLOAT)}
+        self.register_buffer("child_mean", torch.zeros(len(self._rows), self.num_features))
+        self.register_buffer("child_var", torch.ones(len(self._rows), self.num_features))
+        self.register_buffer("estimated", torch.zeros(len(self._rows), dtype=torch.bool))
+        self.use(FLOAT)
+
+    def use(self, child: Child) -> None:
+        """Sets the child of the next forward passes."""
+        self.child = child
+        self._row = self.row(child)
+
+    def row(self, child: Child) -> int:
+        """Where a child's numbers are; `NO_ROW` where it has none."""
+        if child in self._rows:
+            return self._rows[child]
+        width = child.weights.of(self.layer)
+        alike = [row for other, row in self._rows.items() if other.uniform and other.bits == width]
+        return alike[0] if alike else NO_ROW
+
+    def keep(self, child: Child, mean: Tensor, var: Tensor) -> None:
+        """Sets the statistics that evaluation uses at a child of the network."""
+        row = self._rows[child]
+        self.child_mean[row], self.child_var[row] = mean, var
+        self.estimated[row] = True
+
+    def forget(self) -> None:
+        """Evaluation goes back to the shared statistics at every child."""
+        self.estimated.fill_(False)
 
     def _initial_affine(self) -> tuple[Tensor, Tensor]:
         """Gain and shift of the float normalization, ``(C,)``; 1 and 0 where it learns none."""
@@ -52,23 +91,23 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         weight = ones if self.weight is None else self.weight.detach()
         return weight, torch.zeros_like(ones) if self.bias is None else self.bias.detach()
 
-    def affine_at(self, bits: int) -> tuple[Tensor | None, Tensor | None]:
-        """Learned gain and shift ``(C,)`` at ``bits``."""
+    def _affine(self, row: int) -> tuple[Tensor | None, Tensor | None]:
+        """Learned gain and shift ``(C,)`` of a row."""
         return self.weight, self.bias
 
-    def tracked(self, bits: int) -> tuple[Tensor, Tensor]:
-        """The running mean and variance ``(C,)`` that a training pass at ``bits`` updates."""
+    def _tracked(self, row: int) -> tuple[Tensor, Tensor]:
+        """The running mean and variance ``(C,)`` that a training pass updates."""
         return self.running_mean, self.running_var
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes with batch statistics in training, else with the stored ones."""
-        gain, shift = self.affine_at(self.bits)
+        gain, shift = self._affine(self._row)
         if not self.training:
-            mean, var = self.statistics(self.bits)
+            mean, var = self._statistics(self._row)
             return F.batch_norm(x, mean, var, gain, shift, False, 0.0, self.eps)
-        if self.bits > MASTER_BITS or self.momentum is None:
+        if self._row == NO_ROW or self.momentum is None:
             return self._average(x, gain, shift)
-        mean, var = self.tracked(self.bits)
+        mean, var = self._tracked(self._row)
         return self._by_batch(x, mean, var, gain, shift, self.momentum)
 
     def _average(self, x: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -98,18 +137,33 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         offset = -batch_mean * scale if shift is None else shift - batch_mean * scale
         return (x * scale.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)).to(x.dtype)
 
-    def statistics(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance ``(C,)`` that evaluation uses at ``bits``."""
-        if bits <= MASTER_BITS and bool(self.estimated[bits - 1]):
-            return self.bit_mean[bits - 1], self.bit_var[bits - 1]
+    def _statistics(self, row: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance ``(C,)`` that evaluation uses."""
+        if row != NO_ROW and bool(self.estimated[row]):
+            return self.child_mean[row], self.child_var[row]
         return self.running_mean, self.running_var
 
-    def gain_and_shift(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Returns ``g`` and ``h`` of the evaluated map ``g x + h``, each ``(C,)`` in float64."""
-        mean, var = (statistic.double() for statistic in self.statistics(bits))
-        weight, bias = self.affine_at(bits)
+    def statistics(self, child: Child) -> tuple[Tensor, Tensor]:
+        """Mean and variance ``(C,)`` that evaluation uses at a child, whichever is in use."""
+        return self._at(child, self._statistics)
+
+    def gain_and_shift(self, child: Child) -> tuple[Tensor, Tensor]:
+        """Returns ``g`` and ``h`` of the map ``g x + h`` that evaluation computes at a child, ``(C,)`` in float64."""
+        mean, var = (statistic.double() for statistic in self.statistics(child))
+        training, self.training = self.training, False
+        weight, bias = self._at(child, self._affine)
+        self.training = training
         gain = (torch.ones_like(mean) if weight is None else weight.double()) / torch.sqrt(var + self.eps)
         return gain, (torch.zeros_like(mean) if bias is None else bias.double()) - gain * mean
+
+    def _at(self, child: Child, read: Callable[[int], P]) -> P:
+        """Reads something as it is at a child, and leaves the one in use as it was."""
+        before = self.child
+        self.use(child)
+        try:
+            return read(self._row)
+        finally:
+            self.use(before)
 
 
 NORMS: Registry[type[MultiBitBatchNorm2d]] = Registry("norm")
@@ -117,23 +171,22 @@ NORMS: Registry[type[MultiBitBatchNorm2d]] = Registry("norm")
 
 @NORMS.register("shared")
 class SharedNorm(MultiBitBatchNorm2d):
-    """One gain, one shift and one set of running statistics for every bit-width (EMQNet, arXiv 2510.20673)."""
+    """One gain, one shift and one set of running statistics for every child (EMQNet, arXiv 2510.20673)."""
 
 
 @NORMS.register("shared-affine")
 class SharedAffineNorm(MultiBitBatchNorm2d):
-    """Gain and shift are shared, running statistics are kept per bit-width as training goes."""
+    """Gain and shift are shared, running statistics are kept per child as training goes."""
 
-    def tracked(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Row ``bits`` of the statistics per bit-width."""
-        return self.bit_mean[bits - 1], self.bit_var[bits - 1]
+    def _tracked(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.child_mean[row], self.child_var[row]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalizes; in training the shared statistics follow whichever bit-width was just trained."""
+        """Normalizes; in training the shared statistics follow whichever child was just trained."""
         output = super().forward(x)
-        if self.training and self.bits <= MASTER_BITS and self.momentum is not None:
-            mean, var = self.tracked(self.bits)
-            self.estimated[self.bits - 1] = True
+        if self.training and self._row != NO_ROW and self.momentum is not None:
+            mean, var = self._tracked(self._row)
+            self.estimated[self._row] = True
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
         return output
@@ -141,57 +194,65 @@ class SharedAffineNorm(MultiBitBatchNorm2d):
 
 @NORMS.register("private")
 class PrivateNorm(SharedAffineNorm):
-    """Everything per bit-width: gain, shift and statistics (Any-Precision DNNs, arXiv 1911.07346; AdaBits).
+    """Everything per child: gain, shift and statistics (Any-Precision DNNs, arXiv 1911.07346; AdaBits).
 
-    A bit-width that was neither trained nor calibrated borrows gain and shift of the nearest one that was.
+    A child that was neither trained nor calibrated borrows gain and shift of the nearest one that was.
     """
 
     learned: Tensor
 
-    def attach(self, trained_bits: tuple[int, ...]) -> None:
-        """Adds one gain and shift per bit-width."""
-        super().attach(trained_bits)
+    def attach(self, children: Sequence[Child], trained: Sequence[Child], layer: str, sources: Sequence[str]) -> None:
+        """Adds one gain and shift per child."""
+        super().attach(children, trained, layer, sources)
         weight, bias = self._initial_affine()
-        self.bit_weight = nn.Parameter(weight.repeat(MASTER_BITS, 1))
-        self.bit_bias = nn.Parameter(bias.repeat(MASTER_BITS, 1))
-        self.register_buffer("learned", torch.tensor([bits in trained_bits for bits in ALL_BITS]))
+        self.child_weight = nn.Parameter(weight.repeat(len(self._rows), 1))
+        self.child_bias = nn.Parameter(bias.repeat(len(self._rows), 1))
+        self.register_buffer("learned", torch.tensor([child in trained for child in self._rows], dtype=torch.bool))
 
     @torch.no_grad()
-    def start(self, widths: tuple[int, ...]) -> None:
-        """Starts bit-widths without gain and shift of their own from what they borrow, to be learned from now on."""
-        borrowed = {bits: self._row(bits) for bits in widths}
-        for bits, row in borrowed.items():
-            self.bit_weight[bits - 1] = self.bit_weight[row]
-            self.bit_bias[bits - 1] = self.bit_bias[row]
-            self.learned[bits - 1] = True
+    def start(self, children: Sequence[Child]) -> None:
+        """Starts children without gain and shift of their own from what they borrow, to be learned from now on."""
+        borrowed = {self._rows[child]: self._lender(self._rows[child]) for child in children}
+        for row, lender in borrowed.items():
+            self.child_weight[row] = self.child_weight[lender]
+            self.child_bias[row] = self.child_bias[lender]
+            self.learned[row] = True
 
-    def _row(self, bits: int) -> int:
-        known = [width for width in ALL_BITS if self.learned[width - 1]] or [bits]
-        return min(known, key=lambda width: (abs(width - bits), -width)) - 1
+    def _lender(self, row: int) -> int:
+        """The row of the nearest child that has learned gain and shift, the wider one of two."""
+        known = self.learned.tolist()
+        children = list(self._rows)
+        wanted = children[row]
 
-    def affine_at(self, bits: int) -> tuple[Tensor | None, Tensor | None]:
-        """The row of ``bits``, or of the nearest bit-width that has learned one (the wider of two)."""
-        if bits > MASTER_BITS:
+        def distance(other: Child) -> tuple[int, int, int]:
+            between = abs(other.activations.default - wanted.activations.default)
+            return abs(other.bits - wanted.bits), between, -other.bits
+
+        learned = [other for other, row_ in self._rows.items() if known[row_]]
+        return self._rows[min(learned, key=distance)] if learned else row
+
+    def _affine(self, row: int) -> tuple[Tensor | None, Tensor | None]:
+        if row == NO_ROW:
             return self.weight, self.bias
-        row = bits - 1 if self.training or self.learned[bits - 1] else self._row(bits)
-        return self.bit_weight[row], self.bit_bias[row]
+        if not self.training and not self.learned[row]:
+            row = self._lender(row)
+        return self.child_weight[row], self.child_bias[row]
 
 
 @NORMS.register("transitional")
 class TransitionalNorm(MultiBitBatchNorm2d):
-    """Everything per pair of bit-widths, of the layer before and the layer before that (Bit-Mixer, arXiv 2103.17267).
+    """Everything per pair of weight widths, of the layer before and of those before that (Bit-Mixer, arXiv 2103.17267).
 
-    With one bit-width for the whole network only the pairs ``(b, b)`` are used; the others are what a network needs in
-    which every layer has a bit-width of its own (step plan ``mixed``).
+    Where several layers stand before, the widest counts. With one width for the whole network only the pairs ``(b, b)``
+    are used; the others are what a network needs in which every layer has a width of its own (step plan ``mixed``).
     """
 
     learned: Tensor
     pair_mean: Tensor
     pair_var: Tensor
 
-    def attach(self, trained_bits: tuple[int, ...]) -> None:
+    def attach(self, children: Sequence[Child], trained: Sequence[Child], layer: str, sources: Sequence[str]) -> None:
         """Adds gain, shift and statistics per pair, indexed ``[source, own]``."""
-        super().attach(trained_bits)
         pairs = (MASTER_BITS, MASTER_BITS, self.num_features)
         weight, bias = self._initial_affine()
         self.pair_weight = nn.Parameter(weight.expand(pairs).clone())
@@ -199,52 +260,67 @@ class TransitionalNorm(MultiBitBatchNorm2d):
         self.register_buffer("pair_mean", torch.zeros(pairs))
         self.register_buffer("pair_var", torch.ones(pairs))
         self.register_buffer("learned", torch.zeros(pairs[:2], dtype=torch.bool))
+        super().attach(children, trained, layer, sources)
 
-    def _pair(self, bits: int) -> tuple[int, int]:
-        """The pair that serves ``bits`` now, or the nearest one that was trained."""
-        source = self.source_bits if bits == self.bits and self.source_bits <= MASTER_BITS else bits
-        pair = (source - 1, bits - 1)
+    def use(self, child: Child) -> None:
+        """Sets the child, and with it the pair of widths."""
+        super().use(child)
+        own = child.weights.of(self.layer)
+        source = max((child.weights.of(name) for name in self.sources), default=own)
+        self._own_pair = (source - 1, own - 1)
+
+    def row(self, child: Child) -> int:
+        """Every child but the float network has a pair, and so a place among the children or the first one's."""
+        return NO_ROW if child == FLOAT else max(super().row(child), 0)
+
+    def _pair(self) -> tuple[int, int]:
+        """The pair in use, or the nearest one that was trained."""
+        pair = self._own_pair
         known = self.learned.nonzero().tolist()
         if self.training or not known or self.learned[pair]:
             return pair
         nearest = min(known, key=lambda other: abs(other[0] - pair[0]) + abs(other[1] - pair[1]))
         return nearest[0], nearest[1]
 
-    def affine_at(self, bits: int) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and shift of the current pair."""
-        if bits > MASTER_BITS:
+    def _affine(self, row: int) -> tuple[Tensor | None, Tensor | None]:
+        if row == NO_ROW:
             return self.weight, self.bias
-        pair = self._pair(bits)
+        pair = self._pair()
         return self.pair_weight[pair], self.pair_bias[pair]
 
-    def tracked(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Statistics of the current pair."""
-        pair = self._pair(bits)
+    def _tracked(self, row: int) -> tuple[Tensor, Tensor]:
+        pair = self._pair()
         return self.pair_mean[pair], self.pair_var[pair]
 
-    def statistics(self, bits: int) -> tuple[Tensor, Tensor]:
-        """Those estimated for ``bits`` where there are any, else those of the current pair."""
-        if bits > MASTER_BITS or bool(self.estimated[bits - 1]) or not self.learned.any():
-            return super().statistics(bits)
-        return self.tracked(bits)
+    def _statistics(self, row: int) -> tuple[Tensor, Tensor]:
+        """Those estimated for the child where there are any, else those of its pair."""
+        mine = self.child in self._rows and bool(self.estimated[row])
+        return super()._statistics(row) if row == NO_ROW or mine or not self.learned.any() else self._tracked(row)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes and remembers which pairs were trained."""
         output = super().forward(x)
-        if self.training and self.bits <= MASTER_BITS and self.momentum is not None:
-            pair = self._pair(self.bits)
+        if self.training and self._row != NO_ROW and self.momentum is not None:
+            pair = self._pair()
             self.learned[pair] = True
             self.running_mean.lerp_(self.pair_mean[pair], self.momentum)
             self.running_var.lerp_(self.pair_var[pair], self.momentum)
         return output
 
 
-def quantize_norm(module: nn.BatchNorm2d, policy: str, trained_bits: tuple[int, ...]) -> MultiBitBatchNorm2d:
+def quantize_norm(
+    module: nn.BatchNorm2d,
+    policy: str,
+    children: Sequence[Child],
+    trained: Sequence[Child],
+    layer: str,
+    sources: Sequence[str],
+) -> MultiBitBatchNorm2d:
     """Turns a batch normalization into its multi-bit form; parameters keep their names and identity."""
     norm = copy.copy(module)
     norm.__class__ = NORMS[policy]
     assert isinstance(norm, MultiBitBatchNorm2d)
     norm._parameters = dict(module._parameters)
     norm._buffers = dict(module._buffers)
-    norm.attach(trained_bits)
+    norm.attach(children, trained, layer, sources)
     return norm

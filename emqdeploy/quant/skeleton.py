@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from emqdeploy.errors import EmqError
-from emqdeploy.frozen import FrozenNetwork
+from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.quant.attention import plain_attention
 from emqdeploy.quant.layers import QuantLayer
 from emqdeploy.quant.network import MultiBitNetwork

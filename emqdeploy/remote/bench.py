@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError
+from emqdeploy.graph.tensorrt_flavours import MODULES
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.workbench import Stop, stop_on_signals
-from emqdeploy.progress import Report
+from emqdeploy.progress import Report, silent
 from emqdeploy.remote.connection import FAILED, Connection, pump
 from emqdeploy.remote.parcel import Parcel, job, pack
+from emqdeploy.runtimes.base import find_adapter
 
 BEAT_S = 2.0
 """Between two signs of life; the guard waits for many of them."""
@@ -31,17 +33,18 @@ done
 """
 
 
-def bench_there(settings: BenchSettings, host: str, report: Report) -> dict[str, Any]:
-    """Measures on ``host`` and returns the result as if it had been measured here.
+def bench_there(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
+    """Measures on the host that the settings name and returns the result as if it had been measured here.
 
     Args:
-        settings: what to measure; paths are of this machine.
-        host: as ssh knows it.
+        settings: what to measure; paths are of this machine, ``host`` is as ssh knows it.
         report: receives progress, also the device's own.
 
     Raises:
         EmqError: the host does not answer or lacks something, the connection broke, or the bench there failed.
     """
+    host = settings.host or ""
+    settings.check()
     report("packing the network and its test images")
     parcel = pack(settings)
     report(f"connecting to {host}")
@@ -50,7 +53,7 @@ def bench_there(settings: BenchSettings, host: str, report: Report) -> dict[str,
         found = _probe(connection, python)
         parcel.files |= job(parcel.settings, found["executable"])
         try:
-            _check(host, found, parcel)
+            check(host, found, parcel)
             report(f"{host}: {found['machine']}, Python {'.'.join(map(str, found['python']))} ({found['executable']})")
             _copy(connection, parcel, found["folder"], report)
         except BaseException:
@@ -87,8 +90,14 @@ def _probe(connection: Connection, python: str) -> dict[str, Any]:
     return found
 
 
-def _check(host: str, found: dict[str, Any], parcel: Parcel) -> None:
-    """Raises unless the device can run the bench."""
+def check(host: str, found: dict[str, Any], parcel: Parcel) -> None:
+    """Raises unless the device can run the bench.
+
+    Args:
+        host: as ssh knows it.
+        found: what `emqdeploy.remote.probe` said.
+        parcel: what is to travel.
+    """
     version = ".".join(map(str, found["python"]))
     if tuple(found["python"][:2]) < OLDEST_PYTHON:
         needed = ".".join(map(str, OLDEST_PYTHON))
@@ -96,10 +105,10 @@ def _check(host: str, found: dict[str, Any], parcel: Parcel) -> None:
             f"{host} has Python {version}, emqdeploy needs {needed} or newer; install one there and name it with"
             " --host-python"
         )
-    runtimes = parcel.settings.runtimes or ("tensorrt", "onnxruntime", "openvino")
-    missing = [] if "numpy" in found["modules"] else ["numpy"]
-    if not set(runtimes) & set(found["modules"]):
-        missing.append("onnxruntime" if "onnxruntime" in runtimes else runtimes[0])
+    missing = [name for name in ("numpy", "msgspec") if name not in found["modules"]]
+    libraries = [_libraries(name) for name in parcel.settings.runtimes or ("onnxruntime", "tensorrt", "openvino")]
+    if not any(set(names) & set(found["modules"]) for names in libraries):
+        missing.append(libraries[0][0])
     if missing:
         raise EmqError(
             f"{host} lacks {' and '.join(missing)} for {found['executable']}; run there:"
@@ -110,6 +119,12 @@ def _check(host: str, found: dict[str, Any], parcel: Parcel) -> None:
             f"{host} has {found['free_bytes'] / 1e6:.0f} MB free in {Path(found['folder']).parent}, the bench needs"
             f" {2 * parcel.size_bytes / 1e6:.0f} MB; free some space there"
         )
+
+
+def _libraries(runtime: str) -> list[str]:
+    """Python modules of which a runtime needs one: either TensorRT will do for engines."""
+    adapter = find_adapter(runtime)
+    return [MODULES[target] for target in adapter.targets if target in MODULES] or [adapter.library]
 
 
 def _copy(connection: Connection, parcel: Parcel, folder: str, report: Report) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import emqdeploy
-from emqdeploy.bundle import MANIFEST_FILE, Bundle
 from emqdeploy.errors import EmqError
-from emqdeploy.measuring.opening import find_network, metadata_of
+from emqdeploy.format.bundle import MANIFEST_FILE, Bundle, is_bundle
+from emqdeploy.format.card import Card
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.testset import limited, read_test_set, save_test_set
-from emqdeploy.runtimes.source import is_bundle
+from emqdeploy.runtimes.source import describe, find_network
 
 IMAGE_BUDGET = 64 << 20
 """Bytes of test images that go along; of a larger test set as many as fit, evenly spread."""
@@ -70,8 +70,8 @@ class Parcel:
 
 def pack(settings: BenchSettings) -> Parcel:
     """Collects what a bench needs; reading the network here finds a bad path before anything is copied."""
-    path = find_network(None if settings.path is None else Path(settings.path))
-    metadata = metadata_of(path)
+    path = find_network(settings.path)
+    card, _ = describe(path)
     parcel = Parcel(replace(settings, host=None, ssh="ssh", host_python=None))
     if is_bundle(path):
         bundle = Bundle.open(path)
@@ -84,14 +84,14 @@ def pack(settings: BenchSettings) -> Parcel:
     if Path(settings.trace).is_file():
         parcel.files["trace.txt"] = Path(settings.trace)
         parcel.settings = replace(parcel.settings, trace="trace.txt")
-    _pack_images(parcel, settings, metadata)
+    _pack_images(parcel, settings, card)
     return parcel
 
 
-def _pack_images(parcel: Parcel, settings: BenchSettings, metadata: dict[str, Any]) -> None:
+def _pack_images(parcel: Parcel, settings: BenchSettings, card: Card) -> None:
     """Test images go along, so that the device needs neither the data set nor a decoder for it."""
     try:
-        test = read_test_set(settings, metadata)
+        test = read_test_set(settings, card)
     except EmqError as error:
         if settings.data is not None:
             raise

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 
-MODULES = ("numpy", "onnxruntime", "openvino", "tensorrt", "torch")
+MODULES = ("numpy", "msgspec", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 
 
 def main():  # type: ignore[no-untyped-def]

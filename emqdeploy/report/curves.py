@@ -1,13 +1,15 @@
-"""Pictures of training: accuracy per bit-width over sample passes and over time, from the metrics of runs."""
+"""Pictures of training: accuracy per child over sample passes and over time, from the metrics of runs."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError, UsageError, require, writable_dir
 from emqdeploy.files import atomic_path
+from emqdeploy.format.child import MASTER_BITS, in_words
 
 METRICS_FILE = "metrics.jsonl"
 SUFFIXES = (".png", ".svg")
@@ -16,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def plot_runs(paths: list[Path], out: Path | None = None) -> dict[str, Any]:
-    """Draws validation accuracy per bit-width, the curves of several runs over one another.
+    """Draws validation accuracy per child, the curves of several runs over one another.
 
     Args:
         paths: run directories.
@@ -24,7 +26,7 @@ def plot_runs(paths: list[Path], out: Path | None = None) -> dict[str, Any]:
             where there are several runs.
 
     Returns:
-        ``files`` written, and per run the last accuracy by bit-width.
+        ``files`` written, and per run the last accuracy by child.
 
     Raises:
         UsageError: a path holds no metrics, or none yet with an accuracy.
@@ -39,27 +41,34 @@ def plot_runs(paths: list[Path], out: Path | None = None) -> dict[str, Any]:
     for file in files:
         with atomic_path(file) as temporary:
             figure.savefig(temporary, dpi=150)
-    last = {str(path): {bits: points[-1]["accuracy"] for bits, points in run.items()} for path, run in runs.items()}
+    last = {str(path): {child: points[-1]["accuracy"] for child, points in run.items()} for path, run in runs.items()}
     return {"files": [str(file) for file in files], "accuracy": last}
 
 
 def read_curves(run: Path) -> dict[str, list[dict[str, float]]]:
-    """Returns per bit-width the points ``passes``, ``minutes``, ``accuracy`` of a run that validated at least once.
+    """Returns per child the points ``passes``, ``minutes``, ``accuracy`` of a run that validated at least once.
 
-    Networks that were trained one per bit-width lie in ``RUN/w1``, ``RUN/w2``, ...; their curves stand side by side.
+    Networks that were trained one by one lie in folders of their own, ``RUN/w1``, ``RUN/w2``, ...; their curves stand
+    side by side.
     """
-    files = [file for file in (run / METRICS_FILE, *sorted(run.glob(f"w*/{METRICS_FILE}"))) if file.is_file()]
+    files = [file for file in (run / METRICS_FILE, *sorted(run.glob(f"*/{METRICS_FILE}"))) if file.is_file()]
     if not files:
         raise UsageError(f"{run} holds no {METRICS_FILE}; name the directory of a run, such as runs/digits-resnet8-001")
     curves: dict[str, list[dict[str, float]]] = {}
     for file in files:
         for record in _records(file):
-            for bits, accuracy in record["validation_accuracy"].items():
+            for child, accuracy in record["validation_accuracy"].items():
                 point = {"passes": record["sample_passes"], "minutes": record["seconds"] / 60, "accuracy": accuracy}
-                curves.setdefault(bits, []).append(point)
+                curves.setdefault(child, []).append(point)
     if not curves:
         raise UsageError(f"{files[0]} holds no accuracy yet; plot again after the first validation")
-    return {bits: curves[bits] for bits in sorted(curves, key=int)}
+    return {child: curves[child] for child in sorted(curves, key=_order)}
+
+
+def _order(child: str) -> tuple[int, int, str]:
+    """Sorts names as children are sorted: by weight width, then activation width; names without widths last."""
+    found = re.fullmatch(r"(\d+)(?:a(\d+))?", child)
+    return (99, 0, child) if found is None else (int(found[1]), int(found[2] or MASTER_BITS), child)
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
@@ -95,8 +104,8 @@ def _draw(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Any:
     from matplotlib.figure import Figure  # without pyplot: no window, whatever the machine has
     from matplotlib.lines import Line2D
 
-    widths = sorted({bits for run in runs.values() for bits in run}, key=int)
-    colour = {bits: f"C{index}" for index, bits in enumerate(widths)}
+    children = sorted({child for run in runs.values() for child in run}, key=_order)
+    colour = {child: f"C{index}" for index, child in enumerate(children)}
     looks: list[dict[str, Any]] = [
         {"linestyle": LINE_STYLES[index % 4], "marker": MARKERS[index % 6], "markersize": 3.5}
         for index in range(len(runs))
@@ -110,17 +119,16 @@ def _draw(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Any:
         axes, ("passes", "minutes"), (1, minutes), ("sample passes", unit), strict=True
     ):
         for look, run in zip(looks, runs.values(), strict=True):
-            for bits, points in run.items():
+            for child, points in run.items():
                 x, y = [point[key] / divisor for point in points], [point["accuracy"] for point in points]
-                axis.plot(x, y, color=colour[bits], linewidth=1.4, **look)
+                axis.plot(x, y, color=colour[child], linewidth=1.4, **look)
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axes[0].set_ylabel("validation accuracy, %")
-    names = ["float" if bits == "32" else f"{bits}-bit" for bits in widths]
-    handles = [Line2D([], [], color=colour[bits], label=name) for bits, name in zip(widths, names, strict=True)]
+    handles = [Line2D([], [], color=colour[child], label=in_words(child)) for child in children]
     if len(runs) > 1:
         handles += [Line2D([], [], color="grey", label=name, **look) for look, name in zip(looks, runs, strict=True)]
     else:

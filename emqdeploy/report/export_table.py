@@ -6,18 +6,21 @@ from typing import Any
 
 from rich.table import Table
 
+from emqdeploy.format.bundle import BASELINE
 from emqdeploy.report.terminal import percent, size, table
 
 
 def export_parts(result: dict[str, Any]) -> list[Table | str]:
     """The files with what is stored, what is computed and how it was proven, and what the user should know of them."""
     artefacts = result["artefacts"]
-    columns = ("bits", "file", "size", "stored as", "computed as", "integer layers", "differing codes", "agreement")
+    if not artefacts:
+        return [f"{result['bundle']} holds every file that was asked for; nothing was built"]
+    columns = ("child", "file", "size", "stored as", "computed as", "integer layers", "differing codes", "agreement")
     files = table(f"Bundle {result['bundle']}", *columns)
     for artefact in artefacts:
         parity = artefact["parity"]
         files.add_row(
-            ",".join(map(str, artefact["bits"])) or artefact["flavour"],
+            ",".join(artefact["children"]) or artefact["flavour"],
             artefact["path"].removeprefix(result["bundle"]).lstrip("/"),
             size(artefact["total_bytes"]),
             artefact["stored_as"],
@@ -30,7 +33,7 @@ def export_parts(result: dict[str, Any]) -> list[Table | str]:
 
 
 def _integer_layers(artefact: dict[str, Any]) -> str:
-    if artefact["computed_as"].startswith("unknown"):
+    if all(layer["integer"] is None for layer in artefact["layers"]):
         return "unknown"
     return f"{artefact['integer_layers']} of {len(artefact['layers'])}"
 
@@ -39,7 +42,7 @@ def _notes(artefacts: list[dict[str, Any]]) -> list[str]:
     """One line each, said once for all artefacts that share it."""
     notes: dict[str, None] = {}
     for artefact in artefacts:
-        if artefact["role"] == "baseline":
+        if artefact["role"] == BASELINE:
             accuracy = artefact["parity"]["accuracy"]
             notes[f"{artefact['id']}: accuracy {percent(accuracy)} of the test set, to compare with"] = None
         if artefact["parity"].get("note"):
@@ -55,5 +58,5 @@ def _notes(artefacts: list[dict[str, Any]]) -> list[str]:
             notes[f"build on the device: {artefact['built_for']['command']}"] = None
         if artefact["float_ops"]:
             found = ", ".join(f"{count} {name}" for name, count in artefact["float_ops"].items())
-            notes[f"computed in float, whatever the bit-width: {found}"] = None
+            notes[f"computed in float, whatever the child: {found}"] = None
     return list(notes)

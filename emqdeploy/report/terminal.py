@@ -7,20 +7,51 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
+
+from emqdeploy.format.card import Card, convert
+from emqdeploy.format.child import Widths, in_words
 
 
 def show(*parts: Table | str) -> None:
     """Prints tables and lines to standard output; a pipe gets the full width, not a terminal's."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(markup=False, highlight=False, width=160)
     for part in parts:
-        if isinstance(part, Table) and part.title:
-            # A title inside the table would be wrapped to the table's width.
-            console.print(part.title, style="bold", highlight=False, soft_wrap=True)
-            part.title = None
-        console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True)
+            continue
+        # A title or a caption inside the table would be wrapped to the table's width.
+        if part.title:
+            console.print(part.title, style="bold", soft_wrap=True)
+        for piece in fitting(part, console):
+            console.print(piece, markup=True)
+        if part.caption:
+            console.print(part.caption, style="dim italic")
+
+
+def fitting(found: Table, console: Console) -> list[Table]:
+    """A table as several ones where it is too wide for the terminal, each with its first column."""
+    first, *rest = found.columns
+    endless = console.options.update(max_width=1 << 16)
+    pieces: list[list[Column]] = [[first]]
+    for column in rest:
+        wide = Measurement.get(console, endless, _of_columns([*pieces[-1], column])).maximum > console.width
+        if wide and column.no_wrap and len(pieces[-1]) > 1:
+            pieces.append([first])
+        pieces[-1].append(column)
+    return [_of_columns(piece) for piece in pieces]
+
+
+def _of_columns(columns: Sequence[Column]) -> Table:
+    made = Table()
+    for column in columns:
+        made.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        made.add_row(*cells)
+    return made
 
 
 def size(count: int | None) -> str:
@@ -53,44 +84,43 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
     return result
 
 
-def origin(bits: int, trained: Sequence[int], method: str | None) -> str:
-    """How a bit-width came about: trained, never visited by training, or calibrated where nothing was trained."""
+def origin(child: str, trained: Sequence[str], method: str | None) -> str:
+    """How a child came about: trained, never visited by training, or calibrated where nothing was trained."""
     if method == "post-training":
         return "calibrated"
-    return "trained" if bits in trained else "unseen"
+    return "trained" if child in trained else "unseen"
 
 
-def accuracy_table(title: str, accuracy: dict[str, float], trained: list[int], method: str | None = None) -> Table:
-    """Accuracy per bit-width; bit-widths that training never visited are marked."""
-    result = table(title, "bits", "accuracy", "")
-    for bits, value in accuracy.items():
-        result.add_row(bits, percent(value), origin(int(bits), trained, method))
+def accuracy_table(title: str, accuracy: dict[str, float], trained: Sequence[str], method: str | None = None) -> Table:
+    """Accuracy per child by name; children that training never visited are marked."""
+    result = table(title, "child", "accuracy", "")
+    for child, value in accuracy.items():
+        result.add_row(child, percent(value), origin(child, trained, method))
     return result
 
 
 def quantize_table(result: dict[str, Any], usable_drop: float) -> Table:
-    """Accuracy per bit-width beside the float model's."""
+    """Accuracy per child beside the float model's."""
     seconds, images = result["seconds"], result["calibration_images"]
     title = f"{result['checkpoint']}: test accuracy without training, {images} images, {seconds:.0f} s of calibration"
-    shown = table(title, "bits", "accuracy", "to float", "")
+    shown = table(title, "child", "accuracy", "to float", "")
     shown.add_row("float", percent(result["float_accuracy"]), "", "as it came")
-    for bits, value in result["accuracy"].items():
-        usable = int(bits) in result["usable_bits"]
-        verdict = "usable" if usable else f"loses more than {usable_drop:g}: train it"
-        shown.add_row(bits, percent(value), f"{value - result['float_accuracy']:+.2f}", verdict)
+    for child, value in result["accuracy"].items():
+        verdict = "usable" if child in result["usable"] else f"loses more than {usable_drop:g}: train it"
+        shown.add_row(child, percent(value), f"{value - result['float_accuracy']:+.2f}", verdict)
     return shown
 
 
 def verify_table(results: list[dict[str, Any]], images: str) -> Table:
-    """Every rung of parity at every bit-width."""
+    """Every rung of parity at every child."""
     result = table(
         f"Parity with the integer reference ({images})",
-        *("bits", "rung", "same class", "differing codes", "largest step", "logits differ", "first difference", ""),
+        *("child", "rung", "same class", "differing codes", "largest step", "logits differ", "first difference", ""),
     )
     for entry in results:
         for index, (name, rung) in enumerate(entry["rungs"].items()):
             result.add_row(
-                str(entry["bits"]) if index == 0 else "",
+                entry["child"] if index == 0 else "",
                 name,
                 f"{rung['images'] - rung['flips']} of {rung['images']}",
                 f"{rung['differing_codes']} of {rung['codes']}" if rung["codes"] else "not visible",
@@ -103,42 +133,63 @@ def verify_table(results: list[dict[str, Any]], images: str) -> Table:
             result.add_row("", name, *[""] * 5, f"[red]{reason}")
         for name in entry["skipped"]:
             result.add_row("", name, *[""] * 5, "not run")
-    # Reasons are whole sentences, the same at every bit-width: below the table, or they would squeeze its columns.
+    # Reasons are whole sentences, the same at every child: below the table, or they would squeeze its columns.
     reasons = {name: reason for entry in results for name, reason in entry["skipped"].items()}
-    result.caption = "\n".join(f"{name} was not run: {escape(reason)}" for name, reason in reasons.items()) or None
+    result.caption = "\n".join(f"{name} was not run: {reason}" for name, reason in reasons.items()) or None
     return result
 
 
 def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
     """A checkpoint at a glance."""
-    metadata = description["metadata"]
-    widths = description["bits"]
+    card = convert(Card, description["card"])
+    children = description["children"]
     layers = table(
-        "Layers", "name", "shape", "stored as", "input", *(f"{bits} b" for bits in widths),
-        caption="per bit-width: effective bits per weight, the per-channel numbers included; * = some channels use"
-        " fewer bits than nominal, because their integers would not fit int8",
+        "Layers", "name", "shape", "stored as", "input", *(child["name"] for child in children),
+        caption="per child: effective bits per weight, the per-channel numbers included; * = some channels use fewer"
+        " bits than nominal, because their integers would not fit int8",
     )  # fmt: skip
     for layer in description["layers"]:
-        cells = []
-        for bits in widths:
-            mark = "*" if str(bits) in layer["channels_below_nominal"] else ""
-            cells.append(f"{layer['effective_bits'][str(bits)]:.2f}{mark}")
+        cells = [
+            f"{layer['effective_bits'][child['name']]:.2f}"
+            + ("*" if child["name"] in layer["channels_below_nominal"] else "")
+            for child in children
+        ]
         name = layer["name"] if layer["kind"] != "normalization" else f"{layer['name']} (normalization)"
         layers.add_row(name, "x".join(map(str, layer["shape"])), layer["stored_as"], layer["input"], *cells)
-    sizes = table("Bit-widths", "bits", "", "accuracy", "bytes to load")
-    for bits in widths:
+    sizes = table("Children", "child", "weights", "activations", "", "accuracy", "bytes to load")
+    for child in children:
         sizes.add_row(
-            str(bits),
-            origin(bits, description["trained_bits"], metadata.get("recipe", {}).get("method")),
-            percent(metadata["accuracy"].get(str(bits))),
-            size(description["size_bytes_per_bits"][str(bits)]),
+            child["name"],
+            *(_in_short(child[what]) for what in ("weights", "activations")),
+            origin(child["name"], card.trained, card.method),
+            percent(child["accuracy"]),
+            size(child["size_bytes"]),
         )
     head = (
-        f"{description['path']}: {metadata['network']['model']} on {metadata['data']['name']},"
-        f" {description['weights']} quantized weights, {size(description['size_bytes'])},"
-        f" input {tuple(metadata['network']['input_shape'])}, {len(metadata['classes'])} classes"
+        f"{description['path']}: {card.model} on {card.data.name}, {description['weights']} quantized weights,"
+        f" {size(description['size_bytes'])}, input {card.input_shape}, {len(card.classes)} classes"
     )
-    return [head, sizes, layers, *_float_line(description["float_ops"])]
+    named = [line for child in children for line in _named_layers(child)]
+    return [head, sizes, *named, layers, *_float_line(description["float_ops"])]
+
+
+def _in_short(widths: int | dict[str, int]) -> str:
+    """The one width of all layers, or the lowest and the highest."""
+    found = Widths.read(widths).all
+    return f"{min(found)} to {max(found)}" if max(found) > min(found) else str(found[0])
+
+
+def _named_layers(child: dict[str, Any]) -> list[str]:
+    """The layers that a child names, and what the others take."""
+    lines = []
+    for what in ("weights", "activations"):
+        widths = Widths.read(child[what])
+        if not widths.uniform:
+            named = ", ".join(f"{layer} {bits}" for layer, bits in widths.layers)
+            rest = child["by_default"][what]
+            others = f", the {len(rest)} layers that it does not name {widths.default}" if rest else ""
+            lines.append(f"bits of {child['name']}'s {what}: {named}{others}")
+    return lines
 
 
 def _float_line(counts: dict[str, int] | None) -> list[str]:
@@ -156,7 +207,7 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
     rows = table(
         f"One network, trained once ({seconds:.0f} s, {passes} sample passes), on {cpu}, one image at a time",
         *(
-            "bits",
+            "child",
             "accuracy",
             "p50",
             "p90",
@@ -169,11 +220,11 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
         ),
         *("switch", "first output"),
     )
-    switching = {row["bits"]: row for row in result["bench"]["switch"]["rows"]}
+    switching = {row["child"]: row for row in result["bench"]["switch"]["rows"]}
     for row in result["rows"]:
-        latency, parity, switched = row["latency_ms"], row["parity"], switching[row["bits"]]
+        latency, parity, switched = row["latency_ms"], row["parity"], switching[row["child"]]
         rows.add_row(
-            str(row["bits"]),
+            row["child"],
             percent(row["accuracy"]),
             *(milliseconds(latency[key]) for key in ("p50", "p90", "p99")),
             size(row["artefact_bytes"]),
@@ -184,10 +235,10 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
             milliseconds(switched["set_bits_ms"]["p50"]),
             milliseconds(switched["first_output_ms"]["p50"]),
         )
-    unseen = "  ".join(f"{bits}-bit {percent(value)}" for bits, value in result["accuracy"].items())
+    unseen = "  ".join(f"{in_words(child)} {percent(value)}" for child, value in result["accuracy"].items())
     checkpoint = result["checkpoint"]
     notes = [
-        f"all bit-widths of the same file: {unseen}",
+        f"all children of the same file: {unseen}",
         "every bit-width computes in int8 and runs at int8 speed: fewer bits save storage, not time",
         "next: emqdeploy inspect        what the checkpoint holds, layer by layer",
         "      emqdeploy verify         all bit-widths against the integer reference, on the whole test set",
@@ -209,7 +260,10 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
         "VNNI": "VNNI: 8-bit products are exact at full range; fewer bits run no faster",
         "AVX2": "AVX2 without VNNI: exact, because codes and weights stay within 127 (64 behind signed tensors)",
     }.get(result["integer_kernels"], "no x86 vector integers found; onnxruntime chooses its own kernels")
+    works = [name for name, reason in result["runtimes"].items() if reason is None]
     lines = [
+        f"runtimes that work here: {', '.join(works) or 'none'}",
+        *(f"not {name}: {reason}" for name, reason in result["runtimes"].items() if reason is not None),
         f"processor: {found['cpu']}, {found['cores']} cores; {kernels}",
         f"onnxruntime providers: {', '.join(result['providers']) or 'none'} (the CPU's by default, see provider=)",
         f"python {found['python']}; {', '.join(f'{name} {version}' for name, version in found['packages'].items())}",

@@ -1,5 +1,7 @@
 """Running on this machine: adapters that switch precision, measuring; works without torch."""
 
-from emqdeploy.runtimes.base import LayerPrecision, Runtime, open_runtime
+from emqdeploy.format.child import Child
+from emqdeploy.format.precision import LayerPrecision
+from emqdeploy.runtimes.base import Runtime, open_runtime
 
-__all__ = ["LayerPrecision", "Runtime", "open_runtime"]
+__all__ = ["Child", "LayerPrecision", "Runtime", "open_runtime"]

@@ -1,64 +1,53 @@
-"""A network that runs here and switches its bit-width: what every runtime offers, and how to open one."""
+"""A network that runs here and switches its child: what every runtime offers, and how to open one."""
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from emqdeploy.data import Preprocessing
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.grid import Floats
-from emqdeploy.registry import Registry
-from emqdeploy.runtimes.residency import Active, Engine, Residency, parse_policy
+from emqdeploy.format.bundle import Bundle, is_bundle
+from emqdeploy.format.card import Card
+from emqdeploy.format.child import Child, ChildLike, find_child, in_order
+from emqdeploy.format.emq import Checkpoint, load_checkpoint
+from emqdeploy.format.grid import Floats
+from emqdeploy.format.precision import LayerPrecision
+from emqdeploy.format.runs import find_checkpoint
+from emqdeploy.registry import Registry, load_package
+from emqdeploy.runtimes.residency import Active, Engine, Residency, parse_residency
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from emqdeploy.bundle import Bundle
-    from emqdeploy.checkpoint import Checkpoint
-    from emqdeploy.data import Preprocessing
-
 _CLOSED = "this runtime is closed; open it again"
 
 
-@dataclass(frozen=True)
-class LayerPrecision:
-    """What a layer is, honestly: its grid, its bytes and its kernel.
-
-    Attributes:
-        grid_bits: bits of the weight grid, which decide the accuracy.
-        stored_as: the type in which the artefact keeps the weights.
-        computed_as: the type in which the runtime multiplies, read from the kernels that really ran.
-    """
-
-    name: str
-    grid_bits: int
-    stored_as: str
-    computed_as: str
-
-
 class Runtime(ABC):
-    """A network that runs here and switches its bit-width; every method may be called from any thread.
+    """A network that runs here and switches its child; every method may be called from any thread.
 
-    A request keeps the bit-width that it started with, whatever others switch to meanwhile, so each output is exactly
-    that of one bit-width.
+    A request keeps the child that it started with, whatever others switch to meanwhile, so each output is exactly that
+    of one child. Wherever a child is asked for, its name or a short form (``4``, ``"4a8"``) will do.
 
     Args:
-        available_bits: the bit-widths that it can have.
+        available: the children that it can have.
         input_shape: ``(C, H, W)`` of one image.
-        bits: the bit-widths to build at once; the highest one is in use first.
+        children: those to build at once; the widest one is in use first. None builds all.
         residency: ``all``, ``lru:N`` or ``memory:MB``: what stays in memory, see `emqdeploy.runtimes.residency`.
 
     Attributes:
         name: of the runtime.
+        library: the Python module that it computes with; its memory is not the network's.
+        targets: what of a bundle it runs, by the artefacts' targets.
         device: what computes, in the runtime's own words.
-        metadata: what the bundle or checkpoint says about the network; empty where it was not opened by `from_bundle`.
+        children: those that it can have, by ascending width.
+        card: what the bundle or checkpoint says about the network; None where it was not opened by `from_bundle`.
 
     Example:
         >>> from emqdeploy.runtimes import Runtime
@@ -68,37 +57,38 @@ class Runtime(ABC):
     """
 
     name: ClassVar[str]
+    library: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]] = ()
     device: str = "cpu"
-    metadata: Mapping[str, Any] = MappingProxyType({})
+    card: Card | None = None
 
     def __init__(
         self,
-        available_bits: Sequence[int],
+        available: Iterable[Child],
         input_shape: Sequence[int],
-        bits: Sequence[int] | None = None,
+        children: Sequence[ChildLike] | None = None,
         residency: str = "all",
     ) -> None:
-        self.available_bits = tuple(sorted(available_bits))
+        self.children = in_order(available)
         self.input_shape = tuple(input_shape)
-        self._residency: Residency[Any] = Residency(self._build, parse_policy(residency), _CLOSED)
-        wanted = self.available_bits if bits is None else tuple(bits)
-        for width in wanted:
-            self.check_bits(width)
+        self._known: dict[tuple[type, ChildLike], Child] = {}
+        self._residency: Residency[Any] = Residency(self._build, parse_residency(residency), _CLOSED)
+        wanted = self.children if children is None else in_order({self.find(child) for child in children})
         if not wanted:
-            raise UsageError("no bit-width was asked for; give at least one, or None for all")
-        first = max(wanted)
+            raise UsageError("no child was asked for; name at least one, or None for all")
+        *others, first = wanted
         self._residency.switch(first)
-        # A policy that keeps fewer than all starts with one: the others would be built only to be given back.
+        # A rule that keeps fewer than all starts with one: the others would be built only to be given back.
         if residency == "all":
-            for width in sorted(set(wanted) - {first}, reverse=True):
-                self._residency.get(width)
+            for child in reversed(others):
+                self._residency.get(child)
 
     @classmethod
     def from_bundle(
         cls,
         path: str | Path,
         runtime: str = "onnxruntime",
-        bits: int | Sequence[int] | None = None,
+        bits: ChildLike | Sequence[ChildLike] | None = None,
         residency: str = "all",
         threads: int | None = None,
         **options: Any,
@@ -107,105 +97,148 @@ class Runtime(ABC):
 
         Args:
             path: the bundle's directory; a run, an ``.emq`` or one exported ``.onnx`` file will do as well.
-            runtime: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``torch``.
-            bits: the bit-width, or those to keep ready; None keeps every exported one. Others of the bundle are built
-                when they are asked for.
+            runtime: a name in `RUNTIMES`, such as ``onnxruntime`` or ``openvino``.
+            bits: the child, or those to keep ready (weight widths, or ``"2a4"``); None keeps every exported one.
+                Others of the bundle are built when they are asked for.
             residency: ``all``, ``lru:N`` or ``memory:MB``.
             threads: threads inside an operator; None leaves that to the runtime.
             **options: of the adapter, for example ``flavour="if"`` or ``provider="cuda"``.
 
         Raises:
-            EmqError: one sentence: a damaged bundle, a missing package, a bit-width that it does not have, an engine
-                that was built for another device.
+            EmqError: one sentence: a damaged bundle, a missing package, a child that it does not have, an engine that
+                was built for another device.
         """
-        from emqdeploy.runtimes.source import open_network
+        children = (bits,) if isinstance(bits, (int, str, Child)) else bits
+        return open_network(Path(path), runtime, children=children, residency=residency, threads=threads, **options)
 
-        widths = (bits,) if isinstance(bits, int) else bits
-        return open_network(Path(path), runtime, bits=widths, residency=residency, threads=threads, **options)
+    @classmethod
+    def why_not(cls) -> str | None:
+        """Why this runtime cannot run here, in one sentence; None where its library is installed."""
+        if importlib.util.find_spec(cls.library) is not None:
+            return None
+        return f"{cls.library} is not installed, which runtime {cls.name!r} needs; run: emqdeploy doctor"
+
+    @classmethod
+    @abstractmethod
+    def open_bundle(cls, bundle: Bundle, children: Sequence[ChildLike] | None, **options: Any) -> Runtime:
+        """Opens what a bundle holds for this runtime.
+
+        Args:
+            bundle: what `emqdeploy export` wrote.
+            children: those to keep ready; None keeps the exported ones.
+            **options: of the adapter.
+        """
+
+    @classmethod
+    def open_file(cls, path: Path, **options: Any) -> Runtime:
+        """Opens one exported ``.onnx`` file, where the runtime takes such files."""
+        raise UsageError(
+            f"{path} is one ONNX file, which runs in onnxruntime here, not in {cls.name!r}; name its bundle"
+        )
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How images become the network's input; of a network that was opened by `from_bundle`."""
-        from emqdeploy.data import Preprocessing
-
-        return Preprocessing.from_dict(self.metadata["preprocessing"])
+        return Preprocessing.of(self._opened_card.preprocessing)
 
     @property
     def classes(self) -> list[str]:
         """Class names, by index; of a network that was opened by `from_bundle`."""
-        return list(self.metadata["classes"])
+        return list(self._opened_card.classes)
+
+    @property
+    def _opened_card(self) -> Card:
+        if self.card is None:
+            raise EmqError("this runtime was opened without a card; open it with Runtime.from_bundle")
+        return self.card
+
+    @property
+    def available_bits(self) -> tuple[int, ...]:
+        """Weight widths of the children that have one for all layers, ascending."""
+        return tuple(sorted({child.bits for child in self.children if child.uniform}))
+
+    @property
+    def child(self) -> Child:
+        """The child in use."""
+        return self._in_use().child
 
     @property
     def bits(self) -> int:
-        """The bit-width in use."""
-        return self._in_use().bits
+        """Weight width of the child in use."""
+        return self.child.bits
 
     @property
-    def resident_bits(self) -> tuple[int, ...]:
-        """The bit-widths that switch at once."""
+    def resident(self) -> tuple[Child, ...]:
+        """The children that switch at once."""
         return self._residency.resident
 
-    def set_bits(self, bits: int) -> None:
-        """Switches; a bit-width that is not resident is built first, one that is being prefetched is waited for.
+    def use(self, child: ChildLike) -> None:
+        """Switches; a child that is not resident is built first, one that is being prefetched is waited for.
 
         Raises:
-            UsageError: the network has no such bit-width; the sentence lists those it has.
+            UsageError: the network has no such child; the sentence lists those it has.
             EmqError: it cannot be built (in the background or now); what was in use stays in use.
         """
-        self.check_bits(bits)
-        self._residency.switch(bits)
+        self._residency.switch(self.find(child))
 
-    def prefetch(self, bits: int) -> None:
-        """Starts to build a bit-width in the background and returns; a failure is raised by `set_bits`."""
-        self.check_bits(bits)
-        self._residency.prefetch(bits)
+    def set_bits(self, bits: int) -> None:
+        """The same as `use`, for a weight width."""
+        self.use(bits)
 
-    def evict(self, bits: int) -> None:
-        """Gives the memory of a resident bit-width back; the one in use stays."""
-        self._residency.evict(bits)
+    def prefetch(self, child: ChildLike) -> None:
+        """Starts to build a child in the background and returns; a failure is raised by `use`."""
+        self._residency.prefetch(self.find(child))
 
-    def run(self, images: Floats, bits: int | None = None) -> Floats:
+    def evict(self, child: ChildLike) -> None:
+        """Gives the memory of a resident child back; the one in use stays."""
+        self._residency.evict(self.find(child))
+
+    def run(self, images: Floats, child: ChildLike | None = None) -> Floats:
         """Returns logits ``(N, classes)`` for normalised images, float32 ``(N, C, H, W)``.
 
         Args:
             images: the batch.
-            bits: the bit-width of this request alone; None takes the one in use.
+            child: of this request alone; None takes the one in use.
         """
-        engine = self._engine(bits)
+        engine = self._engine(child)
         self.check_images(images)
         logits: Floats = engine.run(images)
         return logits
 
     def __call__(self, images: Floats) -> Floats:
-        """The same as `run` at the bit-width in use."""
+        """The same as `run` at the child in use."""
         return self.run(images)
 
-    @abstractmethod
-    def precision(self, bits: int) -> list[LayerPrecision]:
-        """Reports every layer at one bit-width."""
+    def find(self, wanted: ChildLike) -> Child:
+        """Returns the child that is meant; raises a sentence that lists those there are."""
+        if not isinstance(wanted, Hashable):
+            return find_child(self.children, wanted)
+        key = (type(wanted), wanted)
+        child = self._known.get(key)
+        if child is None:
+            child = self._known[key] = find_child(self.children, wanted)
+        return child
 
     @abstractmethod
-    def _build(self, bits: int) -> Engine:
-        """Makes the engine of a bit-width; called by any thread."""
+    def precision(self, child: ChildLike) -> list[LayerPrecision]:
+        """Reports every layer at one child."""
 
-    def _engine(self, bits: int | None) -> Any:
+    @abstractmethod
+    def _build(self, child: Child) -> Engine:
+        """Makes the engine of a child; called by any thread."""
+
+    def _engine(self, child: ChildLike | None) -> Any:
         active = self._in_use()
-        if bits is None or bits == active.bits:
+        if child is None:
             return active.engine
-        self.check_bits(bits)
-        return self._residency.get(bits)
+        wanted = self.find(child)
+        return active.engine if wanted is active.child else self._residency.get(wanted)
 
     def _in_use(self) -> Active[Any]:
         active = self._residency.active
         if active is None:
             raise EmqError(_CLOSED)
         return active
-
-    def check_bits(self, bits: int) -> None:
-        """Raises for a bit-width that this runtime does not have."""
-        if bits not in self.available_bits:
-            have = ", ".join(map(str, self.available_bits))
-            raise UsageError(f"no {bits}-bit network here; available bit-widths: {have}")
 
     def check_images(self, images: Floats) -> None:
         """Raises for a batch that does not fit the network."""
@@ -237,17 +270,12 @@ class Runtime(ABC):
 
 
 RUNTIMES: Registry[Callable[..., Any]] = Registry("runtime")
-"""Adapters by name; each takes a `Checkpoint` and the options ``bits``, ``residency``, ``threads`` and its own."""
-
-_ADAPTERS = ("onnx_runtime", "openvino_runtime", "tensorrt_runtime", "torch_reference")
+"""Adapters by name; each takes a `Checkpoint` and the options ``children``, ``residency``, ``threads`` and its own."""
 
 
 def find_adapter(runtime: str) -> Any:
     """Returns the adapter class of a name; raises a sentence that lists the names."""
-    import importlib
-
-    for module in _ADAPTERS:
-        importlib.import_module(f"emqdeploy.runtimes.{module}")
+    load_package("emqdeploy.runtimes.adapters")
     return RUNTIMES[runtime]
 
 
@@ -257,26 +285,42 @@ def open_runtime(checkpoint: Checkpoint, runtime: str = "onnxruntime", **options
     Args:
         checkpoint: what to run.
         runtime: its name in `RUNTIMES`.
-        **options: of the adapter: ``bits`` (the bit-widths wanted), ``residency``, ``threads``.
+        **options: of the adapter: ``children`` (those wanted), ``residency``, ``threads``.
     """
     adapter: Runtime = find_adapter(runtime)(checkpoint, **options)
     return adapter
 
 
-def exported_bits(bundle: Bundle) -> tuple[int, ...]:
-    """The bit-widths of all artefacts of a bundle, ascending."""
-    return tuple(sorted({width for artefact in bundle.artefacts for width in artefact.bits}))
+def open_network(path: Path, runtime: str, **options: Any) -> Runtime:
+    """Opens a bundle, one exported file, a checkpoint or a run, with every child of a checkpoint at hand.
+
+    Args:
+        path: what to open.
+        runtime: its name in `RUNTIMES`.
+        **options: of the adapter.
+    """
+    adapter = find_adapter(runtime)
+    network: Runtime
+    if path.suffix == ".onnx":
+        return cast(Runtime, adapter.open_file(path, **options))
+    if is_bundle(path):
+        bundle = Bundle.open(path)
+        network = adapter.open_bundle(bundle, **options)
+        network.card = bundle.card
+        return network
+    checkpoint = load_checkpoint(find_checkpoint(path))
+    network = adapter(checkpoint, **options)
+    network.card = checkpoint.card
+    return network
 
 
-def wanted_bits(bundle: Bundle, bits: Sequence[int] | None) -> Sequence[int] | None:
-    """The bit-widths that were asked for, else the exported ones, else all that there are."""
-    return bits if bits is not None else exported_bits(bundle) or None
+def wanted_children(bundle: Bundle, children: Sequence[ChildLike] | None) -> Sequence[ChildLike] | None:
+    """The children that were asked for, else the exported ones, else all that there are."""
+    return children if children is not None else bundle.exported or None
 
 
 def bundled_checkpoint(bundle: Bundle, runtime: str) -> Checkpoint:
     """Loads the checkpoint that lies in a bundle, or raises one sentence."""
-    from emqdeploy.checkpoint import load_checkpoint
-
     path = bundle.checkpoint_path
     if path is None:
         raise EmqError(f"{bundle.path} holds no checkpoint, which runtime {runtime!r} needs; export again")
@@ -289,21 +333,3 @@ def read_model_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise EmqError(f"cannot read {path}: {error.strerror}; name an existing file") from error
-
-
-def precision_summary(layers: list[LayerPrecision]) -> dict[str, Any]:
-    """What a network is stored and computed as, and how many of its layers run as integer kernels."""
-    integer = [layer for layer in layers if layer.computed_as == "int8"]
-    others = [layer for layer in layers if layer.computed_as != "int8"]
-    computed = "int8"
-    if others:
-        part = f"int8 ({len(integer)} of {len(layers)} layers), else " if integer else ""
-        computed = f"{part}{others[0].computed_as}"
-    return {
-        "stored_as": Counter(layer.stored_as for layer in layers).most_common(1)[0][0],
-        "computed_as": computed,
-        "integer_layers": len(integer),
-        "layers": len(layers),
-        "float_layers": [layer.name for layer in others],
-        "per_layer": [asdict(layer) for layer in layers],
-    }

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from emqdeploy.errors import EmqError, require
+from emqdeploy.graph.tensorrt_flavours import EXTRAS, RTX, installed_flavour
 
 
 def _runtime() -> Any:
-    return require("cuda.bindings.runtime", "tensorrt")
+    return require("cuda.bindings.runtime", EXTRAS[installed_flavour() or RTX])
 
 
 def check(result: tuple[Any, ...], what: str) -> Any:

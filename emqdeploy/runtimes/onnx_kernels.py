@@ -10,17 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.format.bundle import INPUT
+from emqdeploy.format.precision import FLOAT32, INT8, UNKNOWN
+from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.runtimes.onnx_session import create_session
 
 INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger")
 _LAYER_KERNELS = (*INTEGER_KERNELS, "Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
-def computed_as(kernel: str | None) -> str:
+Arithmetic = tuple[str, bool | None]
+"""How a layer is computed and whether that is in integers: the last two fields of a `LayerPrecision`."""
+
+UNREAD: Arithmetic = (UNKNOWN, None)
+"""Of a layer whose kernel the runtime does not tell."""
+
+
+def computed_as(kernel: str | None) -> Arithmetic:
     """The arithmetic of a kernel."""
     if kernel is None:
-        return "unknown"
-    return "int8" if kernel in INTEGER_KERNELS else "float32"
+        return UNREAD
+    return (INT8, True) if kernel in INTEGER_KERNELS else (FLOAT32, False)
 
 
 def profile_kernels(
@@ -40,7 +50,7 @@ def profile_kernels(
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = create_session(model, options, arrays, provider)
-        session.run(("logits",), {"images": np.zeros((1, *input_shape), np.float32), **(feeds or {})})
+        session.run((CLASSIFICATION.output,), {INPUT: np.zeros((1, *input_shape), np.float32), **(feeds or {})})
         events = json.loads(Path(session.end_profiling()).read_text())
     kernels: dict[str, str] = {}
     for event in events:

@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime: the options that all of ours share, and one sentence where one cannot be created."""
+"""Sessions of onnxruntime: the options that all of ours share, and one sentence where one cannot be made or run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError, UsageError, require
-from emqdeploy.reference import VALUES_SUFFIX
+from emqdeploy.format.bundle import INPUT
+from emqdeploy.format.grid import Floats
+from emqdeploy.format.tasks import CLASSIFICATION
+from emqdeploy.graph.reference import VALUES_SUFFIX
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -105,6 +108,34 @@ def create_session(
             " or choose provider cpu"
         )
     return session
+
+
+class SessionEngine:
+    """A session of one child.
+
+    Args:
+        session: of onnxruntime.
+        size_bytes: what it keeps: the weights, packed.
+        extra: inputs beside the images that stay the same.
+    """
+
+    def __init__(self, session: Any, size_bytes: int, extra: dict[str, Any] | None = None) -> None:
+        self.session = session
+        self.size_bytes = size_bytes
+        self._extra = extra or {}
+
+    def run(self, images: Floats) -> Floats:
+        """Returns logits ``(N, classes)``."""
+        logits: Floats = self.run_outputs((CLASSIFICATION.output,), images)[0]
+        return logits
+
+    def run_outputs(self, names: Sequence[str], images: Floats) -> list[Any]:
+        """Returns the named outputs of the graph."""
+        try:
+            outputs: list[Any] = self.session.run(names, {INPUT: images, **self._extra})
+        except Exception as error:
+            raise EmqError(f"onnxruntime could not run this batch: {str(error).splitlines()[0]}") from error
+        return outputs
 
 
 def with_outputs(model: bytes, names: Sequence[str]) -> bytes:

@@ -20,7 +20,7 @@ class Scratch:
     """Pages of their own, outside the heap.
 
     A session copies its initializers, so the memory is free again as soon as the session is there. Fresh pages cost
-    more time than the arithmetic that fills them, so they wait a while for the next bit-width.
+    more time than the arithmetic that fills them, so they wait a while for the next child.
 
     Args:
         size_bytes: how much is lent.

@@ -1,4 +1,4 @@
-"""Whatever a person names, opened as one runnable thing: a checkpoint, a bundle or an exported file."""
+"""Whatever a person names, opened as one runnable thing: a checkpoint, a run, a bundle or an exported file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.bundle import MANIFEST_FILE, Bundle
-from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.data import Dataset, Preprocessing, load_dataset
-from emqdeploy.errors import UsageError
-from emqdeploy.runs import find_checkpoint
-from emqdeploy.runtimes.base import Runtime, exported_bits, find_adapter, open_runtime
-from emqdeploy.runtimes.onnx_file import open_file, read_sealed
+from emqdeploy.format.bundle import MANIFEST_FILE, Bundle, is_bundle
+from emqdeploy.format.card import Card
+from emqdeploy.format.child import Child, ChildLike, select_children
+from emqdeploy.format.emq import load_checkpoint, read_card
+from emqdeploy.format.runs import find_checkpoint
+from emqdeploy.runtimes.base import Runtime, open_network, open_runtime
+from emqdeploy.runtimes.onnx_file import read_sealed
 
 
 @dataclass(frozen=True)
@@ -23,38 +24,37 @@ class Source:
     Attributes:
         path: the file, or the bundle's directory.
         runtime: ready to call.
-        metadata: of the file.
-        size_bytes: per bit-width, the bytes that the file spends on it.
+        card: what the file says about its network.
+        size_bytes: per child, the bytes that the file spends on it.
+        children: those that were asked for, in that order; else all that the runtime can have.
     """
 
     path: Path
     runtime: Runtime
-    metadata: dict[str, Any]
-    size_bytes: dict[int, int]
+    card: Card
+    size_bytes: dict[Child, int]
+    children: tuple[Child, ...] = ()
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How images become the network's input."""
-        return Preprocessing.from_dict(self.metadata["preprocessing"])
+        return Preprocessing.of(self.card.preprocessing)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of one image."""
-        pre = self.preprocessing
-        return (pre.channels, pre.height, pre.width)
+        return self.card.input_shape
 
     @property
-    def accuracy(self) -> dict[int, float]:
-        """Percent of the test set per bit-width, as measured after training."""
-        stored = self.metadata["accuracy"]
-        if isinstance(stored, dict):
-            return {int(bits): percent for bits, percent in stored.items() if percent is not None}
-        return {} if stored is None else {self.metadata["bits"]: stored}
+    def accuracy(self) -> dict[Child, float]:
+        """Percent of the test set per child, as measured after training."""
+        known = self.card.accuracy
+        return {child: known[child.name] for child in self.runtime.children if child.name in known}
 
 
 def open_source(
     path: Path | str | None,
-    bits: Sequence[int] | None = None,
+    children: str | Sequence[ChildLike] | None = None,
     runtime: str = "onnxruntime",
     threads: int | None = None,
     **options: Any,
@@ -63,70 +63,58 @@ def open_source(
 
     Args:
         path: what to open.
-        bits: bit-widths wanted; None takes every one that was exported, of a checkpoint every stored one.
+        children: those wanted, also as a person types them (``2-4``, ``all``); None takes every one that was exported,
+            of a checkpoint every stored one.
         runtime: adapter; single exported files run in onnxruntime.
         threads: threads inside an operator; None uses every core.
         **options: of the adapter, for example ``residency``, ``flavour``, ``provider``.
     """
-    options |= {"bits": bits, "threads": threads}
-    path = None if path is None else Path(path)
-    if path is not None and path.suffix == ".onnx":
-        if runtime != "onnxruntime":
-            raise UsageError(
-                f"{path} is one ONNX file, which runs in onnxruntime here, not in {runtime!r}; name its bundle"
-            )
-        opened = open_file(path, **options)
-        metadata = read_sealed(path)
-        return Source(path, opened, metadata, dict.fromkeys(opened.available_bits, path.stat().st_size))
-    if path is not None and is_bundle(path):
-        bundle = Bundle.open(path)
-        network = find_adapter(runtime).open_bundle(bundle, **options)
-        return Source(bundle.path, network, _bundle_metadata(bundle), _bundle_sizes(bundle))
-    found = find_checkpoint(path)
-    only = bits[0] if bits is not None and len(bits) == 1 else None
-    checkpoint = load_checkpoint(found, bits=only)
-    sizes = {width: load_checkpoint(found, bits=width).bytes_read for width in checkpoint.network.widths}
-    return Source(found, open_runtime(checkpoint, runtime, **options), checkpoint.metadata, sizes)
-
-
-def open_network(path: Path, runtime: str, **options: Any) -> Runtime:
-    """Opens what `open_source` opens, with every bit-width of a checkpoint at hand; see `Runtime.from_bundle`."""
-    if path.suffix == ".onnx" or is_bundle(path):
-        source = open_source(path, runtime=runtime, **options)
-        network, metadata = source.runtime, source.metadata
+    found = find_network(path)
+    card, sizes = describe(found)
+    wanted = select_children(tuple(sizes), children) if isinstance(children, str) else children
+    options |= {"children": wanted, "threads": threads}
+    if found.suffix == ".onnx" or is_bundle(found):
+        network = open_network(found, runtime, **options)
     else:
-        checkpoint = load_checkpoint(find_checkpoint(path))
-        network, metadata = open_runtime(checkpoint, runtime, **options), checkpoint.metadata
-    network.metadata = metadata
-    return network
+        only = wanted[0] if wanted is not None and len(wanted) == 1 else None
+        network = open_runtime(load_checkpoint(found, only), runtime, **options)
+        network.card = card
+    asked = network.children if wanted is None else tuple(network.find(child) for child in wanted)
+    return Source(found, network, card, sizes, asked)
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether a path names a bundle: its directory or its manifest."""
-    return path.name == MANIFEST_FILE or (path / MANIFEST_FILE).exists()
+def find_network(path: Path | str | None) -> Path:
+    """Returns what is meant: an exported file, a bundle's directory, or the checkpoint of a run, by default the latest.
+
+    Args:
+        path: as a person names it.
+    """
+    named = None if path is None else Path(path)
+    if named is not None and named.suffix == ".onnx":
+        return named
+    if named is not None and is_bundle(named):
+        return named.parent if named.name == MANIFEST_FILE else named
+    return find_checkpoint(named)
 
 
-def dataset_of(metadata: dict[str, Any], data_dir: Path | None) -> Dataset:
+def describe(path: Path) -> tuple[Card, dict[Child, int]]:
+    """What a file says about its network, and the bytes that it spends on each child, without loading it.
+
+    Args:
+        path: from `find_network`.
+    """
+    if path.suffix == ".onnx":
+        about = read_sealed(path)
+        return about.card, dict.fromkeys(about.read_children(), path.stat().st_size)
+    if not is_bundle(path):
+        return read_card(path)
+    bundle = Bundle.open(path)
+    stored = {} if bundle.checkpoint_path is None else read_card(bundle.checkpoint_path)[1]
+    # Of several artefacts for one child the first one that was exported; of a child without any, the checkpoint.
+    exported = {child: one.size_bytes for one in reversed(bundle.artefacts) for child in bundle.children_of(one)}
+    return bundle.card, {child: (stored | exported)[child] for child in bundle.children if child in stored | exported}
+
+
+def dataset_of(card: Card, data_dir: Path | None) -> Dataset:
     """Loads the data set that a network was trained on."""
-    data = metadata["data"]
-    return load_dataset(data["name"], data_dir, data["image_size"])
-
-
-def _bundle_metadata(bundle: Bundle) -> dict[str, Any]:
-    return {
-        "preprocessing": bundle.preprocessing,
-        "classes": list(bundle.classes),
-        "data": bundle.data,
-        "accuracy": {str(bits): percent for bits, percent in bundle.accuracy.items()},
-        "trained_bits": list(bundle.trained_bits),
-        "input_shape": list(bundle.input["shape"]),
-    }
-
-
-def _bundle_sizes(bundle: Bundle) -> dict[int, int]:
-    """Bytes of the first artefact that serves a bit-width; of one that was not exported, of the checkpoint."""
-    stored = (
-        dict.fromkeys(bundle.trained_bits, bundle.files[bundle.checkpoint]["size_bytes"]) if bundle.checkpoint else {}
-    )
-    sizes = {width: artefact.size_bytes for artefact in reversed(bundle.artefacts) for width in artefact.bits}
-    return stored | {width: sizes[width] for width in exported_bits(bundle)}
+    return load_dataset(card.data.name, data_dir, card.data.image_size)

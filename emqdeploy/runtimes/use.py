@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emqdeploy.data import Preprocessing, Split
-from emqdeploy.grid import Floats
+from emqdeploy.format.child import ChildLike
+from emqdeploy.format.grid import Floats
+from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.runtimes.source import dataset_of, open_source
 
 BATCH = 64
@@ -27,46 +27,55 @@ def measured_accuracy(
         if stop():
             return None
         images = preprocessing.normalize(split.images[start : start + BATCH])
-        correct += int((network(images).argmax(1) == split.labels[start : start + BATCH]).sum())
+        correct += CLASSIFICATION.correct(network(images), split.labels[start : start + BATCH])
     return 100.0 * correct / len(split)
 
 
 def evaluate(
-    path: Path | None, bits: Sequence[int] | None, runtime: str, data_dir: Path | None, threads: int | None = None
+    path: Path | None,
+    children: str | Sequence[ChildLike] | None,
+    runtime: str,
+    data_dir: Path | None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy on the test set in a runtime, per bit-width."""
-    source = open_source(path, bits, runtime, threads)
-    dataset = dataset_of(source.metadata, data_dir)
-    widths = list(bits or source.runtime.available_bits)
+    """Accuracy on the test set in a runtime, per child.
+
+    Args:
+        path: a run, checkpoint, bundle or exported file; None takes the latest run.
+        children: those wanted, see `open_source`; None takes every one that there is.
+        runtime: its name.
+        data_dir: where the data set's files lie.
+        threads: threads inside an operator; None uses every core.
+    """
+    source = open_source(path, children, runtime, threads)
+    network = source.runtime
+    dataset = dataset_of(source.card, data_dir)
     accuracy = {}
-    for width in widths:
-        source.runtime.set_bits(width)
-        accuracy[str(width)] = measured_accuracy(source.runtime, dataset.test, source.preprocessing)
+    for child in source.children:
+        network.use(child)
+        accuracy[child.name] = measured_accuracy(network, dataset.test, source.preprocessing)
     return {
         "checkpoint": str(source.path),
-        "runtime": source.runtime.name,
+        "runtime": network.name,
         "data": dataset.name,
         "images": len(dataset.test),
-        "trained_bits": source.metadata.get("trained_bits", widths),
-        "method": source.metadata.get("recipe", {}).get("method", "training"),
+        "trained": list(source.card.trained),
+        "method": source.card.method,
         "accuracy": accuracy,
     }
 
 
-def predict(path: Path | None, image: Path, bits: int | None, top: int = 5) -> dict[str, Any]:
+def predict(path: Path | None, image: Path, child: ChildLike | None, top: int = 5) -> dict[str, Any]:
     """Classifies one image file."""
-    source = open_source(path, None if bits is None else (bits,))
-    if bits is not None:
-        source.runtime.set_bits(bits)
-    logits = source.runtime(source.preprocessing.load_image(image))[0].astype(np.float64)
-    odds = np.exp(logits - logits.max())
-    odds /= odds.sum()
-    best = np.argsort(-odds)[:top]
-    classes = source.metadata["classes"]
+    source = open_source(path, None if child is None else (child,))
+    network = source.runtime
+    logits = network(source.preprocessing.load_image(image))[0]
+    ranking = CLASSIFICATION.ranking(logits, source.card.classes, top)
     return {
         "image": str(image),
         "checkpoint": str(source.path),
-        "bits": source.runtime.bits,
-        "class": classes[int(best[0])],
-        "predictions": [{"class": classes[int(index)], "probability": float(odds[index])} for index in best],
+        "child": network.child.name,
+        "bits": network.bits,
+        "class": ranking[0]["class"],
+        "predictions": ranking,
     }

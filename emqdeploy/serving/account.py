@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from emqdeploy.measuring.scenarios.adaptive import decision_dict
 from emqdeploy.runtimes.policy import Budget, Governed, Option, Policy
 from emqdeploy.serving.sensors import Sensors
 
@@ -54,7 +53,8 @@ class State:
         policy = self.network.policy
         return {
             "setting": str(policy.setting),
-            "bits": policy.setting.bits,
+            "child": policy.setting.child.name,
+            "bits": policy.setting.child.bits,
             "state": policy.state,
             "policy": str(policy.goals),
             "images": self.images,
@@ -114,7 +114,7 @@ def summary(state: State, options: Sequence[Option], interrupted: bool) -> dict[
         "state": policy.state,
         "choices": [{"setting": str(option.setting), "accuracy": option.accuracy, "latency_ms": dict(option.latency_ms)}
                     for option in options],
-        "decisions": [{**decision_dict(entry), "at_s": round(entry.at_s - start, 4)} for entry in policy.log],
+        "decisions": [{**entry.to_dict(), "at_s": round(entry.at_s - start, 4)} for entry in policy.log],
         "interrupted": interrupted,
     }  # fmt: skip
 

@@ -6,17 +6,18 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError, cannot_write
-from emqdeploy.measuring.choices import measured_options, options_of_result, thread_modes, usable_cores
+from emqdeploy.format.tasks import CLASSIFICATION
+from emqdeploy.measuring.choices import measured_options, options_of_result, thread_modes
 from emqdeploy.measuring.devices import find_device
-from emqdeploy.measuring.scenarios.adaptive import decision_dict
 from emqdeploy.measuring.workbench import Stop, stop_on_signals
 from emqdeploy.progress import Report, silent
 from emqdeploy.runtimes.base import Runtime
@@ -25,69 +26,27 @@ from emqdeploy.runtimes.source import Source, open_source
 from emqdeploy.serving.account import State, summary
 from emqdeploy.serving.folder import Arrival, arrivals, unknown_folders
 from emqdeploy.serving.sensors import Sensors
+from emqdeploy.serving.settings import ServeSettings
 
 VIEW_S = 0.1
 """Between two looks of the live view."""
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """What to classify, with what, under which policy.
-
-    Attributes:
-        path: the network; None takes the latest run.
-        folder: of images.
-        policy: budgets, as text.
-        bits: bit-widths to choose from; None takes every one.
-        runtime: the adapter.
-        threads: fixes the threads; None lets the policy choose.
-        table: a bench result to choose by; None times every setting first.
-        device: ``auto``, ``cpu``, ``cuda`` or ``jetson``: whose sensors to read.
-        energy: ``auto``, ``none`` or the name of an energy source.
-        fps: images a second at most.
-        watch: wait for new files after the last one.
-        repeat: begin again after the last one.
-        limit: images at most.
-        seconds: time at most.
-        log: file for one JSON object per image and decision.
-    """
-
-    path: Path | None
-    folder: Path
-    policy: str
-    bits: tuple[int, ...] | None = None
-    runtime: str = "onnxruntime"
-    threads: int | None = None
-    table: dict[str, Any] | None = None
-    device: str = "auto"
-    energy: str = "auto"
-    fps: float | None = None
-    watch: bool = False
-    repeat: bool = False
-    limit: int | None = None
-    seconds: float | None = None
-    log: Path | None = None
-
-    def check(self) -> None:
-        """Raises one sentence for what cannot be."""
-        parse_policy(self.policy)
-        for name in ("fps", "seconds", "limit"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1e9:
-                raise UsageError(f"--{name} is {value:g}; it must be above 0")
-        if self.repeat and self.watch:
-            raise UsageError("--repeat begins again at the end and --watch waits there; give one of them")
 
 
 View = Callable[[dict[str, Any]], None]
 """Receives `State.shown` ten times a second."""
 
 
-def serve(settings: ServeSettings, view: View = lambda _: None, report: Report = silent) -> dict[str, Any]:
+def serve(
+    settings: ServeSettings,
+    table: Mapping[str, Any] | None = None,
+    view: View = lambda _: None,
+    report: Report = silent,
+) -> dict[str, Any]:
     """Classifies until the folder, the limit or the user ends it.
 
     Args:
         settings: what to do.
+        table: a bench result to choose by; None times every setting first.
         view: shows what is going on.
         report: receives what is done before the first image.
 
@@ -98,15 +57,16 @@ def serve(settings: ServeSettings, view: View = lambda _: None, report: Report =
         EmqError: one sentence: a folder without images, a policy that cannot be kept, a damaged network.
     """
     settings.check()
+    parse_policy(settings.policy)
     stop = Stop()
     with contextlib.ExitStack() as opened:
         opened.enter_context(stop_on_signals(stop))
         log = opened.enter_context(_log(settings.log))
-        source, runtimes = _open(settings, opened)
-        classes = list(source.metadata["classes"])
+        source, runtimes = _open(settings, table, opened)
+        classes = list(source.card.classes)
         stream = _stream(settings, classes, report, stop)
         first = next(stream, None)  # nothing is timed for a folder that holds nothing
-        options = _options(settings, source, runtimes, report)
+        options = _options(table, source, runtimes, report)
         sensors = Sensors(find_device(settings.device), settings.energy)
         network = Governed(runtimes, settings.policy, options, sensor=sensors, clock=time.perf_counter)
         state = State(network, classes, sensors)
@@ -133,12 +93,14 @@ def _stream(
     return arrivals(settings.folder, classes, settings.watch, settings.repeat, stop)
 
 
-def _open(settings: ServeSettings, opened: contextlib.ExitStack) -> tuple[Source, dict[str, Runtime]]:
+def _open(
+    settings: ServeSettings, table: Mapping[str, Any] | None, opened: contextlib.ExitStack
+) -> tuple[Source, dict[str, Runtime]]:
     """The network once per number of threads that the policy may choose."""
-    if settings.threads is not None or settings.table is not None or settings.runtime != "onnxruntime":
+    if settings.threads is not None or table is not None or settings.runtime != "onnxruntime":
         threads = settings.threads
-        if threads is None and settings.table is not None:
-            threads = settings.table["settings"].get("threads")
+        if threads is None and table is not None:
+            threads = table["settings"].get("threads")
         source = open_source(settings.path, settings.bits, settings.runtime, threads)
         return source, {"": opened.enter_context(source.runtime)}
     runtimes: dict[str, Runtime] = {}
@@ -148,18 +110,19 @@ def _open(settings: ServeSettings, opened: contextlib.ExitStack) -> tuple[Source
     return source, runtimes
 
 
-def _options(settings: ServeSettings, source: Source, runtimes: dict[str, Runtime], report: Report) -> Sequence[Option]:
-    widths = list(settings.bits or next(iter(runtimes.values())).available_bits)
-    if settings.table is not None:
-        found = [option for option in options_of_result(settings.table) if option.setting.bits in widths]
+def _options(
+    table: Mapping[str, Any] | None, source: Source, runtimes: dict[str, Runtime], report: Report
+) -> Sequence[Option]:
+    if table is not None:
+        found = [one for one in options_of_result(table) if one.setting.child in source.children]
         if not found:
             raise UsageError(
-                "the table holds none of this network's bit-widths; bench this network, or leave --table out"
+                "the table holds none of this network's children; bench this network, or leave --table out"
             )
         return found
-    report(f"timing {len(widths) * len(runtimes)} settings for the policy")
+    report(f"timing {len(source.children) * len(runtimes)} settings for the policy")
     image = np.zeros((1, *source.input_shape), np.float32)
-    return measured_options(runtimes, widths, source.accuracy, image, seconds=0.2)
+    return measured_options(runtimes, source.children, source.accuracy, image, seconds=0.2)
 
 
 def _paced(
@@ -192,9 +155,8 @@ def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | Non
         return
     read_ms = 1e3 * (time.perf_counter() - began)
     setting = network.setting
-    logits = network(image)[0].astype(np.float64)
-    found = int(logits.argmax())
-    odds = np.exp(logits - logits.max())
+    logits = network(image)
+    found = int(CLASSIFICATION.decide(logits)[0])
     assert network.last is not None
     taken = network.last.latency_ms
     correct = None if arrival.label is None else found == arrival.label
@@ -204,10 +166,11 @@ def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | Non
         "t_s": round(state.seconds, 4),
         "file": str(arrival.path),
         "class": state.classes[found],
-        "probability": round(float(odds[found] / odds.sum()), 4),
+        "probability": round(float(CLASSIFICATION.odds(logits[0])[found]), 4),
         "label": None if arrival.label is None else state.classes[arrival.label],
         "correct": correct,
-        "bits": setting.bits,
+        "child": setting.child.name,
+        "bits": setting.child.bits,
         "mode": setting.mode,
         "latency_ms": round(taken, 4),
         "read_ms": round(read_ms, 4),
@@ -216,7 +179,7 @@ def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | Non
     _write(log, state.latest)
     if network.decision is not None:
         state.switches += 1
-        _write(log, {"event": "switch", "t_s": round(state.seconds, 4), **decision_dict(network.decision)})
+        _write(log, {"event": "switch", "t_s": round(state.seconds, 4), **network.decision.to_dict()})
 
 
 @contextlib.contextmanager

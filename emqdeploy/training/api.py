@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from emqdeploy import __version__
-from emqdeploy.checkpoint import Checkpoint, save_checkpoint
 from emqdeploy.data import Dataset, Split, load_dataset, validation_split
+from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.grid import ALL_BITS
+from emqdeploy.format.card import DataSource
+from emqdeploy.format.child import FLOAT, Child, in_order
+from emqdeploy.format.runs import CHECKPOINT_FILE
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.quant.skeleton import export_skeleton
-from emqdeploy.runs import CHECKPOINT_FILE
 from emqdeploy.training.batches import ImageSource, image_source
-from emqdeploy.training.config import FLOAT_NETWORK, TrainConfig
-from emqdeploy.training.coreset import coreset_size
+from emqdeploy.training.config import TrainConfig
+from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.distributed import World
-from emqdeploy.training.evaluate import accuracy, accuracy_per_bits
+from emqdeploy.training.evaluate import accuracies, accuracy_per_child
 from emqdeploy.training.loop import Trainer
 from emqdeploy.training.memory import keep_freed_memory
-from emqdeploy.training.norms import NORM_ADAPTATIONS, calibrate, measure_input_means
+from emqdeploy.training.methods import NetworkPlan
+from emqdeploy.training.norms import NORM_ADAPTATIONS, measure_input_means
 from emqdeploy.training.pretrained import load_pretrained
+from emqdeploy.training.recipes import stored_config, write_options
 from emqdeploy.training.run import RunDirectory
+from emqdeploy.training.settings import CommonOptions
 
 CALIBRATION_IMAGES = 2048
 """Training images, unaugmented, over which statistics are estimated after training."""
@@ -47,19 +48,19 @@ class TrainResult:
 
     Attributes:
         run: the run directory.
-        trained_bits: the bit-widths that training visited.
+        trained: the children that training visited.
         seconds: training time, without loading data and writing the checkpoint.
         sample_passes: images that went forward and backward, calibration included.
-        checkpoints: the ``.emq`` file; one per bit-width where codes do not nest; none for the float network.
-        accuracy: percent of the test set per stored bit-width, of the deployed network.
+        checkpoints: the ``.emq`` file; one per weight setting where codes do not nest; none for the float network.
+        accuracy: percent of the test set per stored child, of the deployed network.
     """
 
     run: Path
-    trained_bits: tuple[int, ...]
+    trained: tuple[Child, ...]
     seconds: float = 0.0
     sample_passes: int = 0
     checkpoints: list[Path] = field(default_factory=list)
-    accuracy: dict[int, float] = field(default_factory=dict)
+    accuracy: dict[Child, float] = field(default_factory=dict)
 
     def __iadd__(self, other: TrainResult) -> TrainResult:
         """Adds a part of the run."""
@@ -88,7 +89,7 @@ def train(
     report_test: bool = True,
     world: World | None = None,
 ) -> TrainResult:
-    """Trains a multi-bit network, or one per bit-width, and writes checkpoints.
+    """Trains the networks of a method, mostly one for all children, and writes checkpoints.
 
     Args:
         config: the run.
@@ -105,80 +106,80 @@ def train(
         raise UsageError(
             f"--ghost-batches is {config.ghost_batches}, but {world.size} processes train; give a multiple of it"
         )
-    parts = {out: config}
-    if config.separate:
-        parts = {out / f"w{bits}": replace(config, bits=(bits,), separate=False) for bits in config.bits}
+    run = RunDirectory(out, writes=world.leads)
+    if world.leads and resume:
+        config.check_resumes(stored_config(out), out)
+    elif world.leads:
+        run.check_new()
     material = _material(config, report_test)
-    if config.separate and not resume and world.leads:
-        RunDirectory.create(out, config)
-    result = TrainResult(out, config.bits)
-    for path, part in parts.items():
+    plans = config.networks()
+    if world.leads and not resume and any(plan.folder for plan in plans):
+        run.start(write_options(config))
+    result = TrainResult(out, config.trained)
+    for plan in plans:
+        path = out / plan.folder
         resumes = world.agree(resume and RunDirectory.holds_run(path))
-        result += _train_one(part, path, resumes, console, material, world)
+        result += _train_one(config.only(plan), plan, path, resumes, console, material, world)
     return result
 
 
 def _train_one(
-    config: TrainConfig, out: Path, resume: bool, console: Console, material: Material, world: World
+    config: TrainConfig,
+    plan: NetworkPlan,
+    out: Path,
+    resume: bool,
+    console: Console,
+    material: Material,
+    world: World,
 ) -> TrainResult:
     """Trains one network."""
     dataset, images = material.dataset, material.train
-    spec = network_spec(config, dataset)
-    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    spec = network_spec(config, dataset, plan)
+    cores = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else cores))
     torch.manual_seed(config.seed)
     notes: list[str] = []
     network = spec.build(lambda model: notes.extend(_initial_weights(config, model)), users_code=True)
     for note in notes:
         console.print(note, highlight=False)
-    if config.prune_rate > 0:  # refused before anything is written
-        coreset_size(len(images), config.prune_rate, config.batch_size)
-    run = RunDirectory(out, writes=False)
-    if world.leads:
-        run = RunDirectory.open(out, config)[0] if resume else RunDirectory.create(out, config)
     network.to(images.labels.device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.initialise_clips(images.plain(np.arange(min(4 * config.batch_size, len(images)))))
+    run = RunDirectory(out, writes=world.leads)
     trainer = Trainer(config, network, images, material.validation, len(dataset.classes), run, console, world)
-    state = run.load_state() if resume else None
-    if state is not None:
-        trainer.restore(state)
+    if resume:
+        run.reopen()
+        state = run.load_state()
+        if state is not None:
+            trainer.restore(state)
+    elif world.leads:  # only now, so that whatever was refused has written nothing
+        run.start(write_options(config))
     trainer.fit()
     progress = trainer.progress
-    result = TrainResult(out, config.bits, progress.seconds, progress.sample_passes)
+    result = TrainResult(out, plan.trained, progress.seconds, progress.sample_passes)
     if not world.leads:
         return result
-    if config.calibrate_epochs:
-        _calibrate(network, config, images, result, console)
+    started = time.perf_counter()
+    result.sample_passes += trainer.method.finish(console)
+    result.seconds += time.perf_counter() - started
     run.save_latent(network.float_state())
-    if config.bits == FLOAT_NETWORK:
-        result.accuracy = accuracy_per_bits(network, material.test, config.bits)
+    children = in_order(trainer.method.leaves())
+    if children == (FLOAT,):
+        result.accuracy = accuracy_per_child(network, material.test, children)
         return result
-    for group in storage_groups(config):
-        _write(group, network, spec, config, material, progress.best_epoch, result)
+    groups = storage_groups(children, config.quantizer.nested)
+    for name, group in groups.items():
+        path = out / (CHECKPOINT_FILE if len(groups) == 1 else f"model-{name}.emq")
+        _write(path, group, network, spec, config, material, progress.best_epoch, result)
     return result
 
 
 def _initial_weights(config: TrainConfig, model: torch.nn.Module) -> list[str]:
-    return [] if config.pretrained is None else load_pretrained(model, Path(config.pretrained))
+    return [] if config.pretrained is None else load_pretrained(model, config.pretrained)
 
 
-def _calibrate(
-    network: MultiBitNetwork, config: TrainConfig, images: ImageSource, result: TrainResult, console: Console
-) -> None:
-    unseen = tuple(bits for bits in ALL_BITS if min(config.bits) < bits < max(config.bits) and bits not in config.bits)
-    if not unseen:
-        return
-    console.print(f"calibrating the norms of {', '.join(map(str, unseen))} bits", highlight=False)
-    started = time.perf_counter()
-    rate = 0.1 * config.learning_rate
-    passes = calibrate(network, images, unseen, config.calibrate_epochs, config.batch_size, rate, config.seed)
-    result.seconds += time.perf_counter() - started
-    result.sample_passes += passes
-
-
-def training_device(config: TrainConfig) -> torch.device:
+def training_device(config: CommonOptions) -> torch.device:
     """The device that a configuration asks for."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise EmqError("--device cuda: torch sees no GPU here; use --device cpu, or install a torch build for this GPU")
@@ -187,7 +188,7 @@ def training_device(config: TrainConfig) -> torch.device:
 
 
 def _material(config: TrainConfig, report_test: bool) -> Material:
-    dataset = load_dataset(config.data, _path(config.data_dir), config.image_size, config.limit)
+    dataset = load_dataset(config.data, config.data_dir, config.image_size, config.limit)
     train_split, validation_split_ = validation_split(dataset.train)
     device = training_device(config)
 
@@ -203,28 +204,30 @@ def _material(config: TrainConfig, report_test: bool) -> Material:
     return Material(dataset, source(train_split), validation, source(dataset.test) if report_test else validation)
 
 
-def network_spec(config: TrainConfig, dataset: Dataset) -> NetworkSpec:
-    """The network that a configuration trains on a data set."""
+def network_spec(config: TrainConfig, dataset: Dataset, plan: NetworkPlan | None = None) -> NetworkSpec:
+    """The network that a configuration trains on a data set; the first one where the method trains several."""
     pre = dataset.preprocessing
     shape = (pre.channels, pre.height, pre.width)
-    return NetworkSpec(
-        config.model, len(dataset.classes), shape, pre.input_range, tuple(sorted(config.bits)), config.insertion()
-    )
+    plan = plan or config.networks()[0]
+    children = (in_order(plan.trained), plan.unseen)
+    return NetworkSpec(config.model, len(dataset.classes), shape, pre.input_range, *children, config.insertion())
 
 
-def storage_groups(config: TrainConfig) -> list[tuple[int, ...]]:
-    """Bit-widths that share one file: every one from the lowest to the highest trained, where codes nest.
-
-    Rounded codes do not, so every bit-width that was trained or calibrated gets a file of its own.
-    """
-    everything = tuple(range(min(config.bits), max(config.bits) + 1))
-    if config.insertion().weights.nested:
-        return [everything]
-    return [(bits,) for bits in (everything if config.calibrate_epochs else sorted(config.bits))]
+def storage_groups(children: Sequence[Child], nested: bool) -> dict[str, list[Child]]:
+    """The children that share one file, by a name for it: all of them where codes nest, else those of equal weights."""
+    if nested:
+        return {"all": list(children)}
+    groups: dict[str, list[Child]] = {}
+    for child in children:
+        same = [name for name, group in groups.items() if group[0].weights == child.weights]
+        name = f"w{child.bits}" if child.weights.uniform else child.name
+        groups.setdefault(same[0] if same else name, []).append(child)
+    return groups
 
 
 def _write(
-    widths: tuple[int, ...],
+    path: Path,
+    children: Sequence[Child],
     network: MultiBitNetwork,
     spec: NetworkSpec,
     config: TrainConfig,
@@ -236,37 +239,18 @@ def _write(
     images = material.train.plain(np.arange(min(CALIBRATION_IMAGES, len(material.train))))
     batches = [batch for batch in images.split(256) if len(batch) > 1]
     measure_input_means(network, batches)
-    NORM_ADAPTATIONS[config.norm_adaptation](network, batches, widths)
+    NORM_ADAPTATIONS[config.norm_adaptation](network, batches, children)
     network.cpu().eval()
-    frozen = freeze(network, widths)
+    frozen = freeze(network, children)
     device = images.device
-    measured = {bits: accuracy(deployed_reference(network, frozen, bits).to(device), material.test) for bits in widths}
-    result.accuracy |= measured
-    name = CHECKPOINT_FILE if len(widths) > 1 or len(config.bits) == 1 else f"model-w{widths[0]}.emq"
-    path = result.run / name
-    dataset = material.dataset
-    metadata: dict[str, Any] = {
-        "network": spec.to_dict(),
-        "data": {"name": config.data, "image_size": config.image_size},
-        "classes": list(dataset.classes),
-        "preprocessing": dataset.preprocessing.to_dict(),
-        "trained_bits": [bits for bits in config.bits if bits in widths] or list(widths),
-        "accuracy": {str(bits): round(percent, 4) for bits, percent in measured.items()},
-        "recipe": config.to_dict(),
-        "provenance": {
-            "emqdeploy": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "best_epoch": best_epoch,
-            "sample_passes": result.sample_passes,
-            "seconds": round(result.seconds, 2),
-        },
-    }
-    skeleton = export_skeleton(network, frozen, spec.input_shape)
-    save_checkpoint(path, Checkpoint(frozen, skeleton, metadata))
-    result.checkpoints.append(path)
+    for child in children:
+        deployed = deployed_reference(network, frozen, child).to(device)
+        result.accuracy |= accuracies({child: deployed}, material.test)
+    passes, seconds = result.sample_passes, round(result.seconds, 2)
+    provenance = {"best_epoch": best_epoch, "sample_passes": passes, "seconds": seconds}
+    trained = [child for child in children if child in network.trained] or children
+    measured = {child: result.accuracy[child] for child in children}
+    source = DataSource(config.data, config.image_size)
+    card = make_card(spec, material.dataset, source, trained, measured, config.to_dict(), provenance)
+    result.checkpoints.append(write_checkpoint(path, network, frozen, card))
     network.to(device)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

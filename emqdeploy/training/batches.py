@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from emqdeploy.data import ImageFiles, Preprocessing, Split
 from emqdeploy.data.images import MEMORY_BUDGET, cut, open_image
+from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError
 from emqdeploy.training.augment import AUGMENTATIONS, Augmentation
 
@@ -76,7 +77,7 @@ def image_source(
 
 def default_workers() -> int:
     """One process per usable core up to 8; none where there is one core only."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return 0 if cores == 1 else min(cores, MOST_WORKERS)
 
 

@@ -1,17 +1,19 @@
-"""Which images each bit-width trains on: how a score picks, and what the bit-widths share."""
+"""Which images each child trains on: how a score picks, and what the children share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child
 from emqdeploy.registry import Registry
 from emqdeploy.training.dynamics import Dynamics
 from emqdeploy.training.scores import SCORES
+from emqdeploy.training.steps import stream_of
 
 Indices = NDArray[np.int64]
 
@@ -110,7 +112,7 @@ def inclusion_odds(score: NDArray[np.float64], keep: int) -> NDArray[np.float64]
 
 
 def coreset_size(images: int, prune_rate: float, batch_size: int) -> int:
-    """Images that each bit-width keeps; raises where they would not fill one step."""
+    """Images that each child keeps; raises where they would not fill one step."""
     keep = round(images * (1 - prune_rate))
     if keep < batch_size:
         raise UsageError(
@@ -122,7 +124,7 @@ def coreset_size(images: int, prune_rate: float, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the bit-widths share when coresets are chosen.
+    """What the children share when coresets are chosen.
 
     Attributes:
         record: whether all write to one record, so that they are scored alike.
@@ -146,28 +148,28 @@ def choose_coresets(
     score: str,
     selection: str,
     sharing: str,
-    widths: tuple[int, ...],
+    children: Sequence[Child],
     seed: tuple[int, ...],
-) -> dict[int, Coreset]:
-    """Returns the images that each bit-width keeps (bit-wise coreset sampling: EMQNet, arXiv 2510.20673).
+) -> dict[Child, Coreset]:
+    """Returns the images that each child keeps (bit-wise coreset sampling: EMQNet, arXiv 2510.20673).
 
     Args:
         dynamics: what was recorded.
         labels: of all training images, ``(N,)``.
-        keep: images per bit-width.
+        keep: images per child.
         score: a name in `SCORES`.
         selection: a name in `SELECTIONS`.
         sharing: a name in `SHARINGS`.
-        widths: the trained bit-widths.
+        children: the trained ones.
         seed: fixes the draw; another one draws anew.
     """
     shared = SHARINGS[sharing]
-    coresets: dict[int, Coreset] = {}
-    for width in widths:
+    coresets: dict[Child, Coreset] = {}
+    for child in children:
         if shared.subset and coresets:
-            coresets[width] = next(iter(coresets.values()))
+            coresets[child] = next(iter(coresets.values()))
             continue
-        random = np.random.default_rng([*seed, width])
-        importance = SCORES[score].compute(dynamics.view(0 if shared.record else width, labels, random))
-        coresets[width] = SELECTIONS[selection](importance, labels, keep, random)
+        random = np.random.default_rng([*seed, stream_of(child)])
+        importance = SCORES[score].compute(dynamics.view(child, labels, random))
+        coresets[child] = SELECTIONS[selection](importance, labels, keep, random)
     return coresets

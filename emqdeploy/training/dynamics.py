@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child
+
+SHARED = "all"
+"""The record that every child writes to where they share one; no child has this name."""
 
 WINDOW = 30
 """Epochs that are remembered at most; TDDS looks back as far."""
@@ -36,17 +40,17 @@ class Record:
 class Dynamics:
     """Softmax of every training image, per record and epoch, float16.
 
-    Costs ``records * epochs * N * classes * 2`` bytes: 48 MB for Fashion-MNIST, four bit-widths and ten epochs.
+    Costs ``records * epochs * N * classes * 2`` bytes: 48 MB for Fashion-MNIST, four children and ten epochs.
 
     Args:
-        keys: one record per key: the bit-widths, or 0 alone where all of them write to one record.
+        keys: one record per key: names of children, or `SHARED` alone where all of them write to one record.
         images: number of training images.
         classes: number of classes.
         window: epochs to remember; older ones are dropped.
         features: length of the feature vectors to keep too, 0 for none.
     """
 
-    def __init__(self, keys: tuple[int, ...], images: int, classes: int, window: int, features: int = 0) -> None:
+    def __init__(self, keys: tuple[str, ...], images: int, classes: int, window: int, features: int = 0) -> None:
         self.window = min(window, WINDOW)
         self.softmax = {key: np.zeros((0, images, classes), np.float16) for key in keys}
         self.features = {key: np.zeros((images, features), np.float16) for key in keys} if features else {}
@@ -57,15 +61,20 @@ class Dynamics:
             latest = rows[-1:] if len(rows) else np.full((1, *rows.shape[1:]), 1 / rows.shape[2], np.float16)
             self.softmax[key] = np.concatenate([rows, latest])[-self.window :]
 
-    def record(self, bits: int, indices: NDArray[np.int64], logits: Tensor, features: Tensor | None) -> None:
+    def record(self, child: Child, indices: NDArray[np.int64], logits: Tensor, features: Tensor | None) -> None:
         """Keeps what a forward pass said of the images ``indices``: logits ``(B, classes)``, features ``(B, D)``."""
-        key = bits if bits in self.softmax else 0
+        key = self.key(child)
         self.softmax[key][-1, indices] = logits.detach().float().softmax(1).cpu().numpy()
         if features is not None and key in self.features:
             self.features[key][indices] = features.detach().float().cpu().numpy()
 
-    def view(self, key: int, labels: NDArray[np.int64], random: np.random.Generator) -> Record:
-        """One record as a score sees it."""
+    def key(self, child: Child) -> str:
+        """The record that a child writes to."""
+        return child.name if child.name in self.softmax else SHARED
+
+    def view(self, child: Child, labels: NDArray[np.int64], random: np.random.Generator) -> Record:
+        """A child's record as a score sees it."""
+        key = self.key(child)
         return Record(self.softmax[key], self.features.get(key), labels, random)
 
     def state(self) -> dict[str, Any]:
@@ -79,11 +88,11 @@ class Dynamics:
         """The inverse of `state`.
 
         Raises:
-            UsageError: the record is of other bit-widths or of another number of images.
+            UsageError: the record is of other children or of another number of images.
         """
         saved = {key: tensor.numpy() for key, tensor in state["softmax"].items()}
         if saved.keys() != self.softmax.keys():
-            found, wanted = (", ".join(map(str, keys)) for keys in (saved, self.softmax))
+            found, wanted = (", ".join(keys) for keys in (saved, self.softmax))
             raise UsageError(f"the saved scores are of records {found}, this run needs {wanted}; score anew")
         for key, rows in saved.items():
             if rows.shape[1:] != self.softmax[key].shape[1:]:

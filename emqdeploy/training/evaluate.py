@@ -1,13 +1,15 @@
-"""Accuracy per bit-width."""
+"""How many images each child decides correctly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
+from emqdeploy.format.child import Child
+from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import ImageSource
 from emqdeploy.training.distributed import World
@@ -16,28 +18,37 @@ BATCH = 256
 
 
 @torch.inference_mode()
-def accuracy(module: nn.Module, source: ImageSource, world: World | None = None) -> float:
-    """Percent of the images of a split that the module classifies correctly; several processes share the images."""
+def accuracies(
+    modules: Mapping[Child, nn.Module], source: ImageSource, world: World | None = None
+) -> dict[Child, float]:
+    """Percent of a split's images that each module decides correctly; every image is decoded once for all of them.
+
+    Args:
+        modules: by the child that they are.
+        source: the split.
+        world: the processes that share the images.
+    """
     world = world or World()
-    correct = torch.zeros((), device=source.labels.device)
+    correct = torch.zeros(len(modules), device=source.labels.device)
     everything = np.arange(world.rank, len(source), world.size)
     for start in range(0, len(everything), BATCH):
         indices = everything[start : start + BATCH]
-        predicted = module(source.plain(indices)).argmax(1)
-        correct += (predicted == source.labels[torch.from_numpy(indices).to(predicted.device)]).sum()
+        images, labels = source.plain(indices), source.labels[torch.from_numpy(indices).to(source.labels.device)]
+        for place, module in enumerate(modules.values()):
+            correct[place] += CLASSIFICATION.correct(module(images), labels)
     world.sum_([correct])
-    return 100.0 * int(correct) / len(source)
+    return {child: 100.0 * int(count) / len(source) for child, count in zip(modules, correct.tolist(), strict=True)}
 
 
-def accuracy_per_bits(
-    network: MultiBitNetwork, source: ImageSource, widths: Iterable[int], world: World | None = None
-) -> dict[int, float]:
-    """Percent correct at each bit-width, with the training-side network in evaluation mode."""
+def accuracy_per_child(
+    network: MultiBitNetwork, source: ImageSource, children: Iterable[Child], world: World | None = None
+) -> dict[Child, float]:
+    """Percent correct at each child, with the training-side network in evaluation mode."""
     training = network.training
     network.eval()
-    result = {}
-    for bits in widths:
-        with network.bits(bits):
-            result[bits] = accuracy(network, source, world)
+    result: dict[Child, float] = {}
+    for child in children:
+        with network.at(child):
+            result |= accuracies({child: network}, source, world)
     network.train(training)
     return result

@@ -43,7 +43,7 @@ def adamw(groups: ParameterGroups, learning_rate: float, momentum: float) -> Opt
 
 
 def parameter_groups(network: MultiBitNetwork, weight_decay: float) -> ParameterGroups:
-    """Weights of layers decay; gains, shifts, biases and clips do not."""
+    """Weights of layers decay; gains, shifts, biases, clips and what quantizers learn do not."""
     decayed = {id(layer.weight) for layer in network.layers.values()}
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [

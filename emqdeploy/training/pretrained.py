@@ -22,6 +22,9 @@ State = dict[str, Tensor]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
+QUANTIZER = "quantizer"
+"""Submodule of a layer, see `emqdeploy.quant.layers.QuantLayer`."""
+
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _NUMPY_SCALAR, _NUMPY_ARRAY = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
@@ -54,6 +57,8 @@ def load_pretrained(model: nn.Module, path: Path, fresh_head: bool = True) -> li
     """
     wanted = model.state_dict()
     found = _without_prefixes(read_state(path), set(wanted))
+    # What a run's quantizers learned is of no use to a float model.
+    found = {name: tensor for name, tensor in found.items() if f".{QUANTIZER}." not in name}
     head = _head(model)
     fresh = [name for name in head if name not in found or _other_classes(found[name], wanted[name])]
     if fresh and not fresh_head:

@@ -1,9 +1,10 @@
-"""What a person sees while training: a live table of loss and accuracy per bit-width, speed, and the time left."""
+"""What a person sees while training: a live table of loss and accuracy per child, speed, and the time left."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -26,12 +27,14 @@ class TrainProgress:
         console: where to write.
         total_steps: optimizer steps of the whole run.
         done_steps: steps that a resumed run has behind it.
+        children: names of the trained children, in the order of the table.
     """
 
-    def __init__(self, console: Console, total_steps: int, done_steps: int) -> None:
+    def __init__(self, console: Console, total_steps: int, done_steps: int, children: Sequence[str]) -> None:
         self.console = console
+        self.children = list(children)
         self.losses: dict[str, float] = {}
-        self.accuracy: dict[int, float] = {}
+        self.accuracy: dict[str, float] = {}
         self.speed = Speed()
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -63,12 +66,12 @@ class TrainProgress:
         self.speed.add(images * len(losses), time.monotonic())
         self.progress.advance(self.task)
 
-    def epoch(self, epoch: int, epochs: int, phase: str, losses: dict[str, float], accuracy: dict[int, float]) -> None:
+    def epoch(self, epoch: int, epochs: int, phase: str, losses: dict[str, float], accuracy: dict[str, float]) -> None:
         """Reports an epoch: the mean loss of each child and, where it was measured, the validation accuracy."""
         self.accuracy = accuracy or self.accuracy
         self.progress.update(self.task, description=f"{phase} {epoch + 1}/{epochs}")
         if not self.console.is_terminal:
-            shown = "  ".join(f"{bits}-bit {percent:.1f}%" for bits, percent in accuracy.items())
+            shown = "  ".join(f"{_short(name)} {percent:.1f}%" for name, percent in accuracy.items())
             loss = sum(losses.values()) / len(losses)
             said = f"  validation {shown}" if accuracy else ""
             speed = f"  {self.speed}" if str(self.speed) else ""
@@ -79,22 +82,24 @@ class TrainProgress:
         """The table and, below it, the bar."""
         self.progress.update(self.task, speed=str(self.speed))
         table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("bits", justify="right")
+        table.add_column("child", justify="right")
         table.add_column("loss", justify="right", min_width=7)
         table.add_column("validation", justify="right")
-        children = sorted(
-            {*self.losses, *map(str, self.accuracy)}, key=lambda name: (not name.isdigit(), name.zfill(2))
-        )
-        for child in children:
-            loss = self.losses.get(child)
-            percent = self.accuracy.get(int(child)) if child.isdigit() else None
+        seen = {*self.losses, *self.accuracy}
+        shown = [name for name in self.children if name in seen] + sorted(seen - set(self.children))
+        for name in shown:
+            loss, percent = self.losses.get(name), self.accuracy.get(name)
             table.add_row(
-                child,
+                name,
                 "" if loss is None else f"{loss:.3f}",
                 "-" if percent is None else f"{percent:.1f} %",
                 style="bold",
             )
-        return Group(table, self.progress) if children else self.progress
+        return Group(table, self.progress) if shown else self.progress
+
+
+def _short(name: str) -> str:
+    return f"{name}-bit" if name.isdecimal() else name
 
 
 class Speed:

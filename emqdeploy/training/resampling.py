@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,41 +14,27 @@ from emqdeploy.training.dynamics import Dynamics, FeatureTap
 
 PROBE_BATCH = 256
 
+Resampling = Callable[[MultiBitNetwork, ImageSource, Dynamics, FeatureTap | None], None]
+"""``(network, all training images, record, where features are read)``; changes the record."""
 
-class Recorded(Protocol):
-    """What resampling needs of a trainer."""
-
-    network: MultiBitNetwork
-    train: ImageSource
-    dynamics: Dynamics | None
-    features: FeatureTap | None
-
-
-RESAMPLINGS: Registry[Callable[[Recorded], int]] = Registry("resampling")
-"""``trainer -> images that went forward``; changes the trainer's record."""
+RESAMPLINGS: Registry[Resampling] = Registry("resampling")
 
 
 @RESAMPLINGS.register("record")
-def keep_record(trainer: Recorded) -> int:
+def keep_record(network: MultiBitNetwork, source: ImageSource, dynamics: Dynamics, features: FeatureTap | None) -> None:
     """Goes by what training recorded of the images that it visited; costs nothing, images out of the coreset age."""
-    return 0
 
 
 @RESAMPLINGS.register("probe")
 @torch.no_grad()
-def probe(trainer: Recorded) -> int:
-    """A forward-only pass of every bit-width over all images."""
-    dynamics, network = trainer.dynamics, trainer.network
-    assert dynamics is not None
+def probe(network: MultiBitNetwork, source: ImageSource, dynamics: Dynamics, features: FeatureTap | None) -> None:
+    """A forward-only pass of every trained child over all images."""
     network.eval()
     dynamics.open_epoch()
-    everything = np.arange(len(trainer.train))
-    forwards = 0
-    for bits in network.trained_bits:
-        network.set_bits(bits)
+    everything = np.arange(len(source))
+    for child in network.trained:
+        network.use(child)
         for start in range(0, len(everything), PROBE_BATCH):
             indices = everything[start : start + PROBE_BATCH]
-            logits = network(trainer.train.plain(indices))
-            dynamics.record(bits, indices, logits, None if trainer.features is None else trainer.features.latest)
-            forwards += len(indices)
-    return forwards
+            logits = network(source.plain(indices))
+            dynamics.record(child, indices, logits, None if features is None else features.latest)

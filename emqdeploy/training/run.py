@@ -12,8 +12,6 @@ from torch import Tensor
 
 from emqdeploy.errors import EmqError, UsageError, writable_dir
 from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text, remove_leftovers
-from emqdeploy.training.config import TrainConfig, flag_of
-from emqdeploy.training.recipes import read_options, write_options
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -39,36 +37,27 @@ class RunDirectory:
         """Whether a run was started in a directory."""
         return (path / CONFIG_FILE).exists()
 
-    @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> RunDirectory:
-        """Starts a new run; a directory that holds one already is never overwritten."""
-        if cls.holds_run(path):
-            raise UsageError(f"{path} already holds a run; continue it with --resume {path} or choose another --out")
-        run = cls(writable_dir(path))
-        atomic_write_text(path / CONFIG_FILE, write_options(config))
-        return run
+    def check_new(self) -> None:
+        """Raises where a run lies in the directory already, or nothing can be written."""
+        if self.holds_run(self.path):
+            raise UsageError(
+                f"{self.path} already holds a run; continue it with --resume {self.path} or choose another --out"
+            )
+        if self.writes and not self.path.exists():
+            writable_dir(self.path).rmdir()  # what is refused later leaves no empty directory behind
+        elif self.writes:
+            writable_dir(self.path)
 
-    @classmethod
-    def open(cls, path: Path, config: TrainConfig | None = None) -> tuple[RunDirectory, TrainConfig]:
-        """Opens an existing run to resume it.
+    def start(self, config: str) -> None:
+        """Begins a new run with its configuration, as TOML."""
+        self.check_new()
+        if self.writes:
+            atomic_write_text(writable_dir(self.path) / CONFIG_FILE, config)
 
-        Args:
-            path: of the run.
-            config: what the caller wants it to be; None takes the run's own.
-
-        Raises:
-            UsageError: there is no run, or it was configured otherwise (what differs is named).
-        """
-        if not cls.holds_run(path):
-            raise UsageError(f"{path} holds no run to resume; start one with: emqdeploy train --out {path}")
-        stored = TrainConfig.from_dict(read_options(path / CONFIG_FILE))
-        different = {} if config is None else config.differences(stored)
-        if different:
-            named = ", ".join(f"--{flag_of(name)} {was} (now {now})" for name, (now, was) in different.items())
-            raise UsageError(f"{path} was configured with {named}; leave these out, or start a new run with --out")
-        run = cls(writable_dir(path))
-        remove_leftovers(path)
-        return run, stored
+    def reopen(self) -> None:
+        """Gets an existing run ready to go on."""
+        if self.writes:
+            remove_leftovers(writable_dir(self.path))
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to the metrics."""

@@ -1,26 +1,29 @@
 """Step plans: which children train on which images, in which order; reproducible from seed and epoch alone.
 
-A step is one optimizer update. It runs one or more children (the network at a bit-width) on one batch; the gradients of
-its children add up.
+A step is one optimizer update (several steps, where gradients accumulate). It runs one or more children on one batch;
+the gradients of its children add up.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.registry import Registry
 
 SMALLEST_BATCH = 2
 """Batch statistics of one image mean nothing; a last batch of one is dropped."""
 
+DRAWN = "drawn"
+"""Name of the children that a plan draws layer by layer."""
+
 Indices = NDArray[np.int64]
-Child = int | dict[str, int]
-"""A bit-width, or one per layer name."""
 
 
 class Step(NamedTuple):
@@ -35,15 +38,15 @@ class Epoch:
     """What a plan plans.
 
     Attributes:
-        subsets: training images per bit-width; the trained bit-widths are its keys.
+        subsets: training images per child; the trained children are its keys.
         batch_size: images in a step.
         seed: of the run.
         index: of this epoch, from 0.
         total: epochs of the run.
-        layers: names of the layers, for plans that give each its own bit-width.
+        layers: names of the layers that switch, for plans that give each its own widths.
     """
 
-    subsets: Mapping[int, Indices]
+    subsets: Mapping[Child, Indices]
     batch_size: int
     seed: int
     index: int
@@ -51,19 +54,26 @@ class Epoch:
     layers: tuple[str, ...] = ()
 
     @property
-    def widths(self) -> list[int]:
-        """The trained bit-widths, the highest first."""
-        return sorted(self.subsets, reverse=True)
+    def children(self) -> list[Child]:
+        """The trained children, the highest first."""
+        return list(reversed(in_order(self.subsets)))
 
     def random(self, *stream: int) -> np.random.Generator:
         """A random generator of this epoch."""
         return np.random.default_rng([self.seed, self.index, *stream])
 
-    def batches(self, bits: int) -> list[Indices]:
-        """A bit-width's images in an order drawn anew every epoch, cut into batches."""
-        shuffled = self.random(bits).permutation(self.subsets[bits])
+    def batches(self, child: Child) -> list[Indices]:
+        """A child's images in an order drawn anew every epoch, cut into batches."""
+        shuffled = self.random(stream_of(child)).permutation(self.subsets[child])
         parts = [shuffled[start : start + self.batch_size] for start in range(0, len(shuffled), self.batch_size)]
         return [part for part in parts if len(part) >= SMALLEST_BATCH]
+
+
+def stream_of(child: Child) -> int:
+    """The number that draws a child's random choices: its width where that is its name."""
+    if child == FLOAT:
+        return child.bits
+    return int(child.name) if child.name.isdecimal() else zlib.crc32(child.name.encode())
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,8 @@ class StepPlan:
 
     Attributes:
         plan: ``Epoch -> steps``.
-        one_batch: whether all bit-widths see the same batches, so that they can neither have coresets of their own nor
-            do without one another's logits.
+        one_batch: whether all children see the same batches, so that they can neither have coresets of their own nor do
+            without one another's logits.
     """
 
     plan: Callable[[Epoch], list[Step]]
@@ -92,76 +102,82 @@ def _plan(name: str, one_batch: bool) -> Callable[[Callable[[Epoch], list[Step]]
 
 @_plan("interleaved", one_batch=False)
 def interleaved(epoch: Epoch) -> list[Step]:
-    """Every bit-width passes over its own images, one batch and one update of each in turn (EMQNet's bit-wise scheme).
+    """Every child passes over its own images, one batch and one update of each in turn (EMQNet's bit-wise scheme).
 
-    Shared running statistics would be those of the last bit-width if one trained alone for long, so the bit-widths take
-    turns step by step, in an order drawn anew each round.
+    Shared running statistics would be those of the last child if one trained alone for long, so the children take turns
+    step by step, in an order drawn anew each round.
     """
-    batches = {bits: epoch.batches(bits) for bits in epoch.subsets}
+    batches = {child: epoch.batches(child) for child in epoch.subsets}
     random = epoch.random()
     steps: list[Step] = []
     for turn in range(max(map(len, batches.values()))):
-        waiting = [bits for bits in batches if turn < len(batches[bits])]
-        steps.extend(Step((int(bits),), batches[bits][turn]) for bits in random.permutation(waiting))
+        waiting = [child for child in batches if turn < len(batches[child])]
+        order = [waiting[place] for place in random.permutation(len(waiting))]
+        steps.extend(Step((child,), batches[child][turn]) for child in order)
     return steps
 
 
 @_plan("rotating", one_batch=False)
 def rotating(epoch: Epoch) -> list[Step]:
-    """The bit-widths share one pass over the images: each batch trains one of them, another one every epoch.
+    """The children share one pass over the images: each batch trains one of them, another one every epoch.
 
-    A score phase in this order costs one pass an epoch instead of one per bit-width.
+    A score phase in this order costs one pass an epoch instead of one per child.
     """
-    widths = epoch.widths
-    return [Step((widths[(turn + epoch.index) % len(widths)],), part) for turn, part in enumerate(_common(epoch))]
+    children = epoch.children
+    return [Step((children[(turn + epoch.index) % len(children)],), part) for turn, part in enumerate(_common(epoch))]
 
 
 @_plan("joint", one_batch=True)
 def joint(epoch: Epoch) -> list[Step]:
-    """Every bit-width on the same batch, highest first, one update by the sum of all gradients (Any-Precision DNNs)."""
-    return [Step(tuple(epoch.widths), part) for part in _common(epoch)]
+    """Every child on the same batch, highest first, one update by the sum of all gradients (Any-Precision DNNs)."""
+    return [Step(tuple(epoch.children), part) for part in _common(epoch)]
 
 
 @_plan("sequential", one_batch=True)
 def sequential(epoch: Epoch) -> list[Step]:
-    """Every bit-width on the same batch, an update after each (Double Rounding, arXiv 2502.01199, algorithm A.2)."""
-    return [Step((bits,), part) for part in _common(epoch) for bits in epoch.widths]
+    """Every child on the same batch, an update after each (Double Rounding, arXiv 2502.01199, algorithm A.2)."""
+    return [Step((child,), part) for part in _common(epoch) for child in epoch.children]
 
 
 @_plan("sandwich", one_batch=True)
 def sandwich(epoch: Epoch) -> list[Step]:
-    """The highest, the lowest and one bit-width between them, drawn anew each batch (slimmable networks; EQ-Net)."""
-    widths, random = epoch.widths, epoch.random()
-    middle = widths[1:-1]
+    """The highest, the lowest and one child between them, drawn anew each batch (slimmable networks; EQ-Net)."""
+    children, random = epoch.children, epoch.random()
+    middle = children[1:-1]
     steps = []
     for part in _common(epoch):
-        drawn = (int(random.choice(middle)),) if middle else ()
-        steps.append(Step((widths[0], *drawn, *widths[1:][-1:]), part))
+        drawn = (_draw(middle, random),) if middle else ()
+        steps.append(Step((children[0], *drawn, *children[1:][-1:]), part))
     return steps
 
 
 @_plan("progressive", one_batch=False)
 def progressive(epoch: Epoch) -> list[Step]:
-    """From the highest bit-width down: one more joins, interleaved, in each of equal shares of the first half."""
-    widths = epoch.widths
-    joined = 1 + 2 * epoch.index * len(widths) // max(epoch.total, 1)
-    subsets = {bits: epoch.subsets[bits] for bits in widths[:joined]}
-    return interleaved.plan(Epoch(subsets, epoch.batch_size, epoch.seed, epoch.index, epoch.total, epoch.layers))
+    """From the highest child down: one more joins, interleaved, in each of equal shares of the first half."""
+    children = epoch.children
+    joined = 1 + 2 * epoch.index * len(children) // max(epoch.total, 1)
+    return interleaved.plan(replace(epoch, subsets={child: epoch.subsets[child] for child in children[:joined]}))
 
 
 @_plan("mixed", one_batch=False)
 def mixed(epoch: Epoch) -> list[Step]:
-    """Interleaved, and after each round a step in which every layer draws a bit-width of its own (Bit-Mixer)."""
+    """Interleaved, and after each round a step in which every layer draws the widths of one child (Bit-Mixer)."""
     steps, random = [], epoch.random(0)
-    widths = epoch.widths
+    children = epoch.children
     for turn, step in enumerate(interleaved.plan(epoch)):
         steps.append(step)
-        if turn % len(widths) == len(widths) - 1:
-            drawn = {layer: int(random.choice(widths)) for layer in epoch.layers}
-            steps.append(Step((drawn,), step.indices))
+        if turn % len(children) == len(children) - 1:
+            drawn = {layer: _draw(children, random) for layer in epoch.layers}
+            weights = {layer: child.weights.of(layer) for layer, child in drawn.items()}
+            activations = {layer: child.activations.of(layer) for layer, child in drawn.items()}
+            steps.append(Step((Child(DRAWN, weights, activations),), step.indices))
     return steps
 
 
+def _draw(children: list[Child], random: np.random.Generator) -> Child:
+    return children[random.integers(len(children))]
+
+
 def _common(epoch: Epoch) -> list[Indices]:
-    """The batches of the highest bit-width, for plans in which all see the same images."""
-    return epoch.batches(epoch.widths[0])
+    """The batches of the highest child, for plans in which all see the same images."""
+    return epoch.batches(epoch.children[0])

@@ -29,7 +29,7 @@ class TensorBoardLog:
             raise cannot_write(path, error) from error
 
     def log(self, record: dict[str, Any]) -> None:
-        """Writes one record: loss and validation accuracy per bit-width, their averages, the learning rate."""
+        """Writes one record: loss and validation accuracy per child, their averages, the learning rate."""
         passes = int(record["sample_passes"])
         for name, value in scalars(record).items():
             self.writer.add_scalar(name, value, passes)
@@ -44,8 +44,8 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
     """Names and values of one record of the metrics."""
     values: dict[str, float] = {"epoch": record["epoch"], "learning_rate": record["learning_rate"]}
     for key in ("loss", "validation_accuracy"):
-        per_bits: dict[str, float] = record[key]
-        values |= {f"{key}/{bits}-bit" if bits.isdigit() else f"{key}/{bits}": v for bits, v in per_bits.items()}
-        if per_bits:
-            values[f"{key}/average"] = sum(per_bits.values()) / len(per_bits)
+        per_child: dict[str, float] = record[key]
+        values |= {f"{key}/{name}-bit" if name.isdecimal() else f"{key}/{name}": v for name, v in per_child.items()}
+        if per_child:
+            values[f"{key}/average"] = sum(per_child.values()) / len(per_child)
     return values

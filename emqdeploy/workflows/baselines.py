@@ -7,31 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from emqdeploy.bundle import VERIFIED
 from emqdeploy.data import Dataset, Preprocessing
 from emqdeploy.errors import EmqError, require
-from emqdeploy.export.targets import Job, Product
-from emqdeploy.grid import Floats
+from emqdeploy.export.products import Job, Product
+from emqdeploy.format.bundle import BASELINE, INPUT
+from emqdeploy.format.card import Card
+from emqdeploy.format.child import FLOAT_BITS, MASTER_BITS
+from emqdeploy.format.grid import Floats
+from emqdeploy.format.precision import FLOAT32, INT8, LayerPrecision
+from emqdeploy.format.tasks import CLASSIFICATION, TASKS
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import create_session, session_options
 from emqdeploy.runtimes.source import dataset_of
-from emqdeploy.workflows.proof import PROVERS, Proven, Prover
+from emqdeploy.workflows.comparing import BATCH, Prover
+from emqdeploy.workflows.handlers import Proven
 
 if TYPE_CHECKING:
     import torch
 
 LATENT_FILE = "latent.safetensors"
-FLOAT, STATIC_INT8 = "float32", "static-int8"
+STATIC_INT8 = "static-int8"
 
 STATISTICS_IMAGES = 512
 """Training images over which the float network's normalizations are measured anew."""
 
 CALIBRATION_IMAGES = 128
 """Training images that onnxruntime's quantization observes."""
-
-_BATCH = 64
 
 
 def baseline_products(job: Job, run: Path) -> Iterator[Product]:
@@ -45,11 +46,12 @@ def baseline_products(job: Job, run: Path) -> Iterator[Product]:
         EmqError: the float weights are not there, or the data set that calibration needs is not at hand.
     """
     job.report("exporting the float network")
-    dataset = dataset_of(job.checkpoint.metadata, job.settings.data_dir)
-    preprocessing = Preprocessing.from_dict(job.checkpoint.metadata["preprocessing"])
+    card = job.checkpoint.card
+    dataset = dataset_of(card, job.settings.data_dir)
+    preprocessing = Preprocessing.of(card.preprocessing)
     images = preprocessing.normalize(dataset.train.images[:STATISTICS_IMAGES])
-    data = float_onnx(job.checkpoint.metadata["network"], run / LATENT_FILE, images)
-    yield _product(FLOAT, job.stage("baseline-float32.onnx", data))
+    data = float_onnx(card, run / LATENT_FILE, images)
+    yield _product(FLOAT32, job.stage("baseline-float32.onnx", data))
     job.report("quantizing it with onnxruntime's own static quantization")
     images = images[:CALIBRATION_IMAGES]
     target = job.staging / "baseline-static-int8.onnx"
@@ -58,14 +60,14 @@ def baseline_products(job: Job, run: Path) -> Iterator[Product]:
     yield _product(STATIC_INT8, target)
 
 
-def float_onnx(network: dict[str, Any], weights: Path, images: Floats) -> bytes:
+def float_onnx(card: Card, weights: Path, images: Floats) -> bytes:
     """Exports the float network of a run to ONNX.
 
     Training leaves the statistics of the quantized networks in the normalizations; with the weights in float they would
     be wrong, so they are measured on training images.
 
     Args:
-        network: the checkpoint's description of it.
+        card: what the checkpoint says about it.
         weights: the float weights that training wrote.
         images: normalised training images.
     """
@@ -74,18 +76,21 @@ def float_onnx(network: dict[str, Any], weights: Path, images: Floats) -> bytes:
     import torch
 
     from emqdeploy.models import create_model
+    from emqdeploy.training.pretrained import QUANTIZER
 
     if not weights.is_file():
         raise EmqError(
             f"--with-baselines needs the float weights of the run, and there is no {weights}; export from the run"
             " directory or leave --with-baselines out"
         )
-    channels, height, _ = network["input_shape"]
-    model = create_model(network["model"], network["classes"], channels, height)
+    channels, height, _ = card.input_shape
+    model = create_model(card.model, len(card.classes), channels, height)
     try:
-        model.load_state_dict(safetensors.torch.load_file(weights))
+        state = safetensors.torch.load_file(weights)
+        # What a run's quantizers learned is of no use to the float network.
+        model.load_state_dict({name: tensor for name, tensor in state.items() if f".{QUANTIZER}." not in name})
     except RuntimeError as error:
-        raise EmqError(f"{weights} does not fit {network['model']}: {str(error).splitlines()[0]}") from error
+        raise EmqError(f"{weights} does not fit {card.model}: {str(error).splitlines()[0]}") from error
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -93,9 +98,9 @@ def float_onnx(network: dict[str, Any], weights: Path, images: Floats) -> bytes:
         norm.momentum = None  # the plain mean over all batches
         norm.train()
     with torch.no_grad():
-        for start in range(0, len(images) if norms else 0, _BATCH):
-            model(torch.from_numpy(images[start : start + _BATCH]))
-    return export_float(model, tuple(network["input_shape"]))
+        for start in range(0, len(images) if norms else 0, BATCH):
+            model(torch.from_numpy(images[start : start + BATCH]))
+    return export_float(model, card.input_shape)
 
 
 def export_float(model: torch.nn.Module, input_shape: tuple[int, int, int]) -> bytes:
@@ -111,8 +116,8 @@ def export_float(model: torch.nn.Module, input_shape: tuple[int, int, int]) -> b
             (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["images"],
-            output_names=["logits"],
+            input_names=[INPUT],
+            output_names=[CLASSIFICATION.output],
             verbose=False,
         )
     assert program is not None
@@ -129,7 +134,7 @@ def static_quantization(source: Path, target: Path, images: Floats) -> None:
         """Hands out one image at a time."""
 
         def __init__(self) -> None:
-            self.rest = iter([{"images": images[index : index + 1]} for index in range(len(images))])
+            self.rest = iter([{INPUT: images[index : index + 1]} for index in range(len(images))])
 
         def get_next(self) -> dict[str, Floats] | None:
             return next(self.rest, None)
@@ -148,37 +153,33 @@ def static_quantization(source: Path, target: Path, images: Floats) -> None:
 
 
 def _product(flavour: str, path: Path) -> Product:
-    return Product(f"onnx-{flavour}", (), "onnx", flavour, path, path.name, {}, role="baseline")
+    return Product(f"onnx-{flavour}", (), "onnx", flavour, path, path.name, {}, role=BASELINE)
 
 
-@PROVERS.register("baseline")
 def measure_baseline(prover: Prover, product: Product) -> Proven:
     """A baseline is another network, so its accuracy is measured instead of its parity."""
-    metadata = prover.checkpoint.metadata
-    kernels = profile_kernels(product.path, session_options(), None, tuple(metadata["network"]["input_shape"]))
-    grid_bits = 32 if product.flavour == FLOAT else 8
-    stored = "float32" if product.flavour == FLOAT else "int8"
-    layers = tuple(
-        {"name": name, "grid_bits": grid_bits, "stored_as": stored, "computed_as": computed_as(kernel)}
-        for name, kernel in sorted(kernels.items(), key=lambda entry: _order(entry[0]))
-    )
+    card = prover.checkpoint.card
+    kernels = profile_kernels(product.path, session_options(), None, card.input_shape)
+    stored = (FLOAT_BITS, FLOAT32) if product.flavour == FLOAT32 else (MASTER_BITS, INT8)
+    names = sorted(kernels, key=_order)
+    layers = tuple(LayerPrecision(name, *stored, *computed_as(kernels[name])) for name in names)
     described: dict[str, Any] = {"reference": None, "accuracy": None}
     try:
-        dataset = dataset_of(metadata, prover.data_dir)
-        described |= {"accuracy": _accuracy(prover, product, dataset), "images": len(dataset.test)}
+        dataset = dataset_of(card, prover.data_dir)
+        described |= {"accuracy": _accuracy(card, product.path, dataset), "images": len(dataset.test)}
     except EmqError as error:
         described["why"] = str(error)
-    return Proven(layers, described, {}, status=VERIFIED)
+    return Proven(layers, described, {})
 
 
-def _accuracy(prover: Prover, product: Product, dataset: Dataset) -> float:
-    session = create_session(product.path, session_options())
-    preprocessing = Preprocessing.from_dict(prover.checkpoint.metadata["preprocessing"])
+def _accuracy(card: Card, path: Path, dataset: Dataset) -> float:
+    session, task = create_session(path, session_options()), TASKS[card.task]
+    preprocessing = Preprocessing.of(card.preprocessing)
     right = 0
-    for start in range(0, len(dataset.test), _BATCH):
-        images = preprocessing.normalize(dataset.test.images[start : start + _BATCH])
-        logits = session.run(["logits"], {"images": images})[0]
-        right += int(np.sum(logits.argmax(1) == dataset.test.labels[start : start + _BATCH]))
+    for start in range(0, len(dataset.test), BATCH):
+        images = preprocessing.normalize(dataset.test.images[start : start + BATCH])
+        output = session.run([task.output], {INPUT: images})[0]
+        right += task.correct(output, dataset.test.labels[start : start + BATCH])
     return round(100 * right / len(dataset.test), 4)
 
 

@@ -11,7 +11,7 @@ from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.progress import Report, silent
 from emqdeploy.workflows.export import export
 
-DEMO_BITS = (8, 4, 2)
+DEMO_BITS = "8,4,2"
 
 
 def demo(out: Path, report: Report = silent) -> dict[str, Any]:
@@ -24,15 +24,17 @@ def demo(out: Path, report: Report = silent) -> dict[str, Any]:
     checkpoint = result.checkpoints[0]
     exported = export(ExportSettings(path=checkpoint, bits=DEMO_BITS), report)
     measured = bench(BenchSettings(path=str(checkpoint), bits=DEMO_BITS, energy="none"), report)
+    files = {artefact["children"][0]: artefact for artefact in exported["artefacts"]}
     rows = []
-    for artefact, row in zip(exported["artefacts"], measured["rows"], strict=True):
+    for row in measured["rows"]:
+        artefact = files[row["child"]]
         proven = {key: artefact[key] for key in ("parity", "stored_as", "computed_as")}
         rows.append({**row, **proven, "artefact_bytes": artefact["size_bytes"]})
     return {
         "checkpoint": str(checkpoint),
         "seconds": result.seconds,
         "sample_passes": result.sample_passes,
-        "accuracy": {str(bits): percent for bits, percent in result.accuracy.items()},
+        "accuracy": {child.name: percent for child, percent in result.accuracy.items()},
         "rows": rows,
         "bench": measured["scenarios"],
         "environment": measured["environment"],

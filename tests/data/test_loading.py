@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from emqdeploy.data import DATASETS, Preprocessing, Split, load_dataset, validation_split
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.card import Pixels, convert, decode, encode
 
 pytestmark = pytest.mark.usefixtures("no_data_sets")
 
@@ -53,7 +54,7 @@ def test_normalize_refuses_other_arrays() -> None:
 
 def test_preprocessing_survives_json() -> None:
     """The checkpoint stores it as JSON and a device must rebuild exactly the same."""
-    assert Preprocessing.from_dict(json.loads(json.dumps(COLOUR.to_dict()))) == COLOUR
+    assert Preprocessing.of(decode(Pixels, encode(COLOUR.pixels()))) == COLOUR
 
 
 @pytest.mark.parametrize(
@@ -62,10 +63,10 @@ def test_preprocessing_survives_json() -> None:
 )
 def test_damaged_preprocessing_is_refused(change: dict[str, Any]) -> None:
     """An altered checkpoint gives a sentence instead of infinities."""
-    with pytest.raises(EmqError, match="preprocessing"):
-        Preprocessing.from_dict(GREY.to_dict() | change)
-    with pytest.raises(EmqError, match="damaged"):
-        Preprocessing.from_dict({})
+    with pytest.raises((ValueError, EmqError)):
+        Preprocessing.of(convert(Pixels, asdict(GREY) | change))
+    with pytest.raises(ValueError, match="missing required field"):
+        convert(Pixels, {})
 
 
 # --- Splits ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def measured(digits: Path) -> dict[str, Any]:
     """A real, short result with every scenario of ours, as it comes back from JSON."""
     settings = BenchSettings(
         path=str(digits),
-        bits=(8, 4, 2),
+        bits="8,4,2",
         scenarios=("single", "offline", "switch"),
         samples=60,
         seconds=None,

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child
+from emqdeploy.format.emq import read_card
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.choices import options_of_result, thread_modes
 from emqdeploy.measuring.load import load
@@ -28,7 +29,7 @@ def settings(path: Path, policy: str | None) -> BenchSettings:
     """Short phases."""
     return BenchSettings(
         str(path),
-        (2, 8),
+        "2,8",
         scenarios=("single", "adaptive"),
         samples=20,
         seconds=0.4,
@@ -40,7 +41,7 @@ def settings(path: Path, policy: str | None) -> BenchSettings:
 
 def test_a_policy_serves_under_load(digits: Path) -> None:
     """Phases, every inference, decisions with reasons; the floor holds; the page shows it."""
-    floor = load_checkpoint(digits).metadata["accuracy"]["8"]
+    floor = read_card(digits)[0].accuracy["8"]
     result = json.loads(json.dumps(bench(settings(digits, f"latency_p99=1s,accuracy>={floor}"))))
     run = result["scenarios"]["adaptive"]
     assert [phase["load"] for phase in run["phases"]] == [0, 1, 0]
@@ -103,9 +104,9 @@ def test_after_recovery_the_share_of_slow_ones_is_allowed(latencies: list[float]
 
 
 def test_settings_of_a_bench_are_a_table(measured: dict[str, object]) -> None:
-    """Latencies, accuracies and memory of the bit-widths that it timed; nothing timed is refused."""
+    """Latencies, accuracies and memory of the children that it timed; nothing timed is refused."""
     options = options_of_result(measured, "2 threads")
-    assert {option.setting for option in options} == {Setting(bits, "2 threads") for bits in (8, 4, 2)}
+    assert {option.setting for option in options} == {Setting(Child.of(bits), "2 threads") for bits in (8, 4, 2)}
     assert all(option.accuracy and option.latency_ms["p99"] and option.memory_bytes for option in options)
     with pytest.raises(UsageError, match="no timed"):
         options_of_result({"rows": []})

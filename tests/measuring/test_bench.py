@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.emq import read_card
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.result import load_result, save_result
 from emqdeploy.measuring.settings import BenchSettings
@@ -27,7 +27,7 @@ from emqdeploy.measuring.workbench import SCENARIOS, Workbench
 def test_every_row_says_everything(measured: dict[str, Any]) -> None:
     """The contract of `emqdeploy.measuring.result`, on a real run."""
     assert measured["complete"] is True
-    assert measured["schema"] == 1
+    assert measured["schema"] == 2
     assert [row["label"] for row in measured["rows"]] == ["8 bits", "4 bits", "2 bits"]
     for row in measured["rows"]:
         latency = row["latency_ms"]
@@ -39,21 +39,28 @@ def test_every_row_says_everything(measured: dict[str, Any]) -> None:
         assert row["rss_bytes"] > 0
         assert row["load_ms"] > 0
         assert {layer["stored_as"] for layer in row["per_layer"]} >= {row["stored_as"]}
+        assert all(layer["integer"] is True for layer in row["per_layer"])
+        assert (row["kind"], row["child"], row["weights"], row["activations"]) == (
+            "child",
+            str(row["bits"]),
+            row["bits"],
+            8,
+        )
     (resident,) = measured["resident"]
-    assert resident["bits"] == [8, 4, 2]
+    assert resident["children"] == ["8", "4", "2"]
     assert measured["rows"][0]["ratio_to_first"]["ratio"] == 1
 
 
 def test_switches_follow_the_trace(measured: dict[str, Any]) -> None:
-    """Every switch is there, goes to another width, and costs time."""
+    """Every switch is there, goes to another child, and costs time."""
     switches = measured["switches"]
     assert len(switches) == 30
-    assert switches[0]["from"] == 8
+    assert switches[0]["from"] == "8"
     for before, after in itertools.pairwise(switches):
         assert after["from"] == before["to"]
         assert after["t_s"] > before["t_s"]
     assert all(one["from"] != one["to"] and one["first_output_ms"] > 0 for one in switches)
-    assert {row["bits"] for row in measured["scenarios"]["switch"]["rows"]} == {8, 4, 2}
+    assert {row["child"] for row in measured["scenarios"]["switch"]["rows"]} == {"8", "4", "2"}
 
 
 def test_offline_has_a_row_per_batch(measured: dict[str, Any]) -> None:
@@ -68,23 +75,25 @@ def test_offline_has_a_row_per_batch(measured: dict[str, Any]) -> None:
 def test_settings_survive_json(measured: dict[str, Any]) -> None:
     """What ``--replay`` reads back is what was asked for, and the command line says the same."""
     settings = BenchSettings.from_dict(measured["settings"])
-    assert settings.bits == (8, 4, 2)
+    assert settings.bits == "8,4,2"
     assert settings.to_dict() == measured["settings"]
-    assert "--scenario single,offline,switch" in measured["command"]
+    assert "--bits 8,4,2 --scenario single,offline,switch" in measured["command"]
     with pytest.raises(EmqError, match="another version"):
         BenchSettings.from_dict({"speed": "high"})
+    with pytest.raises(EmqError, match="another version"):
+        BenchSettings.from_dict({"bits": [8, 4]})
 
 
 def test_the_trace_of_a_file_is_followed(digits: Path, tmp_path: Path) -> None:
-    """One bit-width a line; anything else is refused with its line."""
+    """One child a line; anything else is refused with its line."""
     trace = tmp_path / "trace.txt"
     trace.write_text("2\n\n8\n8\n2\n")
-    settings = BenchSettings(str(digits), (2, 8), scenarios=("switch",), trace=str(trace), energy="none", limit=20)
+    settings = BenchSettings(str(digits), "2,8", scenarios=("switch",), trace=str(trace), energy="none", limit=20)
     result = bench(settings)
-    assert [one["to"] for one in result["switches"]] == [2, 8, 8, 2]
+    assert [one["to"] for one in result["switches"]] == ["2", "8", "8", "2"]
     assert result["rows"][0]["latency_ms"] is None
     trace.write_text("2\n5\n")
-    with pytest.raises(EmqError, match=r"line 2 says '5'; a trace holds available bit-widths: 2, 8"):
+    with pytest.raises(EmqError, match=r"line 2 says '5'; a trace holds available children: 2, 8"):
         bench(settings)
 
 
@@ -110,7 +119,8 @@ def test_results_are_read_back_or_refused(measured: dict[str, Any], tmp_path: Pa
         ("{", "is not JSON"),
         ("[]", "is not a result"),
         ('{"schema": 99}', "has schema 99"),
-        ('{"schema": 1}', "lacks settings"),
+        ('{"schema": 1}', "has schema 1, this emqdeploy reads 2; measure again"),
+        ('{"schema": 2}', "missing required field `settings`"),
     ):
         path.write_text(damage)
         with pytest.raises(EmqError, match=sentence):
@@ -162,7 +172,7 @@ def test_a_scenario_that_fails_loses_nothing(digits: Path) -> None:
         raise EmqError("the engine is gone")
 
     try:
-        settings = BenchSettings(str(digits), (8,), scenarios=("single", "broken"), samples=10, limit=20, energy="none")
+        settings = BenchSettings(str(digits), "8", scenarios=("single", "broken"), samples=10, limit=20, energy="none")
         result = bench(settings)
         assert result["rows"][0]["latency_ms"]["samples"] == 10
         assert result["scenarios"]["broken"] == {"failed": "the engine is gone"}
@@ -177,7 +187,7 @@ def test_a_test_set_travels_as_a_file(digits: Path, tmp_path: Path) -> None:
     """The images that went along to a device give the same accuracy; anything else is refused."""
     settings = BenchSettings(str(digits))
     path = tmp_path / "test.npz"
-    test = read_test_set(settings, load_checkpoint(digits).metadata)
+    test = read_test_set(settings, read_card(digits)[0])
     save_test_set(path, test)
     back = load_test_set(path)
     assert (back.name, back.classes) == (test.name, test.classes)

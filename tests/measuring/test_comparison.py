@@ -27,7 +27,7 @@ NAMES = ("a.json", "b.json")
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """A real bench of eight bit-widths on a busy machine."""
+    """A real bench of eight children on a busy machine."""
     loaded: dict[str, Any] = json.loads(RESULT.read_text())
     return loaded
 
@@ -88,7 +88,7 @@ def test_doubts_are_named(result: dict[str, Any]) -> None:
 
 
 def test_rows_meet_by_what_they_are(result: dict[str, Any]) -> None:
-    """The same bit-width in the same runtime, whatever it is called; else by name, and that is said."""
+    """The same child in the same runtime, whatever it is called; else by name, and that is said."""
     both = copy.deepcopy(result)
     for row in both["rows"]:
         row["label"] += " (onnxruntime)"
@@ -116,14 +116,18 @@ def test_what_was_not_measured_has_no_verdict(result: dict[str, Any]) -> None:
 
 
 def test_bad_input_is_one_sentence(result: dict[str, Any], tmp_path: Path) -> None:
-    """Nothing in common, no result, rows that are damaged, a newer schema."""
+    """Nothing in common, no result, rows and switches that are damaged, another schema."""
     good, other = tmp_path / "good.json", tmp_path / "other.json"
     save_result(good, result)
     cases: list[tuple[Any, str]] = [
-        (result | {"rows": []}, "no row in common"),
-        (result | {"rows": [{"label": "4 bits"}]}, "damaged: its rows lack"),
-        (result | {"rows": "none"}, "damaged: its rows lack"),
-        (result | {"schema": 2}, "schema 2"),
+        (result | {"rows": [], "switches": []}, "no row in common"),
+        (result | {"rows": [{"label": "4 bits"}]}, "is damaged .*missing required field `kind`"),
+        (result | {"rows": "none"}, r"is damaged .*Expected `array`.*\$\.rows"),
+        (result | {"rows": [result["rows"][0] | {"accuracy": 101}]}, r"is damaged .*<= 100.*accuracy"),
+        (result | {"rows": [result["rows"][0] | {"weights": 9}]}, "is damaged .*weight width 9; allowed: 1..8"),
+        (result | {"rows": result["rows"][:1]}, "is damaged .*a switch names child '2', which no row has"),
+        (result | {"schema": 1}, "has schema 1, this emqdeploy reads 2; measure again with: emqdeploy bench"),
+        (result | {"schema": 3}, "schema 3, .*update emqdeploy"),
         ([1, 2], "not a result of emqdeploy bench"),
     ]
     for value, words in cases:

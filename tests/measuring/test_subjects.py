@@ -16,10 +16,10 @@ from emqdeploy.workflows.export import export
 
 @pytest.fixture(scope="module")
 def bundle(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two bit-widths in two forms, and a selector."""
+    """Two children in two forms, and a selector."""
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     for options in ({"storage": "packed"}, {"selector": "if"}):
-        export(ExportSettings(digits, (8, 2), out=out, **options))  # type: ignore[arg-type]
+        export(ExportSettings(digits, bits="8,2", out=out, **options))  # type: ignore[arg-type]
     return out
 
 
@@ -37,12 +37,12 @@ def test_forms_and_selector_stand_side_by_side(measured: dict[str, Any]) -> None
     assert rows["2 bits (packed)"]["size_bytes"] < rows["2 bits (int8)"]["size_bytes"]
     assert rows["2 bits (int8)"]["size_bytes"] < rows["2 bits (selector if)"]["size_bytes"]
     for row in rows.values():
-        assert row["kind"] == ("selector" if "selector" in row["label"] else "width")
-        assert row["accuracy"] == rows[f"{row['bits']} bits (int8)"]["accuracy"]
+        assert row["kind"] == ("selector" if "selector" in row["label"] else "child")
+        assert row["accuracy"] == rows[f"{row['child']} bits (int8)"]["accuracy"]
         assert row["accuracy_drop"] is None  # of 40 images, not comparable with the whole test set
         assert row["rss_bytes"] > 0
     assert {one["flavour"] for one in measured["resident"]} == {"packed", "int8", "if"}
-    assert {one["kind"] for one in measured["switches"]} == {"width", "selector"}
+    assert {one["kind"] for one in measured["switches"]} == {"child", "selector"}
     assert measured["source"]["kind"] == "bundle"
 
 
@@ -51,29 +51,31 @@ def test_one_exported_file_is_measured(bundle: Path) -> None:
     (file,) = bundle.glob("*-w2.onnx")
     result = bench(BenchSettings(str(file), samples=10, limit=40, energy="none"))
     (row,) = result["rows"]
-    assert (row["bits"], row["size_bytes"]) == (2, file.stat().st_size)
+    assert (row["child"], row["size_bytes"]) == ("2", file.stat().st_size)
     assert result["scenarios"]["switch"]["rows"] == []
 
 
 def test_what_a_bundle_lacks_is_said(bundle: Path) -> None:
-    """One sentence for a bit-width, a runtime and a name that are not there."""
-    with pytest.raises(UsageError, match="no 4-bit network here; available bit-widths: 2, 8"):
-        bench(BenchSettings(str(bundle), bits=(4,)))
+    """One sentence for a child, a runtime, an engine and a name that are not there."""
+    with pytest.raises(UsageError, match="no child '4' here; available: 2, 8"):
+        bench(BenchSettings(str(bundle), bits="4"))
     with pytest.raises(UsageError, match="unknown runtime 'tvm'"):
         bench(BenchSettings(str(bundle), runtimes=("tvm",)))
+    with pytest.raises(UsageError, match="names child '8' twice"):
+        bench(BenchSettings(str(bundle), bits="8,8"))
     with pytest.raises(UsageError, match="named twice"):
-        bench(BenchSettings(str(bundle), bits=(8, 8)))
-    with pytest.raises(EmqError, match="tensorrt"):
+        bench(BenchSettings(str(bundle), runtimes=("onnxruntime", "onnxruntime")))
+    with pytest.raises(EmqError, match=rf"on this device with: emqdeploy export {bundle} --target tensorrt"):
         bench(BenchSettings(str(bundle), runtimes=("tensorrt",)))
 
 
 def test_two_runtimes_are_compared(bundle: Path) -> None:
-    """The same bit-width in both, in turns, with a verdict that a person can read."""
+    """The same child in both, in turns, with a verdict that a person can read."""
     pytest.importorskip("openvino")
     result = bench(
         BenchSettings(
             str(bundle.parent / "bundle" / "model.emq") if (bundle / "model.emq").exists() else str(bundle),
-            bits=(2,),
+            bits="2",
             runtimes=("onnxruntime", "openvino"),
             scenarios=("single",),
             samples=40,

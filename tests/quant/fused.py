@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import torch
 
-from emqdeploy.frozen import FrozenNetwork
-from emqdeploy.parity import Parity
+from emqdeploy.format.frozen import FrozenNetwork
+from emqdeploy.graph.parity import Parity
+from emqdeploy.graph.reference import IntegerReference, layer_values, quantized_tensors
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.skeleton import export_skeleton
-from emqdeploy.reference import IntegerReference, layer_values, quantized_tensors
 from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 
 SHORT = {
@@ -35,8 +35,8 @@ def kernels_that_run(network: MultiBitNetwork, frozen: FrozenNetwork, shape: tup
     skeleton = export_skeleton(network, frozen, shape)
     tensors = quantized_tensors(skeleton) + layer_values(skeleton)
     found = ""
-    for bits in frozen.widths:
-        arrays = frozen.initializers(bits)
+    for child in frozen.children:
+        arrays = frozen.initializers(child)
         options = session_options(threads=1)
         options.optimized_model_filepath = str(folder / "optimised.onnx")
         session = create_session(skeleton, options, arrays)

@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from emqdeploy.quant.activations import CLIP_GRADIENT_SHARE, FLOAT_BITS, ActivationQuantizer
+from emqdeploy.format.child import FLOAT, Child, parse_children
+from emqdeploy.quant.activations import CLIP_GRADIENT_SHARE, ActivationQuantizer
+from emqdeploy.quant.readers import Readers
+
+READ = Readers(("conv",))
 
 
 def site(signed: bool, setting: int | str = 8, clip: float = 1.5, **options: float) -> ActivationQuantizer:
     """A site whose clip was learned for 2, 4 and 8 bits."""
-    quantizer = ActivationQuantizer(signed, setting, (2, 4, 8), **options)
+    quantizer = ActivationQuantizer(signed, READ, parse_children("2,4,8", setting), **options)
     with torch.no_grad():
         quantizer.log_clip.fill_(math.log(clip))
     return quantizer
@@ -27,9 +31,9 @@ def site(signed: bool, setting: int | str = 8, clip: float = 1.5, **options: flo
 def test_levels(signed: bool, bits: int) -> None:
     """A tensor takes the levels that the report prints, and none beyond the clip."""
     quantizer = site(signed, bits)
-    quantizer.bits = 4
+    quantizer.use(Child.of(4, bits))
     values = quantizer(torch.linspace(-3, 3, 4001)).unique()
-    codes = quantizer.code_range(4)
+    codes = quantizer.code_range(Child.of(4, bits))
     assert len(values) == codes.levels == (2**bits if signed or bits < 8 else 128)
     assert values.max().item() == pytest.approx(1.5)
     assert values.min().item() == pytest.approx(-1.5 * 2 ** (bits - 1) / codes.steps if signed else 0)
@@ -59,50 +63,70 @@ def test_the_gradient_is_that_of_lsq(seed: int, signed: bool, bits: int, clip: f
     x = torch.randn(64, generator=generator, requires_grad=True)
     upstream = torch.randn(64, generator=generator)
     quantizer = site(signed, bits, clip)
-    quantizer.bits = 4
+    child = Child.of(4, bits)
+    quantizer.use(child)
     quantizer(x).backward(upstream)
-    codes = quantizer.code_range(4)
+    codes = quantizer.code_range(child)
     low, high = codes.low - codes.zero_point, codes.steps
     y = x.detach().clone().requires_grad_()
-    log_clip = quantizer.log_clip.detach().clone().requires_grad_()
+    log_clip = quantizer.log_clip[1:2].detach().clone().requires_grad_()
     learned_step(y, log_clip.detach(), low, high, 1.0).backward(upstream)
     share = 64 // CLIP_GRADIENT_SHARE
     grad_scale = CLIP_GRADIENT_SHARE / math.sqrt(64 * high)
     learned_step(x.detach()[:share], log_clip, low, high, grad_scale).backward(upstream[:share])
     assert quantizer.log_clip.grad is not None
-    torch.testing.assert_close(quantizer.log_clip.grad, log_clip.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(quantizer.log_clip.grad[1:2], log_clip.grad, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(x.grad, y.grad)
 
 
-def test_same_has_a_clip_per_trained_width_and_interpolates() -> None:
-    """Only the clip in use learns; a width never trained lies between its neighbours on a logarithmic scale."""
-    quantizer = site(False, "same")
+@pytest.mark.parametrize("setting", ["same", 8])
+def test_every_trained_child_has_a_clip_and_the_others_interpolate(setting: int | str) -> None:
+    """Only the clip in use learns; one that was never trained lies between its neighbours on a logarithmic scale."""
+    quantizer = site(False, setting)
     with torch.no_grad():
         quantizer.log_clip.copy_(torch.tensor([1.0, 2.0, 4.0]).log())
-    assert quantizer.widths == [2, 4, 8]
-    assert quantizer.scale(3) == pytest.approx(math.sqrt(2) / 7)
-    assert quantizer.scale(6) == pytest.approx(math.sqrt(8) / 63)
-    assert quantizer.scale(1) == quantizer.scale(2) == pytest.approx(1 / 3)
-    quantizer.bits = 4
+    assert [child.bits for child in quantizer.clips()] == [2, 4, 8]
+
+    def clip(bits: int) -> float:
+        child = Child.of(bits, setting)
+        return quantizer.scale(child) * quantizer.code_range(child).steps
+
+    assert clip(3) == pytest.approx(math.sqrt(2))
+    assert clip(6) == pytest.approx(math.sqrt(8))
+    assert clip(1) == pytest.approx(clip(2)) == pytest.approx(1)
+    quantizer.use(Child.of(4, setting))
     quantizer(torch.rand(10)).sum().backward()
     assert quantizer.log_clip.grad is not None
     assert (quantizer.log_clip.grad != 0).tolist() == [False, True, False]
-    quantizer.bits = 3
-    assert len(quantizer(torch.linspace(0, 2, 1000)).unique()) == 8
+    quantizer.use(Child.of(3, setting))
+    assert len(quantizer(torch.linspace(0, 2, 1000)).unique()) == (8 if setting == "same" else 128)
+
+
+def test_children_of_one_width_may_differ_in_their_activations() -> None:
+    """4 bits with 8-bit and with 2-bit activations are two children, each with its own clip."""
+    quantizer = ActivationQuantizer(False, READ, parse_children("4,4a2"))
+    wide, narrow = quantizer.trained
+    quantizer.set_clip(wide, 3.0)
+    quantizer.set_clip(narrow, 1.0)
+    assert quantizer.scale(wide) == pytest.approx(3 / 127)
+    assert quantizer.scale(narrow) == pytest.approx(1 / 3)
+    # An unseen one takes after those with its activation width.
+    assert quantizer.scale(Child.of(2, 2)) == pytest.approx(1 / 3)
+    assert quantizer.scale(Child.of(2)) == pytest.approx(3 / 127)
 
 
 def test_relu6_keeps_its_ceiling() -> None:
     """A clip that grew past six would let values through that ReLU6 cuts."""
     quantizer = site(False, clip=20.0, ceiling=6.0)
-    quantizer.bits = 8
+    quantizer.use(Child.of(8))
     assert quantizer(torch.tensor([100.0])).item() == pytest.approx(6.0)
-    assert quantizer.scale(8) == pytest.approx(6 / 127)
-    quantizer.bits = FLOAT_BITS
+    assert quantizer.scale(Child.of(8)) == pytest.approx(6 / 127)
+    quantizer.use(FLOAT)
     assert quantizer(torch.tensor([-1.0, 3.0, 100.0])).tolist() == [0, 3, 6]
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_32_bits_are_float(signed: bool) -> None:
+def test_the_float_child_is_float(signed: bool) -> None:
     """The float child computes the activation that the site replaced, nothing else."""
     x = torch.randn(100)
     assert torch.equal(site(signed)(x), x if signed else F.relu(x))
@@ -110,18 +134,18 @@ def test_32_bits_are_float(signed: bool) -> None:
 
 def test_a_fixed_clip_does_not_learn() -> None:
     """The range of the input image is known."""
-    quantizer = ActivationQuantizer(True, 8, (4,))
+    quantizer = ActivationQuantizer(True, Readers(), (Child.of(4),))
     quantizer.fix_clip(2.5)
-    assert quantizer.scale(4) == pytest.approx(2.5 / 127)
+    assert quantizer.scale(Child.of(4)) == pytest.approx(2.5 / 127)
     quantizer.observing = True
     quantizer(torch.randn(100))
-    assert quantizer.scale(4) == pytest.approx(2.5 / 127)
+    assert quantizer.scale(Child.of(4)) == pytest.approx(2.5 / 127)
     assert not quantizer.log_clip.requires_grad
 
 
 def test_observed_clips_cover_less_at_fewer_bits() -> None:
     """Few levels are spent on the bulk, many on the tail; a dead tensor still gets a positive clip."""
-    quantizer = ActivationQuantizer(False, "same", (2, 4, 8))
+    quantizer = ActivationQuantizer(False, READ, parse_children("2,4,8", "same"))
     quantizer.observing = True
     values = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     quantizer(values)
@@ -141,7 +165,7 @@ def test_a_compiled_step_has_the_same_values_and_gradients(signed: bool) -> None
     results = []
     for compiled in (False, True):
         quantizer = site(signed, clip=1.0)
-        quantizer.bits = 4
+        quantizer.use(Child.of(4))
         x = images.clone().requires_grad_()
         forward = torch.compile(quantizer, fullgraph=True) if compiled else quantizer
         output = forward(x)

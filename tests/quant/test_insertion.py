@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError
+from emqdeploy.format.child import Child, parse_children
 from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.network import MultiBitNetwork
@@ -20,6 +21,7 @@ from ..conftest import settled
 from .fused import kernels_that_run
 
 SHAPE = (3, 8, 8)
+TWO_AND_EIGHT = parse_children("2,8")
 
 
 def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
@@ -225,7 +227,7 @@ def inserted(name: str) -> tuple[nn.Module, MultiBitNetwork]:
     """The float model and its multi-bit copy."""
     torch.manual_seed(0)
     model = PATTERNS[name].build()
-    return model, insert_quantizers(model, InsertionConfig(), (2, 8), 2.0)
+    return model, insert_quantizers(model, InsertionConfig(), TWO_AND_EIGHT, (), 2.0)
 
 
 def batch(count: int = 16) -> Tensor:
@@ -264,7 +266,7 @@ def test_sites_and_pinned_layers(name: str) -> None:
 def test_fused_graph(name: str, tmp_path: Path) -> None:
     """Every layer is one integer kernel, with any batch size, and the codes are those of the integer reference."""
     _, network = inserted(name)
-    frozen = freeze(settled(network, batch()), (2, 8))
+    frozen = freeze(settled(network, batch()), TWO_AND_EIGHT)
     assert kernels_that_run(network, frozen, SHAPE, tmp_path) == PATTERNS[name].operators
 
 
@@ -278,7 +280,7 @@ def test_functional_dropout_follows_the_mode() -> None:
     """Tracing freezes ``self.training``; the network must still drop in training and be exact in evaluation."""
     for training in (False, True):
         torch.manual_seed(0)
-        network = insert_quantizers(Concat().train(training), InsertionConfig(), (8,), 2.0)
+        network = insert_quantizers(Concat().train(training), InsertionConfig(), (Child.of(8),), (), 2.0)
         with torch.no_grad():
             network.train()
             assert not torch.equal(network(batch()), network(batch()))
@@ -297,10 +299,10 @@ def test_the_users_model_is_left_alone() -> None:
 def test_what_stays_at_eight_bits_can_be_chosen() -> None:
     """By name, not at all, and small groups may share the layer's statistics instead."""
     config = InsertionConfig(keep_8bit=("conv2",))
-    network = insert_quantizers(Residual(), config, (2,), 2.0)
+    network = insert_quantizers(Residual(), config, (Child.of(2),), (), 2.0)
     assert [name for name, layer in network.layers.items() if layer.pinned] == ["stem", "conv2", "fc"]
     config = InsertionConfig(keep_8bit=(), small_groups="layer")
-    network = insert_quantizers(Residual(), config, (2,), 2.0)
+    network = insert_quantizers(Residual(), config, (Child.of(2),), (), 2.0)
     assert not any(layer.pinned for layer in network.layers.values())
     groups = {name: layer.quantizer.config.group for name, layer in network.layers.items()}  # type: ignore[union-attr]
     assert groups == {"stem": "layer", "conv1": "channel", "conv2": "channel", "fc": "layer"}
@@ -338,5 +340,26 @@ class Twice(nn.Module):
 def test_models_that_cannot_be_quantized(model: nn.Module, keep: tuple[str, ...], message: str) -> None:
     """Each has a sentence that says what to change."""
     with pytest.raises(EmqError, match=message) as error:
-        insert_quantizers(model, InsertionConfig(keep_8bit=keep), (2,), 2.0)
+        insert_quantizers(model, InsertionConfig(keep_8bit=keep), (Child.of(2),), (), 2.0)
     assert "\n" not in str(error.value)
+
+
+def test_a_tensor_has_the_width_of_the_reader_that_needs_most() -> None:
+    """Layers that read it decide; a sum passes the question on, and 8 bits are left where nobody asks for fewer."""
+    child = Child("mixed", 4, {"*": 4, "conv1": 2, "conv2": 6})
+    network = insert_quantizers(Residual(True), InsertionConfig(keep_8bit=("first", "last")), (child,), (), 2.0)
+    widths = {name: site.bits_of(child) for name, site in network.sites.items()}
+    # `relu` is read by conv1 (2 bits) and by the pinned projection, which does not ask; the sum by nobody but the head.
+    assert widths == {
+        **{"input": 8, "relu": 2, "relu_1": 6, "bn_down": 8, "bn2": 8, "relu_2": 8, "adaptive_avg_pool2d": 8},
+    }
+    named = Child("named", 4, {"*": 4, "down": 5})
+    widths = {name: site.bits_of(named) for name, site in network.sites.items()}
+    assert widths["relu"] == 5
+
+
+def test_the_layers_before_are_those_of_the_graph() -> None:
+    """Not the one that ran last: behind a sum stand both of its branches."""
+    network = insert_quantizers(Residual(True), InsertionConfig(norm="transitional"), TWO_AND_EIGHT, (), 2.0)
+    sources = {norm.layer: norm.sources for norm in network.norms.values()}
+    assert sources == {"stem": (), "down": ("stem",), "conv1": ("stem",), "conv2": ("conv1",)}

@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.quant.families.base import PinnedQuantizer
+from emqdeploy.quant.families.tanh import TanhOptions, TanhQuantizer
 from emqdeploy.quant.layers import QuantLayer, quantize_layer
-from emqdeploy.quant.weights import PinnedQuantizer, WeightConfig, WeightQuantizer
 
 from ..conftest import Deployed
 
 
 def quantized(module: nn.Module, quantizer: nn.Module | None = None) -> QuantLayer:
     """A float layer in its quantized form."""
-    return quantize_layer(module, quantizer or WeightQuantizer(WeightConfig(), 127))  # type: ignore[arg-type]
+    return quantize_layer(module, quantizer or TanhQuantizer(TanhOptions(), 127))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,6 @@ def test_a_pinned_layer_ignores_the_width() -> None:
     """It has 8 bits whatever the network runs at."""
     layer = quantized(nn.Linear(20, 4), PinnedQuantizer(127))
     assert layer.pinned
-    assert layer.grid_bits(2) == 8
     x = torch.randn(3, 20)
     outputs = []
     for bits in (1, 8):
@@ -72,20 +75,36 @@ def test_a_pinned_layer_ignores_the_width() -> None:
     assert torch.equal(*outputs)
 
 
-def test_a_block_at_one_width_leaves_the_others_as_they_were(small: Deployed) -> None:
-    """``with network.bits(4)`` restores the widths, also mixed ones and after an error."""
+def test_a_block_at_one_child_leaves_the_others_as_they_were(small: Deployed) -> None:
+    """``with network.at(4)`` restores what was in use, also widths per layer and after an error."""
     network = small.network
-    mixed = {name: 2 + index % 2 for index, name in enumerate(network.layers)}
-    network.set_bits(mixed)
+    mixed = Child("mixed", {name: 2 + index % 2 for index, name in enumerate(network.layers)})
+    network.use(mixed)
 
     def interrupted() -> None:
-        with network.bits(4):
+        with network.at(4):
             assert {layer.bits for layer in network.layers.values()} == {4}
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert {name: layer.bits for name, layer in network.layers.items()} == mixed
+    assert {name: layer.bits for name, layer in network.layers.items()} == dict(mixed.weights.layers)
+    assert network.child is mixed
     network.set_bits(8)
-    assert {norm.bits for norm in network.norms.values()} == {8}
-    assert {site.bits for site in network.sites.values()} == {8}
+    assert {norm.child for norm in network.norms.values()} == {Child.of(8)}
+    network.set_bits(32)
+    assert {layer.bits for layer in network.layers.values()} == {32}
+
+
+@pytest.mark.parametrize(
+    ("child", "message"),
+    [
+        (Child("mixed", {"*": 4, "conv9": 2}), "names layer 'conv9' in its weights, which the network does not have"),
+        (Child("mixed", 4, {"conv9": 2}), "names layer 'conv9' in its activations"),
+        (Child("mixed", {"fc": 2}), "gives layer 'fc' 2 bits, but it stays at 8 bits"),
+    ],
+)
+def test_a_child_names_layers_that_exist(child: Child, message: str) -> None:
+    """Refused when the network is built, before anything is trained."""
+    with pytest.raises(UsageError, match=message):
+        NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (child,)).build()

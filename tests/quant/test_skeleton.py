@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError
+from emqdeploy.format.child import Child
 from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.skeleton import export_skeleton
 
 from ..conftest import Deployed
+
+FOUR = Child.of(4)
 
 
 def test_it_is_weightless_and_leaves_exactly_the_initializers_open(small: Deployed) -> None:
@@ -21,7 +24,7 @@ def test_it_is_weightless_and_leaves_exactly_the_initializers_open(small: Deploy
     is_open = onnx.TensorProto.EXTERNAL
     found = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_location == is_open}
     for bits in (1, 8):
-        arrays = small.checkpoint.network.initializers(bits)
+        arrays = small.checkpoint.network.initializers(Child.of(bits))
         assert found == {name: array.shape for name, array in arrays.items()}
     assert len(small.checkpoint.skeleton) < 60_000
     assert {opset.domain for opset in model.opset_import} == {""}
@@ -47,9 +50,9 @@ def test_the_clamp_stands_behind_a_max_pooling() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1)
     )
-    network = insert_quantizers(model, InsertionConfig(), (4,), 1.0)
+    network = insert_quantizers(model, InsertionConfig(), (FOUR,), (), 1.0)
     network.initialise_clips(torch.rand(2, 1, 8, 8))
-    graph = onnx.load_from_string(export_skeleton(network, freeze(network.eval(), (4,)), (1, 8, 8))).graph
+    graph = onnx.load_from_string(export_skeleton(network, freeze(network.eval(), (FOUR,)), (1, 8, 8))).graph
     producer = {name: node for node in graph.node for name in node.output}
     (pool,) = [node for node in graph.node if node.op_type == "MaxPool"]
     clamp = producer["_1/codes"]
@@ -81,7 +84,7 @@ class Unused(nn.Module):
 )
 def test_what_cannot_be_exported_is_said(model: nn.Module, shape: tuple[int, int, int], message: str) -> None:
     """A quantizer that is lost on the way is an error, never a silent float operator."""
-    network = insert_quantizers(model, InsertionConfig(), (4,), 1.0)
+    network = insert_quantizers(model, InsertionConfig(), (FOUR,), (), 1.0)
     network.initialise_clips(torch.rand(2, *shape))
     with pytest.raises(EmqError, match=message):
-        export_skeleton(network, freeze(network.eval(), (4,)), shape)
+        export_skeleton(network, freeze(network.eval(), (FOUR,)), shape)

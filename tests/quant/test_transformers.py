@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError
-from emqdeploy.floating import float_operators
+from emqdeploy.format.child import Child, parse_children
+from emqdeploy.graph.floating import float_operators
 from emqdeploy.models.small import SmallViT
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
@@ -153,7 +154,7 @@ def inserted(name: str, activation_bits: int | str = 8) -> tuple[nn.Module, Mult
     """The float model and its multi-bit copy."""
     torch.manual_seed(0)
     model = PATTERNS[name].build()
-    return model, insert_quantizers(model, InsertionConfig(activation_bits=activation_bits), (2, 8), 2.0)
+    return model, insert_quantizers(model, InsertionConfig(), parse_children("2,8", activation_bits), (), 2.0)
 
 
 def images(count: int) -> Tensor:
@@ -177,7 +178,7 @@ def test_every_layer_is_an_integer_kernel(name: str, tmp_path: Path) -> None:
     golden = PATTERNS[name]
     assert " ".join(network.sites) == golden.sites
     assert " ".join(key for key, layer in network.layers.items() if layer.pinned) == golden.pinned
-    frozen = freeze(settled(network, images(16)), (2, 8))
+    frozen = freeze(settled(network, images(16)), network.known)
     assert kernels_that_run(network, frozen, SHAPE, tmp_path) == golden.kernels
     counts = float_operators(export_skeleton(network, frozen, SHAPE))
     assert " ".join(f"{kind}:{count}" for kind, count in counts.items()) == golden.floats
@@ -190,7 +191,7 @@ def test_float_parameters_travel(tmp_path: Path) -> None:
     with torch.no_grad():
         for name, tensor in network.float_parameters().items():
             tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name))))
-    frozen = freeze(network, (4,))
+    frozen = freeze(network, (Child.of(4),))
     assert set(frozen.floats) == {
         "positions",
         "norm.weight",
@@ -198,9 +199,9 @@ def test_float_parameters_travel(tmp_path: Path) -> None:
         *(f"blocks.0.norm{index}.{kind}" for index in (1, 2) for kind in ("weight", "bias")),
     }
     _, fresh = inserted("vit")
-    with torch.no_grad(), network.bits(4):
+    with torch.no_grad(), network.at(Child.of(4)):
         expected = network(images(4))
-        found = deployed_reference(fresh, frozen, 4)(images(4))
+        found = deployed_reference(fresh, frozen, Child.of(4))(images(4))
     assert (found - expected).abs().max() <= 0.02 * (expected.max() - expected.min())
 
 
@@ -215,8 +216,8 @@ def test_attention_keeps_its_parameters_names() -> None:
 def test_activation_bits_are_those_of_what_layers_read() -> None:
     """The patches only go into a float stream, so that 8 bits cost nothing there."""
     _, network = inserted("vit", 4)
-    settings = {name: site.setting for name, site in network.sites.items()}
-    assert {name for name, setting in settings.items() if setting == 8} == {"input", "patches", "mean"}
+    widths = {name: site.bits_of(network.known[0]) for name, site in network.sites.items()}
+    assert {name for name, bits in widths.items() if bits == 8} == {"input", "patches", "mean"}
 
 
 class CrossAttention(nn.Module):
@@ -264,7 +265,7 @@ def recurrent() -> nn.Sequential:
 def test_weights_that_would_silently_stay_in_float(model: nn.Module, message: str) -> None:
     """No silent float layer: each is named, with the way out."""
     with pytest.raises(EmqError, match=message) as error:
-        insert_quantizers(model, InsertionConfig(), (2,), 2.0)
+        insert_quantizers(model, InsertionConfig(), (Child.of(2),), (), 2.0)
     assert "\n" not in str(error.value)
 
 
@@ -277,8 +278,8 @@ def plain_stack() -> nn.Sequential:
 @pytest.mark.parametrize(("model", "kept"), [(OwnMatrix(), "matmul"), (recurrent(), "2"), (plain_stack(), "2")])
 def test_layers_stay_in_float_when_asked(model: nn.Module, kept: str) -> None:
     """And only those."""
-    network = insert_quantizers(model, InsertionConfig(keep_float=(kept,)), (2,), 2.0)
+    network = insert_quantizers(model, InsertionConfig(keep_float=(kept,)), (Child.of(2),), (), 2.0)
     network.initialise_clips(images(4))
-    frozen = freeze(network.eval(), (2,))
+    frozen = freeze(network.eval(), network.known)
     counts = float_operators(export_skeleton(network, frozen, SHAPE))
     assert sum(counts.values()) == 1

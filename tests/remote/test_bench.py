@@ -23,7 +23,9 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.sysfs import ROOT_VARIABLE
+from emqdeploy.remote.bench import bench_there, check
 from emqdeploy.remote.connection import Connection
+from emqdeploy.remote.parcel import Parcel
 from tests.measuring.trees import TREES, plant
 from tests.remote.conftest import Device
 
@@ -32,7 +34,7 @@ Start = Callable[..., Device]
 
 def _settings(path: Path, device: Device) -> BenchSettings:
     return BenchSettings(
-        str(path), (8, 2), samples=20, switches=10, host="device", ssh=device.ssh, host_python=sys.executable
+        str(path), "8,2", samples=20, switches=10, host="device", ssh=device.ssh, host_python=sys.executable
     )
 
 
@@ -59,7 +61,7 @@ def test_a_jetson_is_measured_from_a_workstation(
     device = start_device(**{ROOT_VARIABLE: str(tree)})
     lines: list[str] = []
     settings = replace(_settings(digits, device), device="jetson", energy="none")
-    result = bench(settings, lines.append)
+    result = bench_there(settings, lines.append)
     assert result["complete"] is True
     assert result["environment"]["host"] == "device"
     assert result["environment"]["device"]["model"].startswith("NVIDIA Jetson Orin Nano")
@@ -84,7 +86,7 @@ def test_a_lost_connection_leaves_nothing_running(digits: Path, start_device: St
             threading.Thread(target=device.stop).start()
 
     with pytest.raises(EmqError, match=r"the connection to device was lost.*run it again"):
-        bench(replace(_settings(digits, device), samples=None, seconds=600.0), pull)
+        bench_there(replace(_settings(digits, device), samples=None, seconds=600.0), pull)
     _nothing_left(device)
 
 
@@ -96,7 +98,7 @@ def test_an_interrupted_bench_brings_back_what_there_is(digits: Path, start_devi
         if line.startswith("timing"):
             threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    result = bench(replace(_settings(digits, device), samples=None, seconds=600.0), interrupt)
+    result = bench_there(replace(_settings(digits, device), samples=None, seconds=600.0), interrupt)
     assert result["complete"] is False
     assert result["rows"][0]["latency_ms"]["samples"] > 0
     assert any("interrupted" in note for note in result["notes"])
@@ -104,16 +106,50 @@ def test_an_interrupted_bench_brings_back_what_there_is(digits: Path, start_devi
 
 
 def test_errors_there_are_errors_here(digits: Path, start_device: Start) -> None:
-    """The device's own sentence, a Python that is not there, a package that is missing."""
+    """The device's own sentence, a Python that is not there."""
     device = start_device()
     settings = _settings(digits, device)
     with pytest.raises(EmqError, match=r"on device: this machine is not a Jetson"):
-        bench(replace(settings, device="jetson"))
+        bench_there(replace(settings, device="jetson"))
     with pytest.raises(EmqError, match=r"name one with --host-python"):
-        bench(replace(settings, host_python="/nowhere/python"))
-    with pytest.raises(EmqError, match=r"device lacks tensorrt for .*run there: .* -m pip install tensorrt"):
-        bench(replace(settings, runtimes=("tensorrt",)))
+        bench_there(replace(settings, host_python="/nowhere/python"))
     _nothing_left(device)
+
+
+@pytest.mark.parametrize(
+    ("modules", "runtimes", "lacks"),
+    [
+        ((), (), "numpy and msgspec and onnxruntime"),
+        (("numpy", "msgspec"), ("tensorrt",), "tensorrt"),
+        (("numpy", "onnxruntime"), (), "msgspec"),
+        (("numpy", "msgspec", "onnxruntime"), ("torch",), "torch"),
+        (("numpy", "msgspec", "tensorrt_rtx"), ("tensorrt",), None),
+        (("numpy", "msgspec", "openvino"), (), None),
+    ],
+)
+def test_packages_that_a_device_lacks_are_named(
+    modules: tuple[str, ...], runtimes: tuple[str, ...], lacks: str | None
+) -> None:
+    """All at once, with the command that installs them; either TensorRT is enough for engines."""
+    found = {
+        "python": [3, 10, 4],
+        "executable": "python3",
+        "modules": modules,
+        "folder": "/tmp/x",
+        "free_bytes": 1 << 30,
+    }
+    parcel = Parcel(BenchSettings(runtimes=runtimes))
+    if lacks is None:
+        check("device", found, parcel)
+        return
+    with pytest.raises(EmqError, match=f"device lacks {lacks} for .*pip install {lacks.replace(' and', '')}$"):
+        check("device", found, parcel)
+
+
+def test_a_bench_here_refuses_a_host() -> None:
+    """Nobody measures this machine by mistake."""
+    with pytest.raises(UsageError, match="bench_there"):
+        bench(BenchSettings(host="device"))
 
 
 def test_a_host_that_does_not_answer(digits: Path, tmp_path: Path) -> None:
@@ -122,7 +158,7 @@ def test_a_host_that_does_not_answer(digits: Path, tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         ssh = f"ssh -p {taken.getsockname()[1]} -o StrictHostKeyChecking=yes"
         with pytest.raises(EmqError, match=r"cannot connect to 127.0.0.1: .*refused; check that this works"):
-            bench(BenchSettings(str(digits), host="127.0.0.1", ssh=ssh))
+            bench_there(BenchSettings(str(digits), host="127.0.0.1", ssh=ssh))
 
 
 def test_a_silent_line_ends_the_job(tmp_path: Path) -> None:
@@ -152,11 +188,11 @@ def test_a_host_is_never_an_option(host: str) -> None:
 
 
 def test_the_package_that_travels_needs_numpy_and_a_runtime_only(digits: Path, tmp_path: Path) -> None:
-    """Neither the command line's packages nor torch nor safetensors are on a plain device."""
+    """Beside them msgspec; neither the command line's packages nor torch nor safetensors are on a plain device."""
     from emqdeploy.remote.parcel import package
 
     (tmp_path / "emqdeploy.zip").write_bytes(package())
-    settings: dict[str, Any] = BenchSettings(str(digits), (4,), samples=10, switches=5).to_dict()
+    settings: dict[str, Any] = BenchSettings(str(digits), "4", samples=10, switches=5).to_dict()
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     code = (
         "import runpy, sys\n"
@@ -180,8 +216,8 @@ def test_the_package_that_travels_needs_numpy_and_a_runtime_only(digits: Path, t
 
 
 TRAVELS = (
-    *("artefact", "bits", "bundle", "checkpoint", "data", "errors", "files", "floating", "frozen", "grid", "measuring"),
-    *("progress", "reference", "registry", "remote", "runs", "runtimes"),
+    *("data", "errors", "files", "format", "graph", "measuring", "options", "progress", "registry", "remote"),
+    *("runtimes", "serving"),
 )
 NEWER = {"UTC", "Self", "StrEnum", "file_digest", "ExceptionGroup", "assert_never", "tomllib", "TaskGroup", "chdir"}
 """Names of the standard library that Python 3.10, which JetPack 6 ties its TensorRT to, does not have."""

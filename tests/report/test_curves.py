@@ -35,10 +35,14 @@ def write_run(path: Path, accuracies: list[dict[str, float]]) -> Path:
 
 
 def test_curves_are_what_the_metrics_say(tmp_path: Path) -> None:
-    """Epochs without validation have no point; bit-widths stand in the order of their number."""
+    """Epochs without validation have no point; children stand in the order of their widths."""
     run = write_run(tmp_path / "a", [{"8": 50.0, "1": 40.0}, {}, {"8": 70.0, "1": 60.0}])
     curves = read_curves(run)
     assert list(curves) == ["1", "8"]
+    names = ["mixed", "float", "16", "4", "4a2", "2a4"]
+    assert list(read_curves(write_run(tmp_path / "b", [dict.fromkeys(names, 50.0)]))) == [
+        *("2a4", "4a2", "4", "16", "float", "mixed")
+    ]
     assert curves["8"] == [
         {"passes": 4000, "minutes": 0.5, "accuracy": 50.0},
         {"passes": 12000, "minutes": 1.5, "accuracy": 70.0},

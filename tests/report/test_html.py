@@ -31,7 +31,7 @@ RESULT = Path(__file__).parents[1] / "data" / "bench.json"
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    """A real bench of eight bit-widths on a busy machine."""
+    """A real bench of eight children on a busy machine."""
     loaded: dict[str, Any] = json.loads(RESULT.read_text())
     return loaded
 
@@ -44,6 +44,7 @@ def large(result: dict[str, Any]) -> dict[str, Any]:
     for label, factor in (("float32", 3.0), ("static int8", 1.0), ("dynamic int8", 1.5)):
         row = copy.deepcopy(grown["rows"][-1])
         row |= {"label": label, "kind": "baseline", "bits": None, "trained": None}
+        row |= {"child": None, "weights": None, "activations": None}
         row["latency_ms"] = {
             key: value * factor if isinstance(value, float) else value for key, value in row["latency_ms"].items()
         }
@@ -57,8 +58,8 @@ def large(result: dict[str, Any]) -> dict[str, Any]:
         "policy": "latency_p99<=0.2ms,prefer=accuracy",
         "limits": [{"quantity": "latency_p99", "limit": 0.2}],
         "settings": [
-            {"label": "8 bits, 2 threads", "bits": 8, "mode": "2 threads"},
-            {"label": "4 bits, 1 thread", "bits": 4, "mode": "1 thread"},
+            {"label": "8 bits, 2 threads", "child": "8", "bits": 8, "mode": "2 threads"},
+            {"label": "4 bits, 1 thread", "child": "4", "bits": 4, "mode": "1 thread"},
         ],
         "phases": [
             {
@@ -200,6 +201,47 @@ def test_what_is_missing_is_said(result: dict[str, Any]) -> None:
     assert "The run was interrupted" in page
     assert page.count("the data set was not at hand") == 4
     assert "Energy is not measured: " in page
+
+
+@pytest.fixture(scope="module")
+def mixed(result: dict[str, Any]) -> dict[str, Any]:
+    """The same with a child of another activation width and one with widths per layer, whose name is long."""
+    text = json.dumps(result)
+    for bits, name in (("4", "4a2"), ("5", "a-child-with-widths-per-layer")):
+        text = text.replace(f'"{bits}"', f'"{name}"').replace(f'"{bits} bits"', f'"{name}"')
+    made: dict[str, Any] = json.loads(text)
+    made["rows"][3] |= {"activations": 2}
+    made["rows"][4] |= {
+        **{"bits": 4, "trained": False},
+        **{"weights": {"*": 4, "conv1": 8, "fc<b>": 2}, "activations": {"*": 8, "conv1": 4}},
+    }
+    return made
+
+
+def test_children_are_told_by_their_names(mixed: dict[str, Any]) -> None:
+    """Widths of weights and activations, whatever they are; a row that training never visited is marked."""
+    page = render(mixed)
+    assert "<th>weights</th><th>activations</th>" in page
+    assert '<td><span title="conv1 8, fc&lt;b&gt; 2, every other layer 4">4 and others</span></td>' in page
+    assert "<td>2</td>" in page
+    unseen = sum(not row["trained"] for row in mixed["rows"])
+    assert page.count("<small>unseen in training</small>") == unseen > 1
+    assert "int8, 8 b<small>→ int8</small>" in page
+    assert "a-child-with-widths-per-layer to" in page  # the tip of a switch
+    assert "fc<b>" not in page
+
+
+def test_a_browser_draws_long_names(browser: Browser, mixed: dict[str, Any], tmp_path: Path) -> None:
+    """The trace cuts a name that has no room; nothing is wider than a phone."""
+    page = tmp_path / "report.html"
+    save_html(page, mixed)
+    browser.complaints.clear()
+    browser.open(page, 390)
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    marks = "[...document.querySelectorAll('svg.narrow .tick')].filter(one => one.getBoundingClientRect().height)"
+    assert browser.run(f"{marks}.some(one => one.textContent.endsWith('…'))")
+    assert browser.run(f"{marks}.every(one => one.getBoundingClientRect().left >= 0)")
+    assert browser.complaints == []
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:

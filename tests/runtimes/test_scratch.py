@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 import numpy as np
 import pytest
 
 from emqdeploy.runtimes import scratch
-from emqdeploy.runtimes.onnx_runtime import OnnxRuntime
+from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.scratch import Scratch
 
 from ..conftest import Deployed
@@ -30,14 +30,14 @@ def test_it_is_used_again_but_by_one_at_a_time() -> None:
 
 
 def test_idle_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while, without anybody asking."""
+    """After a while, without anybody asking; the heap is trimmed last of all."""
+    gone = threading.Event()
     monkeypatch.setattr(scratch, "IDLE_S", 0.01)
+    monkeypatch.setattr(scratch, "trim_heap", gone.set)
     memory = Scratch(1 << 16)
     with memory.lent():
         pass
-    deadline = time.monotonic() + 10
-    while memory._idle is not None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    assert gone.wait(60)
     assert memory._idle is None
     assert memory._timer is None
 
@@ -45,7 +45,7 @@ def test_idle_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sessions_do_not_read_it_afterwards(small: Deployed) -> None:
     """Overwriting the memory changes nothing: every session has its own copy, optimised or not, packed or not."""
     for optimise in (True, False):
-        network = OnnxRuntime(small.checkpoint, bits=[8], threads=1, optimise=optimise)
+        network = OnnxRuntime(small.checkpoint, children=[8], threads=1, optimise=optimise)
         network.set_bits(4)
         expected = network(small.images)
         with network._scratch.lent() as pages:

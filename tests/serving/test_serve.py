@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 from rich.console import Console
 
-from emqdeploy.checkpoint import Checkpoint, save_checkpoint
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.report.live import LiveView, line
 from emqdeploy.report.run_table import run_parts
 from emqdeploy.serving.folder import arrivals, unknown_folders
-from emqdeploy.serving.serve import ServeSettings, serve
+from emqdeploy.serving.serve import serve
+from emqdeploy.serving.settings import ServeSettings
 
 from ..conftest import Deployed
 
@@ -32,13 +34,9 @@ from ..conftest import Deployed
 @pytest.fixture(scope="module")
 def network(small: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small network as a checkpoint with everything that serving asks for."""
-    metadata = small.checkpoint.metadata | {
-        "preprocessing": {"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.4]},
-        "accuracy": {str(bits): 90.0 + bits for bits in range(1, 9)},
-        "data": {"name": "digits", "image_size": None},
-    }
+    accuracy = {str(bits): 90.0 + bits for bits in range(1, 9)}
     path = tmp_path_factory.mktemp("network") / "model.emq"
-    save_checkpoint(path, Checkpoint(small.checkpoint.network, small.checkpoint.skeleton, metadata, {}))
+    save_checkpoint(path, replace(small.checkpoint, card=structs.replace(small.checkpoint.card, accuracy=accuracy)))
     return path
 
 
@@ -61,8 +59,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def settings(network: Path, folder: Path, **more: Any) -> ServeSettings:
-    """Two bit-widths, one thread, no sensors."""
-    return ServeSettings(network, folder, "latency_p99=5s,accuracy>=92", (2, 8), threads=1, energy="none", **more)
+    """Two children, one thread, no sensors."""
+    return ServeSettings(network, folder, "latency_p99=5s,accuracy>=92", "2,8", threads=1, energy="none", **more)
 
 
 def test_a_folder_is_classified_and_logged(network: Path, photos: Path, tmp_path: Path) -> None:
@@ -76,6 +74,7 @@ def test_a_folder_is_classified_and_logged(network: Path, photos: Path, tmp_path
     lines = [json.loads(entry) for entry in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["event"] for entry in lines].count("image") == 7
     assert [entry["event"] for entry in lines].count("unreadable") == 1
+    assert {(entry["child"], entry["bits"]) for entry in lines if entry["event"] == "image"} == {("8", 8)}
     assert {entry["label"] for entry in lines if entry["event"] == "image"} == {"3", "7", None}
     assert any("holiday" in one and "unlabelled" in one for one in told)
     assert run_parts(result)[-1] == "1 files were not readable as images"

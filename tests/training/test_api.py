@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from rich.console import Console
 
-from emqdeploy.checkpoint import load_checkpoint
+from emqdeploy.data import load_dataset
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.training import loop, targets
+from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.format.emq import load_checkpoint
+from emqdeploy.format.frozen import FrozenNetwork
+from emqdeploy.format.tasks import CLASSIFICATION
+from emqdeploy.quant.deploy import freeze
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.training import api
 from emqdeploy.training.api import TrainResult, train
-from emqdeploy.training.config import TrainConfig
+from emqdeploy.training.methods import Method
+from emqdeploy.training.optimizers import parameter_groups
+from emqdeploy.training.recipes import resolve, stored_config
 
 SMALL: dict[str, Any] = {
     "limit": 220,
@@ -26,11 +39,35 @@ SMALL: dict[str, Any] = {
     "score_epochs": 2,
     "seed": 3,
 }
+PLAIN: dict[str, Any] = {"prune_rate": None, "score_epochs": None}
+MIXED: dict[str, Any] = {
+    "mixed": {
+        "weights": {"*": 4, "stage1.0.conv1": 8, "stage3.0.conv2": 2},
+        "activations": {"*": 8, "stage2.0.conv2": 4},
+    }
+}
 
 
 def _train(out: Path, resume: bool = False, **changes: Any) -> TrainResult:
-    config = TrainConfig(**{**SMALL, **changes})
+    config = resolve(changes.pop("recipe", None), None, {**SMALL, **changes})
     return train(config, out, resume, Console(file=io.StringIO()))
+
+
+def _named(values: dict[Child, float]) -> dict[str, float]:
+    return {child.name: value for child, value in values.items()}
+
+
+def _after_update(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
+    """Lets something happen after an update of the weights."""
+    updates = 0
+
+    def after_update(self: Method) -> None:
+        nonlocal updates
+        updates += 1
+        if updates == number:
+            act()
+
+    monkeypatch.setattr(Method, "after_update", after_update)
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +87,39 @@ def test_run_directory_is_complete(run: TrainResult) -> None:
 
 
 def test_passes_count_what_was_pruned(run: TrainResult) -> None:
-    """198 training images, two bit-widths: two full epochs and one on half of them."""
+    """198 training images, two children: two full epochs and one on half of them."""
     assert run.sample_passes == 2 * (2 * 198 + 99)
 
 
-def test_checkpoint_holds_unseen_bit_widths(run: TrainResult) -> None:
-    """Widths between the trained ones come with the file, and their accuracy was measured."""
+def test_checkpoint_holds_unseen_children(run: TrainResult) -> None:
+    """Children between the trained ones come with the file, and their accuracy was measured."""
     checkpoint = load_checkpoint(run.checkpoints[0])
-    assert checkpoint.network.widths == (1, 2, 3, 4)
-    assert checkpoint.trained_bits == (1, 4)
-    assert set(run.accuracy) == {1, 2, 3, 4}
+    assert [child.name for child in checkpoint.network.children] == ["1", "2", "3", "4"]
+    assert set(checkpoint.card.trained) == {"1", "4"}
+    assert set(_named(run.accuracy)) == set(checkpoint.card.accuracy) == {"1", "2", "3", "4"}
+
+
+def test_the_card_says_what_made_the_network(run: TrainResult) -> None:
+    """Data, structure, every option and where it came from: what a person and a rebuild need."""
+    card = load_checkpoint(run.checkpoints[0]).card
+    assert (card.model, card.data.name, card.input_shape, len(card.classes)) == ("resnet8", "digits", (1, 8, 8), 10)
+    assert card.method == "emqnet"
+    assert card.recipe == json.loads(json.dumps(stored_config(run.run).to_dict()))
+    assert [child["name"] for child in card.structure["unseen"]] == ["2", "3"]
+    assert card.provenance["sample_passes"] == run.sample_passes
 
 
 def test_same_seed_same_file(run: TrainResult, tmp_path: Path) -> None:
     """Training is deterministic on the CPU: codes, grids and biases are equal, and another seed gives others."""
     again, other = _train(tmp_path / "again"), _train(tmp_path / "other", seed=4)
-    arrays = [load_checkpoint(r.checkpoints[0]).network.initializers(4) for r in (run, again, other)]
+    arrays = [_arrays(result, "4") for result in (run, again, other)]
     assert all((arrays[0][name] == arrays[1][name]).all() for name in arrays[0])
     assert any((arrays[0][name] != arrays[2][name]).any() for name in arrays[0])
+
+
+def _arrays(result: TrainResult, child: str) -> dict[str, Any]:
+    network = load_checkpoint(result.checkpoints[0]).network
+    return network.initializers(network.find(child))
 
 
 @pytest.mark.parametrize("stop_after", [3, 14, 27])
@@ -75,21 +127,7 @@ def test_resumed_run_ends_with_the_same_weights(
     run: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
     """Stopped in the score phase, at an epoch's end and on the coreset: bit for bit the uninterrupted run."""
-    steps = 0
-    original = loop.Trainer._step
-
-    def step(self: Any, *arguments: Any) -> Any:
-        nonlocal steps
-        losses = original(self, *arguments)
-        steps += 1
-        if steps == stop_after:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
-        return losses
-
-    monkeypatch.setattr(loop.Trainer, "_step", step)
+    _after_update(monkeypatch, stop_after, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(
         EmqError, match=f"stopped after step {stop_after} of .* continue with: emqdeploy train --resume"
     ):
@@ -97,9 +135,9 @@ def test_resumed_run_ends_with_the_same_weights(
     monkeypatch.undo()
     resumed = _train(tmp_path / "part", resume=True)
     assert resumed.sample_passes == run.sample_passes
-    for name in ("latent.safetensors",):
-        assert (resumed.run / name).read_bytes() == (run.run / name).read_bytes()
-    whole, parts = (load_checkpoint(r.checkpoints[0]).network.initializers(1) for r in (run, resumed))
+    name = "latent.safetensors"
+    assert (resumed.run / name).read_bytes() == (run.run / name).read_bytes()
+    whole, parts = _arrays(run, "1"), _arrays(resumed, "1")
     assert all((whole[name] == parts[name]).all() for name in whole)
     epochs = [json.loads(line)["epoch"] for line in (resumed.run / "metrics.jsonl").read_text().splitlines()]
     assert epochs == [0, 1, 2]
@@ -111,33 +149,45 @@ def test_run_directory_is_never_overwritten(run: TrainResult) -> None:
         _train(run.run)
 
 
+def test_what_is_refused_writes_nothing(tmp_path: Path) -> None:
+    """A coreset below one batch, or a child of an unknown layer, is said before the first epoch."""
+    with pytest.raises(UsageError, match="keeps 2 of 198 images, fewer than a batch of 32"):
+        _train(tmp_path / "run", prune_rate=0.99)
+    unknown = {"odd": {"weights": {"conv99": 4}}}
+    with pytest.raises(UsageError, match="child 'odd' names layer 'conv99' in its weights, which the network does not"):
+        _train(tmp_path / "run", children=unknown)
+    pinned = {"odd": {"weights": {"conv1": 4}}}
+    with pytest.raises(UsageError, match="child 'odd' gives layer 'conv1' 4 bits, but it stays at 8 bits"):
+        _train(tmp_path / "run", children=pinned)
+    assert not (tmp_path / "run" / "config.toml").exists()
+    assert _train(tmp_path / "run", epochs=1, **PLAIN).checkpoints
+
+
 def test_rounded_codes_get_a_file_each(tmp_path: Path) -> None:
-    """DoReFa's codes do not nest, so no master can serve two bit-widths."""
-    result = _train(tmp_path / "run", partition="dorefa", correction="none", epochs=1, prune_rate=0.0)
-    assert [path.name for path in result.checkpoints] == ["model-w1.emq", "model-w4.emq"]
-    assert [load_checkpoint(path).network.widths for path in result.checkpoints] == [(1,), (4,)]
+    """DoReFa's codes do not nest, so no master can serve two weight widths; children of one width share a file."""
+    options = {**PLAIN, "epochs": 1, "limit": 120, "partition": "dorefa", "correction": "none"}
+    result = _train(tmp_path / "run", bits="1,4,4a4", children=MIXED, **options)
+    assert [path.name for path in result.checkpoints] == ["model-w1.emq", "model-w4.emq", "model-mixed.emq"]
+    stored = [[child.name for child in load_checkpoint(path).network.children] for path in result.checkpoints]
+    assert stored == [["1"], ["4a4", "4"], ["mixed"]]
 
 
 def test_float_network_trains_alike(tmp_path: Path) -> None:
     """32 bits is the float network that accuracy claims compare with."""
-    result = _train(tmp_path / "run", bits=(32,), prune_rate=0.0, epochs=1)
-    assert set(result.accuracy) == {32}
+    result = _train(tmp_path / "run", bits=(32,), epochs=1, **PLAIN)
+    assert set(result.accuracy) == {FLOAT}
     assert result.checkpoints == []
 
 
-def test_diverging_loss_names_bits_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverging_loss_names_child_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN must stop training, not spoil the checkpoint."""
-    monkeypatch.setattr(targets.F, "cross_entropy", lambda logits, labels, reduction: logits.sum(1) * torch.nan)
-    with pytest.raises(EmqError, match=r"the loss became nan at \d bits in step 0"):
+    monkeypatch.setattr(CLASSIFICATION, "losses", lambda logits, labels: logits.sum(1) * torch.nan, raising=False)
+    with pytest.raises(EmqError, match=r"the loss became nan at child \d in step 0"):
         _train(tmp_path / "run")
 
 
 def test_a_class_without_a_training_image_still_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The score phase records as many outputs as the network has, not as many as the labels happen to name."""
-    from dataclasses import replace
-
-    from emqdeploy.data import load_dataset
-    from emqdeploy.training import api
 
     def without_nines(*arguments: Any) -> Any:
         dataset = load_dataset(*arguments)
@@ -145,39 +195,42 @@ def test_a_class_without_a_training_image_still_trains(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(api, "load_dataset", without_nines)
     result = _train(tmp_path / "run")
-    assert set(result.accuracy) == {1, 2, 3, 4}
+    assert set(_named(result.accuracy)) == {"1", "2", "3", "4"}
 
 
+PRUNED = {"prune_rate": 0.5, "score_epochs": 2}
 METHODS: dict[str, dict[str, Any]] = {
-    "any-precision": {"norm": "private", "step_plan": "joint", "distill": "recursive", "calibrate_epochs": 1},
-    "sandwich": {"step_plan": "sandwich", "distill": "soft", "bits": (1, 2, 4)},
-    "mixed": {"step_plan": "mixed", "norm": "transitional"},
-    "cached": {"distill": "cached", "prune_rate": 0.5},
-    "resampled": {"prune_rate": 0.5, "resample_every": 1, "unbiased": True, "score_epochs": 1},
-    "probed": {"prune_rate": 0.5, "resample_every": 1, "resample_from": "probe", "score": "grand", "score_epochs": 1},
-    "shared scores": {"prune_rate": 0.5, "sharing": "scores", "score_plan": "rotating", "score": "tdds"},
-    "accumulated": {"accumulate": 3, "optimizer": "adam", "learning_rate": 1e-3, "schedule": "step"},
+    "any-precision": {"recipe": "any-precision", "calibrate_epochs": 1, "partition": "floor", "correction": "exact"},
+    "adabits": {"recipe": "adabits"},
+    "sandwich": {"recipe": "truncquant", "norm": "shared-affine", "calibrate_epochs": 0, "step_plan": "sandwich",
+                 "distill": "soft", "bits": (1, 2, 4)},
+    "mixed": {"step_plan": "mixed", "norm": "transitional", "children": MIXED},
+    "cached": {"distill": "cached", **PRUNED},
+    "resampled": {**PRUNED, "resample_every": 1, "unbiased": True, "score_epochs": 1},
+    "probed": {**PRUNED, "resample_every": 1, "resample_from": "probe", "score": "grand", "score_epochs": 1},
+    "shared scores": {**PRUNED, "sharing": "scores", "score_plan": "rotating", "score": "tdds"},
+    "accumulated": {"accumulate": 3, "optimizer": "adam", "lr": 1e-3, "schedule": "step"},
     "bf16": {"amp": "bf16", "channels_last": True},
-}
+    "lsq": {"quantizer": "lsq", "bits": "2,4,4a4"},
+    "several activations": {**PRUNED, "bits": "4,4a4,2a2", "score_epochs": 1},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_trains_and_resumes_exactly(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each registered option ends in a checkpoint, and stopping in the middle of an epoch changes nothing."""
-    changes = {"prune_rate": 0.0, "limit": 120, "epochs": 2, **METHODS[name]}
+    """Each registered option ends in a checkpoint, and dying in the middle of an epoch changes nothing."""
+    changes = {**PLAIN, "limit": 120, "epochs": 2, **METHODS[name]}
     whole = _train(tmp_path / "whole", **changes)
-    original, seen = loop.Trainer._step, []
 
-    def step(self: Any, *arguments: Any) -> Any:
-        if len(seen) == 5:
-            raise RuntimeError("killed")
-        seen.append(arguments)
-        return original(self, *arguments)
+    def die() -> None:
+        raise RuntimeError("killed")
 
-    monkeypatch.setattr(loop.Trainer, "_step", step)
+    _after_update(monkeypatch, 2 if "accumulate" in changes else 6, die)
     with pytest.raises(RuntimeError, match="killed"):
         _train(tmp_path / "part", **changes, save_every=0)
     monkeypatch.undo()
+    state = torch.load(tmp_path / "part" / "state.pt", weights_only=True)
+    assert state["progress"]["step_in_epoch"] > 0
     resumed = _train(tmp_path / "part", resume=True, **changes, save_every=0)
     assert resumed.accuracy == whole.accuracy
     assert (tmp_path / "part" / "latent.safetensors").read_bytes() == (
@@ -185,11 +238,70 @@ def test_every_method_trains_and_resumes_exactly(name: str, tmp_path: Path, monk
     ).read_bytes()
 
 
+def test_children_with_widths_per_layer_are_trained_and_stored(tmp_path: Path) -> None:
+    """Each child has losses, accuracy and grids of its own; a layer has the width that the child gives it."""
+    result = _train(tmp_path / "run", bits="8,4,2a4", children=MIXED, step_plan="mixed", epochs=1, **PLAIN)
+    line = json.loads((result.run / "metrics.jsonl").read_text())
+    assert set(line["loss"]) == {"8", "4", "2a4", "mixed", "drawn"}
+    assert set(line["validation_accuracy"]) == {"8", "4", "2a4", "mixed"}
+    network = load_checkpoint(result.checkpoints[0]).network
+    assert [child.name for child in network.children] == ["2a4", "4", "mixed", "5", "6", "7", "8"]
+    mixed = network.find("mixed")
+    assert set(_named(result.accuracy)) == {child.name for child in network.children}
+    widths = {name: network.grid_bits(name, mixed) for name in network.layers}
+    assert (widths["stage1.0.conv1"], widths["stage3.0.conv2"], widths["stage2.0.conv1"]) == (8, 2, 4)
+    reads = {name: network.sites[layer.site].bits[mixed] for name, layer in network.layers.items()}
+    assert (reads["stage2.0.conv2"], reads["stage2.0.conv1"]) == (4, 8)
+
+
+def test_freezing_does_not_depend_on_what_was_trained_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a mixed step every norm stands at another pair of widths; the frozen numbers must not."""
+    networks: list[MultiBitNetwork] = []
+
+    def keep(network: MultiBitNetwork, children: Any) -> FrozenNetwork:
+        networks.append(network)
+        return freeze(network, children)
+
+    monkeypatch.setattr(api, "freeze", keep)
+    _train(tmp_path / "run", epochs=1, limit=120, step_plan="mixed", norm="transitional", **PLAIN)
+    (network,) = networks
+    first = freeze(network, network.known)
+    layers = network.switchable
+    network.use(Child("left-over", {layer: 1 + place % 4 for place, layer in enumerate(layers)}, 8))
+    second = freeze(network, network.known)
+    for child in network.known:
+        one, other = first.initializers(child), second.initializers(child)
+        assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_learned_steps_are_trained_without_decay_and_kept(tmp_path: Path) -> None:
+    """LSQ's steps move, stay positive and lie in the run's float weights; its codes do not nest."""
+    options = {**PLAIN, "epochs": 2, "limit": 120, "quantizer": "lsq", "bits": "2,4,4a4"}
+    result = _train(tmp_path / "run", **options, weight_decay=1e-3)
+    assert [path.name for path in result.checkpoints] == ["model-w2.emq", "model-w4.emq"]
+    torch.manual_seed(SMALL["seed"])
+    network = api.network_spec(stored_config(result.run), load_dataset("digits", limit=120)).build()
+    latent = safetensors.torch.load_file(result.run / "latent.safetensors")
+    steps = {name: tensor for name, tensor in latent.items() if name.endswith("quantizer.step")}
+    assert steps
+    fresh = dict(network.graph.named_parameters())
+    assert all(bool((tensor > 0).all()) and not torch.equal(tensor, fresh[name]) for name, tensor in steps.items())
+    learned = {id(parameter) for parameter in network.quantizer_parameters()}
+    decays = {
+        group["weight_decay"] for group in parameter_groups(network, 1e-3) if learned & set(map(id, group["params"]))
+    }
+    assert decays == {0.0}
+    assert len(network.quantizer_parameters()) == len(steps)
+
+
 def test_dedicated_networks_get_a_directory_each(tmp_path: Path) -> None:
-    """One network per bit-width, one file each, and a resumed run skips what is finished."""
-    result = _train(tmp_path / "run", separate=True, prune_rate=0.0, epochs=1, limit=120)
-    assert [str(path.relative_to(tmp_path / "run")) for path in result.checkpoints] == ["w1/model.emq", "w4/model.emq"]
-    again = _train(tmp_path / "run", resume=True, separate=True, prune_rate=0.0, epochs=1, limit=120)
+    """One network per child, one file each, and a resumed run skips what is finished."""
+    options = {**PLAIN, "method": "dedicated", "epochs": 1, "limit": 120, "bits": "4a4", "children": MIXED}
+    result = _train(tmp_path / "run", **options)
+    names = [str(path.relative_to(tmp_path / "run")) for path in result.checkpoints]
+    assert names == ["w4a4/model.emq", "wmixed/model.emq"]
+    assert stored_config(tmp_path / "run" / "wmixed").trained[0].name == "mixed"
+    again = _train(tmp_path / "run", resume=True, **options)
     assert again.accuracy == result.accuracy
 
 
@@ -205,3 +317,5 @@ def test_resuming_another_configuration_says_what_differs(run: TrainResult) -> N
     """A resumed run keeps what it was configured with."""
     with pytest.raises(UsageError, match=r"was configured with --epochs 3 \(now 5\), --score el2n \(now random\)"):
         _train(run.run, resume=True, epochs=5, score="random")
+    with pytest.raises(UsageError, match=r"--method emqnet \(now adabits\)"):
+        _train(run.run, resume=True, recipe="adabits", **PLAIN)

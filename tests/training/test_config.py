@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from emqdeploy.errors import UsageError
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.training.config import TrainConfig
+from emqdeploy.training.methods.emqnet import EMQNetOptions
+from emqdeploy.training.recipes import resolve
 
 
 @pytest.mark.parametrize(
@@ -18,9 +21,12 @@ from emqdeploy.training.config import TrainConfig
         ({"bits": (0, 4)}, "allowed: 1..8"),
         ({"bits": (4, 9)}, "allowed: 1..8"),
         ({"bits": ()}, "--bits is empty"),
-        ({"bits": (4, 4)}, "names a bit-width twice"),
+        ({"bits": (4, 4)}, "--bits names child '4' twice"),
+        ({"bits": "4,32"}, "--bits names 32, the float network, among others; train it alone"),
+        ({"bits": "four"}, "--bits has 'four'"),
         ({"activation_bits": 9}, "--act-bits is 9"),
         ({"activation_bits": 1}, "--act-bits is 1"),
+        ({"bits": "2a1"}, "activation width 1; allowed: 2..8"),
         ({"prune_rate": 1.0}, "--prune-rate is 1.0"),
         ({"prune_rate": -0.1}, "--prune-rate is -0.1"),
         ({"epochs": 0}, "--epochs is 0"),
@@ -30,25 +36,50 @@ from emqdeploy.training.config import TrainConfig
         ({"selection": "bottom"}, "known: balanced, middle, sampled, top"),
         ({"norm_adaptation": "all"}, "known: bits, none, shared"),
         ({"partition": "ceil"}, "allowed: dorefa, floor"),
-        ({"correction": "half"}, "allowed: banner, exact, none, sat"),
+        ({"correction": "half"}, "unknown correction 'half'"),
         ({"small_groups": "drop"}, "allowed: pin, layer"),
+        ({"quantizer": "lsq"}, "child '1' has 1-bit weights, which quantizer 'lsq' cannot make; allowed: 2..8"),
+        ({"quantizer": "nsq"}, "did you mean 'lsq'"),
+        ({"method": "emq"}, "unknown method 'emq'; known: adabits, any-precision, dedicated, emqnet, truncquant"),
     ],
 )
 def test_wrong_values_are_named_with_what_is_allowed(values: dict[str, Any], sentence: str) -> None:
     """Each message says what was given and what is allowed."""
     with pytest.raises(UsageError, match=re.escape(sentence)):
-        TrainConfig(**values)
+        resolve(None, None, values)
+
+
+def test_children_come_from_bits_and_tables() -> None:
+    """Plain numbers take the activation setting, a suffix says its own, tables add children with widths per layer."""
+    mixed = {"mixed": {"weights": {"*": 4, "conv1": 8}, "activations": 6}}
+    config = TrainConfig(bits="8,4,2a3,W1A2", activation_bits="same", children=mixed)
+    assert [child.name for child in config.trained] == ["8", "4a4", "2a3", "1a2", "mixed"]
+    assert config.trained[-1] == Child("mixed", {"*": 4, "conv1": 8}, 6)
+    assert [child.name for child in config.between] == ["2a2", "3a3", "5a5", "6a6", "7a7"]
+    assert TrainConfig(bits="none", children=mixed).trained == (config.trained[-1],)
+    assert TrainConfig(bits=(32,)).trained == (FLOAT,)
+    assert TrainConfig(bits=(32,)).between == ()
+
+
+def test_a_name_stands_for_one_child() -> None:
+    """A table may take the name of a child between, which then is none; of a trained one it may not."""
+    table = {"weights": {"*": 3, "conv1": 8}}
+    assert [child.name for child in TrainConfig(bits=(2, 4), children={"3": table}).between] == []
+    with pytest.raises(UsageError, match="--bits with --children names child '4' twice"):
+        TrainConfig(bits=(2, 4), children={"4": table})
 
 
 def test_configuration_survives_json() -> None:
     """A resumed run reads its configuration back from the run directory."""
-    config = TrainConfig(bits=(2, 8), activation_bits="same", keep_8bit=("fc",), prune_rate=0.5)
+    children = {"own": {"weights": {"*": 4, "layer1.conv1": 8}, "activations": {"*": 8, "fc": 4}}}
+    given = {"bits": "2,8,4a4", "act_bits": "same", "keep_8bit": "fc", "prune_rate": 0.5, "children": children}
+    config = resolve(None, None, {**given, "correction": "none", "data_dir": "somewhere"})
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_score_phase_is_a_sixteenth_and_never_longer_than_training() -> None:
     """Without pruning every epoch sees all images; with it, a score phase of a sixteenth comes first."""
-    assert TrainConfig(epochs=30).full_epochs == 30
-    assert TrainConfig(epochs=32, prune_rate=0.8).full_epochs == 2
-    assert TrainConfig(epochs=5, prune_rate=0.8).full_epochs == 1
-    assert TrainConfig(epochs=1, prune_rate=0.8, score_epochs=4).full_epochs == 1
+    assert EMQNetOptions().full_epochs(30) == 30
+    assert EMQNetOptions(prune_rate=0.8).full_epochs(32) == 2
+    assert EMQNetOptions(prune_rate=0.8).full_epochs(5) == 1
+    assert EMQNetOptions(prune_rate=0.8, score_epochs=4).full_epochs(1) == 1

@@ -1,4 +1,4 @@
-"""Coresets: how many images each bit-width keeps, which, and with what odds."""
+"""Coresets: how many images each child keeps, which, and with what odds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child
 from emqdeploy.training.coreset import SELECTIONS, SHARINGS, Coreset, choose_coresets, coreset_size, inclusion_odds
-from emqdeploy.training.dynamics import Dynamics
+from emqdeploy.training.dynamics import SHARED, Dynamics
 
+CHILDREN = (Child.of(1), Child.of(4))
 ONE_CLASS = np.zeros(100, np.int64)
 
 
@@ -22,12 +24,12 @@ def pick(name: str, score: list[float], keep: int, labels: list[int] | None = No
 
 
 def dynamics(sharing: str) -> Dynamics:
-    """A record in which every bit-width finds other images hard."""
-    made = Dynamics((0,) if SHARINGS[sharing].record else (1, 4), images=100, classes=2, window=1)
+    """A record in which every child finds other images hard."""
+    made = Dynamics((SHARED,) if SHARINGS[sharing].record else ("1", "4"), images=100, classes=2, window=1)
     made.open_epoch()
     logits = torch.randn(2, 100, 2, generator=torch.Generator().manual_seed(0))
-    for bits, said in zip((1, 4), logits, strict=True):
-        made.record(bits, np.arange(100), said, None)
+    for child, said in zip(CHILDREN, logits, strict=True):
+        made.record(child, np.arange(100), said, None)
     return made
 
 
@@ -88,21 +90,21 @@ def test_weights_make_the_sum_over_a_coreset_unbiased() -> None:
 
 
 @pytest.mark.parametrize("selection", ["top", "sampled"])
-def test_every_bit_width_keeps_its_own_share(selection: str) -> None:
-    """Bit-wise coresets: right size, distinct images, and not the same set for every bit-width."""
-    chosen = choose_coresets(dynamics("bits"), ONE_CLASS, 20, "el2n", selection, "bits", (1, 4), (0, 0))
-    assert {bits: len(set(core.indices.tolist())) for bits, core in chosen.items()} == {1: 20, 4: 20}
-    assert chosen[1].indices.tolist() != chosen[4].indices.tolist()
+def test_every_child_keeps_its_own_share(selection: str) -> None:
+    """Bit-wise coresets: right size, distinct images, and not the same set for every child."""
+    chosen = choose_coresets(dynamics("bits"), ONE_CLASS, 20, "el2n", selection, "bits", CHILDREN, (0, 0))
+    assert {child.name: len(set(core.indices.tolist())) for child, core in chosen.items()} == {"1": 20, "4": 20}
+    assert chosen[CHILDREN[0]].indices.tolist() != chosen[CHILDREN[1]].indices.tolist()
 
 
-def test_what_bit_widths_share() -> None:
+def test_what_children_share() -> None:
     """Shared scores still draw a subset each; one subset is one subset."""
-    scores = choose_coresets(dynamics("scores"), ONE_CLASS, 20, "el2n", "sampled", "scores", (1, 4), (0, 0))
-    assert scores[1].indices.tolist() != scores[4].indices.tolist()
-    alike = choose_coresets(dynamics("scores"), ONE_CLASS, 20, "el2n", "top", "scores", (1, 4), (0, 0))
-    assert alike[1].indices.tolist() == alike[4].indices.tolist()
-    one = choose_coresets(dynamics("all"), ONE_CLASS, 20, "el2n", "sampled", "all", (1, 4), (0, 0))
-    assert one[1] is one[4]
+    scores = choose_coresets(dynamics("scores"), ONE_CLASS, 20, "el2n", "sampled", "scores", CHILDREN, (0, 0))
+    assert scores[CHILDREN[0]].indices.tolist() != scores[CHILDREN[1]].indices.tolist()
+    alike = choose_coresets(dynamics("scores"), ONE_CLASS, 20, "el2n", "top", "scores", CHILDREN, (0, 0))
+    assert alike[CHILDREN[0]].indices.tolist() == alike[CHILDREN[1]].indices.tolist()
+    one = choose_coresets(dynamics("all"), ONE_CLASS, 20, "el2n", "sampled", "all", CHILDREN, (0, 0))
+    assert one[CHILDREN[0]] is one[CHILDREN[1]]
 
 
 def test_coreset_smaller_than_a_batch_is_refused() -> None:

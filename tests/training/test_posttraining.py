@@ -15,29 +15,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emqdeploy.checkpoint import load_checkpoint
 from emqdeploy.cli import main
 from emqdeploy.data import load_dataset
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.frozen import FrozenNetwork
+from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.format.emq import load_checkpoint
+from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.models import create_model
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import image_source
-from emqdeploy.training.clips import CLIP_CHOICES, calibrate_clips
-from emqdeploy.training.posttraining import BIAS_CORRECTIONS, EQUALIZATIONS, EQUALIZED_PEAK, STATISTICS
-from emqdeploy.training.quantize import (
-    QuantizeConfig,
-    QuantizeResult,
-    accuracies,
-    calibrate,
-    calibration_batches,
-    quantize,
-)
-from emqdeploy.training.quantize_command import advice
+from emqdeploy.training.evaluate import accuracies
+from emqdeploy.training.posttraining.clips import CLIP_CHOICES, calibrate_clips
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.quantize import QuantizeResult, advice, calibrate, calibration_batches, quantize
+from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, EQUALIZED_PEAK, STATISTICS
 
-WIDTHS = (2, 4, 8)
+ONE, TWO, FOUR, EIGHT = map(Child.of, (1, 2, 4, 8))
+NARROW = Child("narrow", {"*": 4, "stage1.0.conv1": 8, "stage3.0.conv2": 2}, {"*": 8, "stage2.0.conv2": 4})
+CHILDREN = (TWO, FOUR, EIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +59,13 @@ def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def network(float_model: Path) -> MultiBitNetwork:
     """The trained model with quantizers in it."""
+    return build(float_model, (*CHILDREN, NARROW))
+
+
+def build(float_model: Path, children: tuple[Child, ...]) -> MultiBitNetwork:
+    """The trained model, for some children."""
     state = safetensors.torch.load_file(float_model)
-    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, WIDTHS)
+    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, children)
     return spec.build(lambda model: model.load_state_dict(state)).eval()
 
 
@@ -125,7 +127,7 @@ def test_equalization_keeps_the_float_function(network: MultiBitNetwork, batches
             torch.testing.assert_close(
                 layer.weight.flatten(1).abs().amax(1), torch.full((len(layer.weight),), EQUALIZED_PEAK)
             )
-    network.set_bits(32)
+    network.use(FLOAT)
     with torch.no_grad():
         torch.testing.assert_close(network(batches[0]), plain(batches[0]), rtol=1e-3, atol=1e-3)
 
@@ -157,9 +159,9 @@ def test_matched_statistics_of_the_float_network_are_its_own(network: MultiBitNe
     for site in network.sites.values():
         site.forward = lambda x, site=site: x if site.signed else F.relu(x)  # type: ignore[method-assign, misc]
     before = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in network.norms.items()}
-    STATISTICS["matched"](network, batches, (4,))
+    STATISTICS["matched"](network, batches, (FOUR,))
     for name, norm in network.norms.items():
-        mean, var = norm.statistics(4)
+        mean, var = norm.statistics(FOUR)
         torch.testing.assert_close(mean, before[name][0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(var, before[name][1], rtol=1e-4, atol=1e-5)
         assert torch.equal(norm.running_mean, before[name][0])
@@ -168,25 +170,25 @@ def test_matched_statistics_of_the_float_network_are_its_own(network: MultiBitNe
 def test_estimated_statistics_normalize_the_images(network: MultiBitNetwork, batches: list[Tensor]) -> None:
     """On the calibration images themselves, every estimated normalization puts out its shift and gain."""
     calibrate_clips(network, batches, "mse")
-    STATISTICS["bits"](network, batches, (2,))
+    STATISTICS["bits"](network, batches, (TWO,))
     name = next(iter(network.norms))
-    with network.bits(2):
+    with network.at(TWO):
         found = outputs(network.graph, torch.cat(batches), [name])[name]
     norm = network.norms[name]
     torch.testing.assert_close(found.mean((0, 2, 3)), norm.bias, rtol=0.02, atol=0.02)
-    STATISTICS["float"](network, batches, (2,))
-    assert not norm.estimated.any()
+    STATISTICS["float"](network, batches, (TWO,))
+    assert torch.equal(norm.statistics(TWO)[0], norm.running_mean)
 
 
 def test_mean_correction_gives_every_layer_its_float_mean(network: MultiBitNetwork, batches: list[Tensor]) -> None:
     """After the correction the deployed layers have the float network's channel means, the last one included."""
     calibrate_clips(network, batches, "mse")
-    STATISTICS["float"](network, batches, WIDTHS)
+    STATISTICS["float"](network, batches, CHILDREN)
     images = batches[:1]
 
     def distance(frozen: FrozenNetwork) -> float:
-        deployed = deployed_reference(network, frozen, 2)
-        with network.bits(32):
+        deployed = deployed_reference(network, frozen, TWO)
+        with network.at(FLOAT):
             wanted = outputs(network.graph, images[0], [network.norm_of.get(name, name) for name in network.layers])
         found = outputs(deployed, images[0], list(network.layers))
         means = [
@@ -196,7 +198,7 @@ def test_mean_correction_gives_every_layer_its_float_mean(network: MultiBitNetwo
         ]
         return max(float(mean.abs().max()) for mean in means)
 
-    frozen = freeze(network, WIDTHS)
+    frozen = freeze(network, CHILDREN)
     corrected = BIAS_CORRECTIONS["mean"](network, frozen, images)
     assert distance(frozen) > 0.3
     assert distance(corrected) < 0.02
@@ -206,14 +208,14 @@ def test_mean_correction_gives_every_layer_its_float_mean(network: MultiBitNetwo
 def test_mean_correction_of_a_transformer(batches: list[Tensor]) -> None:
     """Without batch normalization nothing else restores the means; linear layers see tokens ``(N, T, C)``."""
     torch.manual_seed(0)
-    network = NetworkSpec("vit-micro", 10, (1, 8, 8), 2.0, (2,)).build().eval()
+    network = NetworkSpec("vit-micro", 10, (1, 8, 8), 2.0, (TWO,)).build().eval()
     images = batches[0]
     calibrate_clips(network, [images], "mse")
-    frozen = freeze(network, (2,))
+    frozen = freeze(network, (TWO,))
 
     def distance(numbers: FrozenNetwork) -> float:
-        with torch.no_grad(), network.bits(32):
-            return float((deployed_reference(network, numbers, 2)(images) - network(images)).mean(0).abs().max())
+        with torch.no_grad(), network.at(FLOAT):
+            return float((deployed_reference(network, numbers, TWO)(images) - network(images)).mean(0).abs().max())
 
     assert distance(BIAS_CORRECTIONS["mean"](network, frozen, [images])) < 0.1 * distance(frozen)
 
@@ -223,21 +225,22 @@ def test_mean_correction_of_a_transformer(batches: list[Tensor]) -> None:
 
 def config(file: Path, **changes: object) -> QuantizeConfig:
     """Quantizes the fixture's model."""
-    return replace(QuantizeConfig(str(file), "resnet8", "digits", images=200), **changes)  # type: ignore[arg-type]
+    return replace(QuantizeConfig(file, "resnet8", "digits", images=200), **changes)  # type: ignore[arg-type]
 
 
 def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(float_model: Path, tmp_path: Path) -> None:
-    """A trained model becomes a checkpoint of usable bit-widths, whose accuracy is that of its deployed numbers."""
+    """A trained model becomes a checkpoint of usable children, whose accuracy is that of its deployed numbers."""
     lines: list[str] = []
     result = quantize(config(float_model), tmp_path / "run", lines.append, threads=1)
     assert result.float_accuracy > 95
-    assert result.usable == (4, 5, 6, 7, 8)
+    assert [child.bits for child in result.usable] == [4, 5, 6, 7, 8]
     assert result.images == 200
     checkpoint = load_checkpoint(result.checkpoint)
-    assert checkpoint.network.widths == (4, 5, 6, 7, 8)
-    assert checkpoint.metadata["recipe"]["method"] == "post-training"
-    assert {int(bits) for bits in checkpoint.metadata["accuracy"]} == set(result.accuracy)
-    assert any("calibrating 5 bit-widths on 200 training images" in line for line in lines)
+    assert checkpoint.network.children == tuple(map(Child.of, (4, 5, 6, 7, 8)))
+    assert checkpoint.card.method == "post-training"
+    assert checkpoint.card.data.name == "digits"
+    assert list(checkpoint.card.accuracy) == [child.name for child in result.accuracy] == ["4", "5", "6", "7", "8"]
+    assert any("calibrating 5 children on 200 training images" in line for line in lines)
     with pytest.raises(UsageError, match="already holds a checkpoint; choose another --out"):
         quantize(config(float_model), tmp_path / "run")
 
@@ -245,41 +248,72 @@ def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(float_model: Path, 
 def test_from_the_command_line(
     float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One JSON object with every stored bit-width, those between included; progress apart from it."""
+    """One JSON object with every stored child, those between included; progress apart from it."""
     monkeypatch.chdir(tmp_path)
+    Path("c.toml").write_text('[children.mixed]\nweights = {"*" = 4, "stage1.0.conv1" = 8}\nactivations = 8\n')
     base = ["quantize", str(float_model), "--data", "digits", "--model", "resnet8", "--images", "100", "--threads", "1"]
     with pytest.raises(SystemExit, match="0"):
-        main([*base, "--bits", "6,8", "--json"])
+        main([*base, "--bits", "6,8,4a4", "--children", "c.toml", "--json"])
     printed = capsys.readouterr()
     values = json.loads(printed.out)
-    assert set(values["accuracy"]) == {"6", "7", "8"}
+    assert list(values["accuracy"]) == ["4a4", "mixed", "6", "7", "8"]
     assert values["checkpoint"] == "runs/digits-resnet8-001/model.emq"
     assert "calibrating" in printed.err
 
 
 def test_what_is_lost_is_recommended_for_training() -> None:
     """The table and the advice name the bit-widths to use and the command that gets the others."""
-    chosen = QuantizeConfig("w.pth", "resnet8", "digits", bits=(1, 2, 8))
-    result = QuantizeResult(Path("runs/x/model.emq"), {1: 60.0, 2: 93.0, 8: 97.0}, 97.0, (8,), 512, 1.0, [])
+    chosen = QuantizeConfig(Path("w.pth"), "resnet8", "digits", bits=(1, 2, 8))
+    accuracy = {ONE: 60.0, TWO: 93.0, EIGHT: 97.0}
+    result = QuantizeResult(Path("runs/x/model.emq"), accuracy, 97.0, (EIGHT,), 512, 1.0, [])
     text = advice(chosen, result)
-    assert "more than 1 points lost at: 1, 2 bits; train from the same weights" in text
-    assert "emqdeploy train --data digits --model resnet8 --pretrained w.pth --bits 1,2,8" in text
+    assert "more than 1 points lost at: 1, 2; train from the same weights" in text
+    assert "emqdeploy train --data digits --model resnet8 --pretrained w.pth --bits 1,2,8\n" in text
     assert "emqdeploy export runs/x --bits 8" in text
     assert "export" not in advice(chosen, replace(result, usable=()))
+    lost = replace(result, accuracy={NARROW: 50.0, Child.of(4, 2): 40.0, EIGHT: 97.0})
+    text = advice(replace(chosen, bits="8,4a2", children=(NARROW,)), lost)
+    assert "lost at: narrow, 4a2; train" in text
+    assert "--pretrained w.pth --bits 4a2,8 --children FILE\n" in text
 
 
-def test_methods_combine_and_repeat(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+def test_every_child_has_numbers_of_its_own(network: MultiBitNetwork, batches: list[Tensor]) -> None:
+    """Clips by the activation width that a tensor has at a child, statistics and biases by the child."""
+    chosen = QuantizeConfig(Path("w.pth"), "resnet8", "digits", bits=(2, 4, 8), children=(NARROW,))
+    frozen = calibrate(network, batches, chosen)
+    read = frozen.sites[frozen.layers["stage2.0.conv2"].site]
+    assert read.bits == {TWO: 8, FOUR: 8, EIGHT: 8, NARROW: 4}
+    assert read.scales[NARROW] > 4 * read.scales[FOUR]
+    assert frozen.grid_bits("stage3.0.conv2", NARROW) == 2
+    layer = frozen.layers["stage3.0.conv2"]
+    assert not (layer.biases[NARROW] == layer.biases[TWO]).all()
+    norm = network.norms[network.norm_of["stage3.0.conv2"]]
+    assert not torch.equal(norm.statistics(NARROW)[0], norm.statistics(TWO)[0])
+
+
+def test_layers_that_do_not_exist_are_refused(float_model: Path, tmp_path: Path) -> None:
+    """A child's map names layers of this network, and widths that they can have."""
+    for weights, sentence in (
+        ({"conv9": 4}, "names layer 'conv9'"),
+        ({"fc": 4}, "gives layer 'fc' 4 bits, but it stays"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            quantize(config(float_model, children=(Child("odd", weights),)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_methods_combine_and_repeat(float_model: Path, batches: list[Tensor]) -> None:
     """Every registered method gives numbers that work at 8 bits, the same ones every time."""
-    digits = load_dataset("digits")
+    digits, network = load_dataset("digits"), build(float_model, (EIGHT,))
     test = image_source(digits.test, digits.preprocessing, "none", torch.device("cpu"))
     for statistics, correction, equalization in itertools.product(STATISTICS, BIAS_CORRECTIONS, EQUALIZATIONS):
         chosen = QuantizeConfig(
-            "w.pth", "resnet8", "digits", bits=(8,), statistics=statistics, bias_correction=correction
-        )
-        chosen = replace(chosen, equalization=equalization)
+            Path("w.pth"), "resnet8", "digits", statistics=statistics, bias_correction=correction,
+            equalization=equalization,
+        )  # fmt: skip
         frozen, again = (calibrate(copy.deepcopy(network), batches, chosen) for _ in range(2))
-        assert accuracies({8: deployed_reference(network, frozen, 8)}, test)[8] > 94
-        arrays, others = frozen.initializers(8), again.initializers(8)
+        assert accuracies({EIGHT: deployed_reference(network, frozen, EIGHT)}, test)[EIGHT] > 94
+        arrays, others = frozen.initializers(EIGHT), again.initializers(EIGHT)
         assert all((arrays[name] == others[name]).all() for name in arrays)
 
 
@@ -287,9 +321,9 @@ def test_methods_combine_and_repeat(network: MultiBitNetwork, batches: list[Tens
     ("changes", "message"),
     [
         ({"bits": ()}, "--bits is empty"),
-        ({"bits": (0, 4)}, "--bits is 0,4; allowed: 1..8"),
+        ({"bits": (0, 4)}, "weight width 0; allowed: 1..8"),
         ({"activation_bits": 1}, "--act-bits is 1; allowed: 2..8"),
-        ({"images": 3}, "--images is 3; statistics need at least 16"),
+        ({"images": 3}, "--images is 3; it must be at least 16"),
         ({"clips": "median"}, "unknown clip calibration 'median'; known: max, mse"),
         ({"equalization": "x"}, "unknown equalization"),
         ({"statistics": "x"}, "unknown statistics"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.models import create_model
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.training.pretrained import load_pretrained
@@ -191,10 +192,17 @@ def test_wrong_files(tmp_path: Path, name: str, message: str) -> None:
 def test_weights_go_in_before_the_quantizers(tmp_path: Path) -> None:
     """Insertion keeps names and values, so a run's latent weights and a stranger's file load alike."""
     path = safetensors_file(STATE, tmp_path / "latent")
-    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (4, 8))
+    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (Child.of(4), Child.of(8)))
     built = spec.build(lambda model: load_pretrained(model, tmp_path))
     assert path.name == "latent.safetensors"
     images = torch.randn(4, 1, 8, 8)
-    built.set_bits(32)
+    built.use(FLOAT)
     torch.testing.assert_close(built.eval()(images), SAVED.eval()(images))
     assert set(built.float_state()) == set(STATE)
+
+
+def test_learned_steps_in_a_run_s_weights_are_left_out(tmp_path: Path) -> None:
+    """Fine-tuning and baselines start from the float weights of an LSQ run, whatever its quantizers learned."""
+    path = safetensors_file({**STATE, "stage1.0.conv1.quantizer.step": torch.ones(2, 1)}, tmp_path / "latent")
+    model = network()
+    assert load_pretrained(model, path) == [f"loaded {len(STATE)} of {len(STATE)} tensors from {path}"]

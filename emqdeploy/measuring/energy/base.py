@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
+from emqdeploy.measuring.rows import EnergyUse
 from emqdeploy.measuring.sysfs import Tree
 from emqdeploy.registry import Registry
 
@@ -149,7 +150,7 @@ class Meter:
         return " and ".join(said)
 
 
-def summary(source: EnergySource, idle: Energy, work: Energy, inferences: int) -> dict[str, Any]:
+def summary(source: EnergySource, idle: Energy, work: Energy, inferences: int) -> EnergyUse:
     """The ``energy`` of a row: per inference with idle power subtracted, and without.
 
     Raises:
@@ -161,17 +162,17 @@ def summary(source: EnergySource, idle: Energy, work: Energy, inferences: int) -
     troubles = [trouble for trouble in (idle.trouble, work.trouble) if trouble]
     if net <= 0:
         troubles.append("saw no more power at work than idle: it is too coarse for this, or idle was not")
-    return {
-        "source": source.name,
-        "rail": source.rail,
-        "rule": source.rule,
-        "energy_mj_per_inference": 1e3 * net / inferences,
-        "gross_mj_per_inference": 1e3 * work.joules / inferences,
-        "idle_power_w": idle.watts,
-        "power_w": work.watts,
-        "sample_period_ms": round(1e3 * work.seconds / (work.samples - 1), 2),
-        "samples": work.samples,
-        "seconds": work.seconds,
-        "inferences": inferences,
-        "disturbed": list(dict.fromkeys(troubles)),
-    }
+    return EnergyUse(
+        source=source.name,
+        rail=source.rail,
+        rule=source.rule,
+        energy_mj_per_inference=1e3 * net / inferences,
+        gross_mj_per_inference=1e3 * work.joules / inferences,
+        idle_power_w=idle.watts,
+        power_w=work.watts,
+        sample_period_ms=round(1e3 * work.seconds / (work.samples - 1), 2),
+        samples=work.samples,
+        seconds=work.seconds,
+        inferences=inferences,
+        disturbed=list(dict.fromkeys(troubles)),
+    )

@@ -5,7 +5,7 @@ What stands under ``scenarios.adaptive``:
 ==============  =====================================================================================================
 ``policy``      the budgets as text; ``chosen``: how they came about where the settings named none
 ``limits``      the budgets: ``quantity``, ``limit``
-``settings``    what there was to choose from: ``label``, ``bits``, ``mode`` and the measured table
+``settings``    what there was to choose from: ``label``, ``child``, ``bits``, ``mode`` and the measured table
 ``t_s``, ``latency_ms``, ``setting``    of every inference: when it ended, how long it took, index of its setting;
                 where there are too many, of the slowest in every ``stretch`` of so many
 ``phases``      ``name``, ``start_s``, ``end_s``, ``load`` (processes), ``inferences``, ``p50_ms``, ``p99_ms``,
@@ -25,8 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import UsageError
-from emqdeploy.measuring.choices import measured_options, thread_modes, usable_cores
+from emqdeploy.format.bundle import CHILD
+from emqdeploy.format.child import Child
+from emqdeploy.measuring.choices import measured_options, thread_modes
 from emqdeploy.measuring.load import load
 from emqdeploy.measuring.workbench import CHECKS, SCENARIOS, Subject, Workbench
 from emqdeploy.runtimes.base import Runtime
@@ -82,14 +85,14 @@ def check(bench: Workbench) -> None:
 def adaptive(bench: Workbench) -> dict[str, Any]:
     """Serves through a quiet phase, one with a core taken, and a quiet one again."""
     started = time.perf_counter()
-    subject = next((one for one in bench.subjects if one.kind == "width"), None)
+    subject = next((one for one in bench.subjects if one.kind == CHILD), None)
     if subject is None:
-        raise UsageError("the adaptive scenario chooses among bit-widths and there are none here; leave it out")
-    widths = [one.bits for one in bench.subjects if one.runtime is subject.runtime and one.bits is not None]
+        raise UsageError("the adaptive scenario chooses among children and there are none here; leave it out")
+    children = [one.child for one in bench.subjects if one.runtime is subject.runtime and one.child is not None]
     with contextlib.ExitStack() as opened:
-        runtimes = _open_modes(bench, subject, widths, opened)
-        bench.report(f"timing {len(widths) * len(runtimes)} settings for the policy")
-        options = measured_options(runtimes, widths, subject.source.accuracy, bench.singles[0])
+        runtimes = _open_modes(bench, subject, children, opened)
+        bench.report(f"timing {len(children) * len(runtimes)} settings for the policy")
+        options = measured_options(runtimes, children, subject.source.accuracy, bench.singles[0])
         goals, chosen = _goals(bench.settings.policy, options)
         timeline = _Timeline()
         network = Governed(runtimes, goals, options, clock=timeline.now)
@@ -103,33 +106,21 @@ def adaptive(bench: Workbench) -> dict[str, Any]:
         "settings": [{"label": str(option.setting), **describe(option)} for option in options],
         "phases": [_summary(phase, timeline, goals, network) for phase in phases],
         **timeline.kept(),
-        "decisions": [decision_dict(entry) for entry in log],
+        "decisions": [entry.to_dict() for entry in log],
         "state": network.policy.state,
         "seconds": time.perf_counter() - started,
     }
 
 
-def decision_dict(entry: Any) -> dict[str, Any]:
-    """A log entry of a policy as plain values."""
-    return {
-        "at_s": round(entry.at_s, 4),
-        "kind": entry.kind,
-        "setting": str(entry.setting),
-        "previous": None if entry.previous is None else str(entry.previous),
-        "reason": entry.reason,
-        "observed": dict(entry.observed),
-    }
-
-
 def _open_modes(
-    bench: Workbench, subject: Subject, widths: list[int], opened: contextlib.ExitStack
+    bench: Workbench, subject: Subject, children: list[Child], opened: contextlib.ExitStack
 ) -> dict[str, Runtime]:
     """The runtime at several numbers of threads; at the one that was asked for, where one was."""
     if bench.settings.threads is not None:
         return {"": subject.runtime}
     runtimes = {}
     for mode, threads in thread_modes(usable_cores()).items():
-        source = open_source(subject.source.path, widths, subject.runtime.name, threads)
+        source = open_source(subject.source.path, children, subject.runtime.name, threads)
         runtimes[mode] = opened.enter_context(source.runtime)
     return runtimes
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emqdeploy.errors import EmqError
-from emqdeploy.grid import Floats
+from emqdeploy.format.grid import Floats
 from emqdeploy.measuring.statistics import percentiles
 from emqdeploy.measuring.workbench import SCENARIOS, Subject, Workbench
 

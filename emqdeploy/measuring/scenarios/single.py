@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.format.bundle import CHILD
+from emqdeploy.measuring.rows import Interval, Latency, Ratio
 from emqdeploy.measuring.settings import MAX_SAMPLES, MIN_SAMPLES, MIN_SECONDS, BenchSettings
 from emqdeploy.measuring.statistics import median_interval, median_ratio, percentiles
 from emqdeploy.measuring.workbench import SCENARIOS, Subject, Workbench
@@ -35,12 +37,13 @@ def single(bench: Workbench) -> dict[str, Any]:
         if not taken:
             continue
         row = bench.row(subject)
-        row["latency_ms"] = percentiles(taken) | {"interval": median_interval(taken, BLOCK, settings.seed)}
-        row["ratio_to_first"] = median_ratio(taken, first, BLOCK, settings.seed)
-        row["samples_ms"] = [round(sample, 5) for sample in taken]
-        row["disturbed"] += bench.monitor.reasons()
+        interval = Interval(**median_interval(taken, BLOCK, settings.seed))
+        row.latency_ms = Latency(**percentiles(taken), interval=interval)
+        row.ratio_to_first = Ratio(**median_ratio(taken, first, BLOCK, settings.seed))
+        row.samples_ms = [round(sample, 5) for sample in taken]
+        row.disturbed += bench.monitor.reasons()
         if not warmed["settled"]:
-            row["disturbed"].append(f"its median had not settled after {warmed['seconds']:.1f} s of warm-up")
+            row.disturbed.append(f"its median had not settled after {warmed['seconds']:.1f} s of warm-up")
     compared = _compare_runtimes(bench, samples)
     bench.result["notes"] += [_verdict(one) for one in compared]
     return {
@@ -55,14 +58,14 @@ def single(bench: Workbench) -> dict[str, Any]:
 
 
 def _compare_runtimes(bench: Workbench, samples: list[list[float]]) -> list[dict[str, Any]]:
-    """The same bit-width in two runtimes: how many times longer the second one takes, rounds paired."""
+    """The same child in two runtimes: how many times longer the second one takes, rounds paired."""
     found = []
-    rows = [pair for pair in zip(bench.subjects, samples, strict=True) if pair[0].kind == "width" and pair[1]]
+    rows = [pair for pair in zip(bench.subjects, samples, strict=True) if pair[0].kind == CHILD and pair[1]]
     for (first, base), (second, taken) in combinations(rows, 2):
-        if first.bits == second.bits and first.runtime.name != second.runtime.name:
+        if first.child == second.child and first.runtime.name != second.runtime.name:
             ratio = median_ratio(taken, base, BLOCK, bench.settings.seed)
             names = {"first": first.runtime.name, "second": second.runtime.name}
-            found.append({"bits": first.bits, **names, **ratio})
+            found.append({"label": str(first.child), **names, **ratio})
     return found
 
 
@@ -70,10 +73,10 @@ def _verdict(compared: dict[str, Any]) -> str:
     low, high = compared["low"], compared["high"]
     fast, slow = compared["first"], compared["second"]
     if low <= 1 <= high:
-        return f"{compared['bits']} bits: {fast} and {slow} are equally fast here, as far as this run can tell"
+        return f"{compared['label']}: {fast} and {slow} are equally fast here, as far as this run can tell"
     if high < 1:
         fast, slow, low, high = slow, fast, 1 / high, 1 / low
-    return f"{compared['bits']} bits: {fast} is faster here, {slow} takes {low:.2f} to {high:.2f} times as long"
+    return f"{compared['label']}: {fast} is faster here, {slow} takes {low:.2f} to {high:.2f} times as long"
 
 
 def take_turns(bench: Workbench) -> list[list[float]]:

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.measuring.rows import BenchRow
 from emqdeploy.report.html.svg import CHARACTER, Drawing, Format, Scale, place_labels, span
-from emqdeploy.report.html.words import colour, duration, shape, summary
+from emqdeploy.report.html.words import colour_of, duration, shape, summary
 
 WIDE, HALF, NARROW = 1040.0, 500.0, 340.0
 """Widths in pixels: the whole page, half of it, a phone."""
 
 ABOVE = 9.0
 """How far a label stands above its mark, in pixels: clear of the marks beside it and of the dashed line."""
-
-Row = dict[str, Any]
 
 
 def both(draw: Callable[[float], Drawing], width: float) -> str:
@@ -28,9 +27,14 @@ def both(draw: Callable[[float], Drawing], width: float) -> str:
 # --- fronts -------------------------------------------------------------------------------------------------------
 
 
-def pareto(rows: Sequence[Row], cost: Callable[[Row], float | None], name: str, form: Format) -> str | None:
+Point = tuple[BenchRow, float, float]
+"""A row, its cost and its accuracy."""
+
+
+def pareto(rows: Sequence[BenchRow], cost: Callable[[BenchRow], float | None], name: str, form: Format) -> str | None:
     """Accuracy over a cost, every row a point; the line joins what nothing beats. None where nothing was measured."""
-    points = [(row, value) for row in rows if (value := cost(row)) is not None and row["accuracy"] is not None]
+    costs = [(row, cost(row), row.accuracy) for row in rows]
+    points = [(row, x, y) for row, x, y in costs if x is not None and y is not None]
     if not points:
         return None
     return both(lambda width: _pareto(points, name, form, width), HALF)
@@ -45,32 +49,32 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _pareto(points: Sequence[tuple[Row, float]], name: str, form: Format, width: float) -> Drawing:
+def _pareto(points: Sequence[Point], name: str, form: Format, width: float) -> Drawing:
     height, left, right, top, bottom = 330.0, 52.0, 14.0, 26.0, 46.0
-    costs, accuracies = [cost for _, cost in points], [row["accuracy"] for row, _ in points]
-    intervals = [_interval(row) if name.startswith("latency") else None for row, _ in points]
+    costs, accuracies = [cost for _, cost, _ in points], [accuracy for _, _, accuracy in points]
+    intervals = [_interval(row) if name.startswith("latency") else None for row, _, _ in points]
     reach = costs + [edge for interval in intervals if interval for edge in interval]
     log = max(reach) / min(reach) > 8
     low, high = (min(reach) / 1.2, max(reach) * 1.2) if log else span(reach, 0.2 * float(np.median(costs)))
     y = Scale(*span(accuracies, 1.0), height - bottom, top)
-    room = CHARACTER * max(len(row["label"]) for row, _ in points) + 12
+    room = CHARACTER * max(len(row.label) for row, _, _ in points) + 12
     x = Scale(low, high, left + 4, width - right - room, log)
     drawing = Drawing(width, height, f"Accuracy over {name}")
     drawing.text(2, 13, "accuracy", "name")
     drawing.y_axis(y, left, width - right, lambda value: f"{value:.4g} %")
     drawing.x_axis(x, height - bottom, top, name, form, 4 if width >= HALF else 3)
-    best = front([(cost, row["accuracy"]) for row, cost in points])
+    best = front(list(zip(costs, accuracies, strict=True)))
     steps = [(x(best[0][0]), y.start)]
     for cost, accuracy in best:
         steps += [(x(cost), steps[-1][1]), (x(cost), y(accuracy))]
     drawing.path([*steps, (x.end, steps[-1][1])], "front")
-    for index, ((row, cost), interval) in enumerate(zip(points, intervals, strict=True)):
-        py = y(row["accuracy"])
+    for index, ((row, cost, reached), interval) in enumerate(zip(points, intervals, strict=True)):
+        py = y(reached)
         if interval:
-            drawing.line(x(interval[0]), py, x(interval[1]), py, f"whisker {colour(row)} key-{index}")
-        drawing.mark(x(cost), py, shape(row), f"{colour(row)} key-{index}", summary(row))
-    spots = [(x(cost), y(row["accuracy"])) for row, cost in points]
-    labels = _labels([row["label"] for row, _ in points], spots)
+            drawing.line(x(interval[0]), py, x(interval[1]), py, f"whisker {colour_of(row)} key-{index}")
+        drawing.mark(x(cost), py, shape(row), f"{colour_of(row)} key-{index}", summary(row))
+    spots = [(x(cost), y(accuracy)) for _, cost, accuracy in points]
+    labels = _labels([row.label for row, _, _ in points], spots)
     wanted = [(px + 6, py - ABOVE, CHARACTER * len(text)) for text, (px, py) in labels]
     for (text, (px, py)), (lx, ly) in zip(labels, place_labels(wanted, top, height - bottom - 3, width), strict=True):
         if abs(ly + ABOVE - py) > 9:
@@ -79,9 +83,9 @@ def _pareto(points: Sequence[tuple[Row, float]], name: str, form: Format, width:
     return drawing
 
 
-def _interval(row: Row) -> tuple[float, float] | None:
-    found = (row["latency_ms"] or {}).get("interval")
-    return None if found is None else (found["low"], found["high"])
+def _interval(row: BenchRow) -> tuple[float, float] | None:
+    found = None if row.latency_ms is None else row.latency_ms.interval
+    return None if found is None else (found.low, found.high)
 
 
 def _labels(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[tuple[str, tuple[float, float]]]:
@@ -113,16 +117,16 @@ def _joined(labels: list[str]) -> str:
 # --- distributions ------------------------------------------------------------------------------------------------
 
 
-def distributions(rows: Sequence[Row]) -> str:
+def distributions(rows: Sequence[BenchRow]) -> str:
     """The samples of every row as a hill, with median and tail."""
     return both(lambda width: _distributions(rows, width), WIDE)
 
 
-def _distributions(rows: Sequence[Row], width: float) -> Drawing:
+def _distributions(rows: Sequence[BenchRow], width: float) -> Drawing:
     narrow = width < HALF
     left, right, top, band = (8.0 if narrow else 150.0), (8.0 if narrow else 210.0), 12.0, (58.0 if narrow else 46.0)
     height = top + band * len(rows) + 46
-    samples = [np.asarray(row["samples_ms"]) for row in rows]
+    samples = [np.asarray(row.samples_ms) for row in rows]
     low = min(float(values.min()) for values in samples) * 0.97
     high = max(float(np.percentile(values, 99)) for values in samples) * 1.06
     log = high / low > 4
@@ -133,23 +137,23 @@ def _distributions(rows: Sequence[Row], width: float) -> Drawing:
     bins = np.geomspace(low, high, 111) if log else np.linspace(low, high, 111)
     for index, (row, values) in enumerate(zip(rows, samples, strict=True)):
         base = top + band * (index + 1) - 6
-        latency = row["latency_ms"]
-        text = f"p50 {duration(latency['p50'])} · p99 {duration(latency['p99'])}"
+        p50, p99 = (float(quantile) for quantile in np.percentile(values, (50, 99)))
+        text = f"p50 {duration(p50)} · p99 {duration(p99)}"
         if narrow:
-            drawing.text(left, base - band + 20, row["label"], "label strong")
+            drawing.text(left, base - band + 20, row.label, "label strong")
             drawing.text(width - right, base - band + 20, text, "tick", "end")
         else:
-            drawing.text(left - 14, base - 6, row["label"], "label strong", "end")
+            drawing.text(left - 14, base - 6, row.label, "label strong", "end")
             drawing.text(width - right + 14, base - 6, text, "tick")
         drawing.line(left, base, width - right, base, "grid")
         heights = _hill(values, bins) * (band - (28 if narrow else 12))
         centres = (bins[:-1] + bins[1:]) / 2
         hill = [(x(float(c)), base - float(h)) for c, h in zip(centres, heights, strict=True)]
-        drawing.path([(hill[0][0], base), *hill, (hill[-1][0], base)], f"hill {colour(row)}", True, summary(row))
-        for key, kind in (("p50", "median"), ("p99", "tail")):
-            if low <= latency[key] <= high:
+        drawing.path([(hill[0][0], base), *hill, (hill[-1][0], base)], f"hill {colour_of(row)}", True, summary(row))
+        for quantile, kind in ((p50, "median"), (p99, "tail")):
+            if low <= quantile <= high:
                 above = base - (band * 0.45 if kind == "median" else 9)
-                drawing.line(x(latency[key]), above, x(latency[key]), base + 3, f"{kind} {colour(row)}")
+                drawing.line(x(quantile), above, x(quantile), base + 3, f"{kind} {colour_of(row)}")
     return drawing
 
 
@@ -163,16 +167,16 @@ def _hill(values: Any, bins: Any) -> Any:
 # --- steadiness ---------------------------------------------------------------------------------------------------
 
 
-def steadiness(rows: Sequence[Row], block: int) -> str:
+def steadiness(rows: Sequence[BenchRow], block: int) -> str:
     """How the median of every row moved during the run, round by round."""
     return both(lambda width: _steadiness(rows, block, width), WIDE)
 
 
-def _steadiness(rows: Sequence[Row], block: int, width: float) -> Drawing:
+def _steadiness(rows: Sequence[BenchRow], block: int, width: float) -> Drawing:
     height, left, right, top, bottom = 210.0, 54.0, 12.0, 24.0, 46.0
     lines = []
     for row in rows:
-        values = np.asarray(row["samples_ms"])
+        values = np.asarray(row.samples_ms)
         size = max(block, len(values) // 120 // max(block, 1) * block)
         count = max(len(values) // size, 1)
         medians = np.median(values[: count * size].reshape(count, -1), axis=1)
@@ -187,19 +191,19 @@ def _steadiness(rows: Sequence[Row], block: int, width: float) -> Drawing:
     for row, line in zip(rows, lines, strict=True):
         places = np.linspace(0, 100, len(line)) if len(line) > 1 else np.array([50.0])
         points = [(x(float(p)), y(float(np.clip(v, y.low, reach)))) for p, v in zip(places, line, strict=True)]
-        drawing.path(points, f"trace {colour(row)}", tip=row["label"])
+        drawing.path(points, f"trace {colour_of(row)}", tip=row.label)
     return drawing
 
 
 # --- throughput ---------------------------------------------------------------------------------------------------
 
 
-def throughput(rows: Sequence[Row], by_label: dict[str, Row]) -> str:
+def throughput(rows: Sequence[dict[str, Any]], by_label: dict[str, BenchRow]) -> str:
     """Images per second over the batch size, a line per row."""
     return both(lambda width: _throughput(rows, by_label, width), HALF)
 
 
-def _throughput(rows: Sequence[Row], by_label: dict[str, Row], width: float) -> Drawing:
+def _throughput(rows: Sequence[dict[str, Any]], by_label: dict[str, BenchRow], width: float) -> Drawing:
     height, left, right, top, bottom = 300.0, 56.0, 16.0, 26.0, 46.0
     batches = sorted({row["batch"] for row in rows})
     speeds = [row["images_per_second"] for row in rows]
@@ -214,7 +218,7 @@ def _throughput(rows: Sequence[Row], by_label: dict[str, Row], width: float) -> 
     drawing.text((left + width - right) / 2, height - bottom + 34, "batch size", "name", "middle")
     for label in dict.fromkeys(row["label"] for row in rows):
         mine = sorted((row for row in rows if row["label"] == label), key=lambda row: row["batch"])
-        kind = colour(by_label[label])
+        kind = colour_of(by_label[label])
         points = [(x(math.log2(row["batch"])), y(row["images_per_second"])) for row in mine]
         drawing.path(points, f"trace {kind}")
         for (px, py), row in zip(points, mine, strict=True):

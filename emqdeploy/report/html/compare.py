@@ -15,6 +15,7 @@ from emqdeploy.report.html.svg import CHARACTER, Drawing, Scale
 from emqdeploy.report.html.words import colour, duration, energy, size
 
 Row = Mapping[str, Any]
+"""A row of the comparison, or what it says about one quantity."""
 
 
 def save_comparison(path: Path, comparison: dict[str, Any]) -> None:
@@ -75,12 +76,14 @@ def _ratios(found: Sequence[tuple[Row, Row]], width: float) -> Drawing:
         above = y - 14 if narrow else y + 4
         drawing.text(left if narrow else left - 12, above, row["label"], "label strong", "start" if narrow else "end")
         drawing.text(width - right + (0 if narrow else 14), above, text, "tick", "end" if narrow else "start")
-        drawing.line(x(one["low"]), y, x(one["high"]), y, f"whisker {colour(dict(row))}")
+        drawing.line(x(one["low"]), y, x(one["high"]), y, f"whisker {colour(row['kind'], row['bits'])}")
         tip = (
             f"{row['label']}: {duration(one['a_ms'])} to {duration(one['b_ms'])}\n{ratio(one)}"
             + "".join(f"\ndisturbed, {reason}" for reason in row["disturbed"])
         )  # fmt: skip
-        drawing.mark(min(max(x(one["ratio"]), left), width - right), y, "circle", colour(dict(row)), tip, 5)
+        drawing.mark(
+            min(max(x(one["ratio"]), left), width - right), y, "circle", colour(row["kind"], row["bits"]), tip, 5
+        )
     return drawing
 
 
@@ -101,7 +104,7 @@ def _figures(rows: Sequence[Row]) -> str:
         mark = " *" if row["disturbed"] else ""
         lines.append(
             [
-                f'<i class="{colour(dict(row))}"></i>{escape(row["label"])}{mark}',
+                f'<i class="{colour(row["kind"], row["bits"])}"></i>{escape(row["label"])}{mark}',
                 *(duration(p50[f"{side}_ms"]) if p50 else "-" for side in "ab"),
                 _ratio(p50),
                 p50["verdict"] if p50 else "-",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from emqdeploy.files import atomic_write_text
+from emqdeploy.format.bundle import CHILD
+from emqdeploy.measuring.rows import BenchRow, rows_of, switches_of
 from emqdeploy.report.findings import cautions, findings
 from emqdeploy.report.html import charts, tables, timelines
 from emqdeploy.report.html.shell import caution, figure, findings_list, heading, section, shell, table, tiles
-from emqdeploy.report.html.words import colour, duration, energy, percent, size
-
-Row = dict[str, Any]
+from emqdeploy.report.html.words import colour_of, duration, energy, percent, size
 
 
 def save_html(path: Path, result: dict[str, Any]) -> None:
@@ -23,28 +23,28 @@ def save_html(path: Path, result: dict[str, Any]) -> None:
 
 def render(result: dict[str, Any]) -> str:
     """The page of a result, see `emqdeploy.measuring.result`."""
-    source = result["source"]
+    source, rows = result["source"], rows_of(result)
     title = f"{source['model']} on {source['data']}"
     where = f"{result['environment']['cpu']}, {result['environment']['cores']} cores"
     lead = f"{source['path']}, measured on {where}, {result['started'][:16].replace('T', ' ')} UTC, one image at a time"
     header = (
         heading("emqdeploy bench", title, lead)
-        + tiles(_tiles(result))
+        + tiles(_tiles(rows))
         + findings_list(findings(result))
         + caution(cautions(result))
     )
     body = "".join(
         [
-            _fronts(result),
+            _fronts(rows),
             section("All figures", "p50 with its 95 % interval; the ratio is to the first row, taken in turns. "
-                    "Memory and load: in a fresh process. * disturbed.", tables.results(result)),
-            _latency(result),
-            _switching(result),
+                    "Memory and load: in a fresh process. * disturbed.", tables.results(result, rows)),
+            _latency(result, rows),
+            _switching(result, rows),
             _adaptive(result.get("scenarios", {}).get("adaptive")),
-            _offline(result),
+            _offline(result, rows),
             section("Stored as, computed as", "Per layer: what the file holds, and in which type the kernel "
                     "that really ran multiplied. A float layer in an integer network stands out here.",
-                    tables.layers(result["rows"])),
+                    tables.layers(rows)),
             section("Environment", "A figure belongs to a machine, its state and its software.",
                     tables.environment(result)),
             section("Settings", "The same measurement again: emqdeploy bench --replay with this file or its data.",
@@ -54,39 +54,31 @@ def render(result: dict[str, Any]) -> str:
     return shell(f"emqdeploy {title}", header, body, result)
 
 
-def _tiles(result: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [row for row in result["rows"] if row["kind"] == "width"] or result["rows"]
-    timed = [row for row in rows if row["latency_ms"]]
-    known = [row for row in rows if row["accuracy"] is not None]
-    entries = []
-    if known:
-        best = max(known, key=lambda row: (row["accuracy"], row["bits"] or 0))
-        entries.append((f"accuracy, {best['label']}", percent(best["accuracy"])))
-    if timed:
-        shown = max(timed, key=lambda row: (row["accuracy"] or 0, row["bits"] or 0))
-        entries.append((f"p50, {shown['label']}", duration(shown["latency_ms"]["p50"])))
-        entries.append((f"p99, {shown['label']}", duration(shown["latency_ms"]["p99"])))
-    sized = [row for row in rows if row["size_bytes"]]
-    if sized:
-        smallest = min(sized, key=lambda row: row["size_bytes"])
-        entries.append((f"bytes to load, {smallest['label']}", size(smallest["size_bytes"])))
-    return entries
+def _tiles(all_rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
+    rows = [row for row in all_rows if row.kind == CHILD] or all_rows
+    ranked = sorted(rows, key=lambda row: (row.accuracy or 0, row.bits or 0), reverse=True)
+    entries = [(f"accuracy, {row.label}", percent(row.accuracy)) for row in ranked[:1] if row.accuracy is not None]
+    for row in [row for row in ranked if row.latency_ms][:1]:
+        assert row.latency_ms is not None
+        entries.append((f"p50, {row.label}", duration(row.latency_ms.p50)))
+        entries.append((f"p99, {row.label}", duration(row.latency_ms.p99)))
+    sizes = [(row.size_bytes, row.label) for row in rows if row.size_bytes]
+    return entries + [(f"bytes to load, {label}", size(count)) for count, label in sorted(sizes)[:1]]
 
 
-def _fronts(result: dict[str, Any]) -> str:
-    rows = result["rows"]
-    costs: list[tuple[str, str, Callable[[Row], float | None], Callable[[float], str], str]] = [
-        ("Latency", "latency, p50", lambda row: (row["latency_ms"] or {}).get("p50"), duration, "not timed"),
-        ("Energy", "energy of an image", lambda row: row["energy"].get("energy_mj_per_inference"), energy, _why(rows)),
-        ("Size", "bytes of the file", lambda row: row["size_bytes"], size, "not known"),
-        ("Memory", "memory that it adds", lambda row: row["rss_bytes"], size, "not measured"),
+def _fronts(rows: Sequence[BenchRow]) -> str:
+    costs: list[tuple[str, str, Callable[[BenchRow], float | None], Callable[[float], str], str]] = [
+        ("Latency", "latency, p50", lambda row: getattr(row.latency_ms, "p50", None), duration, "not timed"),
+        ("Energy", "energy of an image", lambda row: row.energy.energy_mj_per_inference, energy, _why(rows)),
+        ("Size", "bytes of the file", lambda row: row.size_bytes, size, "not known"),
+        ("Memory", "memory that it adds", lambda row: row.rss_bytes, size, "not measured"),
     ]
     legend = "".join(
-        f'<button type="button" aria-pressed="true" data-key="key-{index}"><i class="{colour(row)}"></i>'
-        f"{escape(row['label'])}</button>"
+        f'<button type="button" aria-pressed="true" data-key="key-{index}"><i class="{colour_of(row)}"></i>'
+        f"{escape(row.label)}</button>"
         for index, row in enumerate(rows)
     )
-    accuracy = any(row["accuracy"] is not None for row in rows)
+    accuracy = any(row.accuracy is not None for row in rows)
     frames = []
     for caption, name, cost, form, missing in costs:
         why = missing if accuracy else "the accuracy was not measured: the data set was not at hand"
@@ -99,14 +91,13 @@ def _fronts(result: dict[str, Any]) -> str:
     )
 
 
-def _why(rows: list[Row]) -> str:
-    reasons = [row["energy"].get("not_measured") for row in rows]
-    found = next((reason for reason in reasons if reason), None)
+def _why(rows: Sequence[BenchRow]) -> str:
+    found = next((row.energy.not_measured for row in rows if row.energy.not_measured), None)
     return f"not measured: {found}" if found else "not measured"
 
 
-def _latency(result: dict[str, Any]) -> str:
-    rows = [row for row in result["rows"] if row["samples_ms"]]
+def _latency(result: dict[str, Any], all_rows: Sequence[BenchRow]) -> str:
+    rows = [row for row in all_rows if row.samples_ms]
     if not rows:
         return ""
     block = result["scenarios"].get("single", {}).get("block", 10)
@@ -118,18 +109,18 @@ def _latency(result: dict[str, Any]) -> str:
     )
 
 
-def _switching(result: dict[str, Any]) -> str:
-    taken = [one for one in result["switches"] if one["from"] is not None]
+def _switching(result: dict[str, Any], rows: Sequence[BenchRow]) -> str:
+    taken = switches_of(result)
     if not taken:
         return ""
-    calls = sorted(one["set_bits_ms"] for one in taken)
+    calls = sorted(one.set_bits_ms for one in taken)
     worst = duration(calls[min(int(0.99 * len(calls)), len(calls) - 1)])
     hint = f"{len(taken)} switches, p99 of the call {worst}"
     return section(
         "Switching",
         "The call only changes what runs next; what a switch really costs shows in the first output after it, "
         "which reads weights that are no longer in the cache.",
-        figure("Trace", timelines.switches(taken), hint=hint),
+        figure("Trace", timelines.switches(taken, rows), hint=hint),
     )
 
 
@@ -167,15 +158,16 @@ def _adaptive(run: dict[str, Any] | None) -> str:
     )
 
 
-def _offline(result: dict[str, Any]) -> str:
-    rows = result["scenarios"].get("offline", {}).get("rows", [])
+def _offline(result: dict[str, Any], all_rows: Sequence[BenchRow]) -> str:
+    by_label = {row.label: row for row in all_rows}
+    found = result["scenarios"].get("offline", {}).get("rows", [])
+    rows = [row for row in found if "images_per_second" in row and row["label"] in by_label]
     if not rows:
         return ""
-    by_label = {row["label"]: row for row in result["rows"]}
     batches = sorted({row["batch"] for row in rows})
     speed = {(row["label"], row["batch"]): row["images_per_second"] for row in rows}
     lines = [
-        [f'<i class="{colour(by_label[label])}"></i>{escape(label)}']
+        [f'<i class="{colour_of(by_label[label])}"></i>{escape(label)}']
         + [f"{speed[label, batch]:,.0f}" if (label, batch) in speed else "-" for batch in batches]
         for label in dict.fromkeys(row["label"] for row in rows)
     ]

@@ -182,6 +182,12 @@ def place_labels(
     return places
 
 
+def fitted(text: str, pixels: float) -> str:
+    """A text cut so that it needs at most so many pixels."""
+    most = max(int(pixels / CHARACTER), 1)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _short(label: str) -> str:
     """Without zeros behind the point: ticks are round."""
     return re.sub(r"(\.\d*?)0+(?!\d)", lambda found: found.group(1).rstrip("."), label)

@@ -2,71 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from emqdeploy.format.card import WidthsRecord
+from emqdeploy.format.child import Widths
+from emqdeploy.measuring.rows import BenchRow
 from emqdeploy.report.html.shell import facts, table
-from emqdeploy.report.html.words import colour, duration, energy, percent, size
+from emqdeploy.report.html.words import colour_of, duration, energy, percent, size, widths
 
-Row = dict[str, Any]
 _NONE = '<span class="lead">-</span>'
 
 
-def results(result: dict[str, Any]) -> str:
+def results(result: dict[str, Any], rows: Sequence[BenchRow]) -> str:
     """Every row with everything that was measured of it."""
     switching = {row["label"]: row for row in result["scenarios"].get("switch", {}).get("rows", [])}
     columns = (
-        "", "accuracy", "drop", "p50", "p90", "p99", "ratio of p50", "size", "memory", "load", "switch",
-        "first output", "energy / image", "stored as", "computed as",
+        "", "weights", "activations", "accuracy", "drop", "p50", "p90", "p99", "ratio of p50", "size", "memory",
+        "load", "switch", "first output", "energy / image", "stored as", "computed as",
     )  # fmt: skip
-    return table(columns, (_cells(row, switching.get(row["label"], {})) for row in result["rows"]), (0, 13, 14))
+    return table(columns, (_cells(row, switching.get(row.label, {})) for row in rows), (0, 15, 16))
 
 
-def _cells(row: Row, switched: Mapping[str, Any]) -> list[str]:
-    latency, ratio, used = row["latency_ms"] or {}, row["ratio_to_first"], row["energy"]
-    interval = latency.get("interval")
-    p50 = _or_none(latency.get("p50"), duration)
-    if interval:
-        p50 += f"<small>{duration(interval['low'])} to {duration(interval['high'])}</small>"
-    unseen = "<small>unseen in training</small>" if row["trained"] is False else ""
-    mark = " *" if row["disturbed"] else ""
+def _cells(row: BenchRow, switched: Mapping[str, Any]) -> list[str]:
+    latency, ratio = row.latency_ms, row.ratio_to_first
+    p50 = _or_none(getattr(latency, "p50", None), duration)
+    if latency and latency.interval:
+        p50 += f"<small>{duration(latency.interval.low)} to {duration(latency.interval.high)}</small>"
+    unseen = "<small>unseen in training</small>" if row.trained is False else ""
+    mark = " *" if row.disturbed else ""
     return [
-        f'<i class="{colour(row)}"></i>{escape(row["label"])}{mark}{unseen}',
-        _or_none(row["accuracy"], percent),
-        _or_none(row["accuracy_drop"], lambda value: f"{value:.2f}"),
+        f'<i class="{colour_of(row)}"></i>{escape(row.label)}{mark}{unseen}',
+        *(_widths(value) for value in (row.weights, row.activations)),
+        _or_none(row.accuracy, percent),
+        _or_none(row.accuracy_drop, lambda value: f"{value:.2f}"),
         p50,
-        *(_or_none(latency.get(key), duration) for key in ("p90", "p99")),
-        _NONE if ratio is None else f"{ratio['ratio']:.3f}<small>{ratio['low']:.3f} to {ratio['high']:.3f}</small>",
-        _or_none(row["size_bytes"], size),
-        _or_none(row["rss_bytes"], size),
-        _or_none(row["load_ms"], duration),
+        *(_or_none(getattr(latency, key, None), duration) for key in ("p90", "p99")),
+        _NONE if ratio is None else f"{ratio.ratio:.3f}<small>{ratio.low:.3f} to {ratio.high:.3f}</small>",
+        _or_none(row.size_bytes, size),
+        _or_none(row.rss_bytes, size),
+        _or_none(row.load_ms, duration),
         *(_or_none(switched.get(key, {}).get("p50"), duration) for key in ("set_bits_ms", "first_output_ms")),
-        _or_none(used.get("energy_mj_per_inference"), energy),
-        escape(row["stored_as"] or "-"),
-        escape(row["computed_as"] or "-"),
+        _or_none(row.energy.energy_mj_per_inference, energy),
+        escape(row.stored_as or "-"),
+        escape(row.computed_as or "-"),
     ]
 
 
-def layers(rows: list[Row]) -> str:
+def _widths(value: WidthsRecord | None) -> str:
+    """The number; of a map that of most layers, all of them in the tip."""
+    tip = escape(widths(value))
+    return f'<span title="{tip}">{Widths.read(value).default} and others</span>' if isinstance(value, dict) else tip
+
+
+def layers(rows: Sequence[BenchRow]) -> str:
     """What each layer is stored as and computed as, in every row that says so."""
-    told = [row for row in rows if row["per_layer"]]
+    told = [(row, {layer.name: layer for layer in row.per_layer}) for row in rows if row.per_layer]
     if not told:
         return ""
-    names = list(dict.fromkeys(layer["name"] for row in told for layer in row["per_layer"]))
-    by_row = [{layer["name"]: layer for layer in row["per_layer"]} for row in told]
     lines = []
-    for name in names:
+    for name in dict.fromkeys(name for _, found in told for name in found):
         cells = [f"<code>{escape(name)}</code>"]
-        for found in by_row:
+        for _, found in told:
             layer = found.get(name)
             if layer is None:
                 cells.append(_NONE)
                 continue
-            kind = ' class="float32"' if layer["computed_as"] != "int8" else ""
-            cells.append(f"{escape(layer['stored_as'])}<small{kind}>→ {escape(layer['computed_as'])}</small>")
+            kind = ' class="float32"' if layer.integer is False else ""
+            cells.append(
+                f"{escape(layer.stored_as)}, {layer.grid_bits} b<small{kind}>→ {escape(layer.computed_as)}</small>"
+            )
         lines.append(cells)
-    return table(["layer", *(row["label"] for row in told)], lines)
+    return table(["layer", *(row.label for row, _ in told)], lines)
 
 
 def environment(result: dict[str, Any]) -> str:

@@ -7,36 +7,47 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.format.bundle import CHILD
+from emqdeploy.format.child import Child, in_order
+from emqdeploy.measuring.rows import BenchRow, Switch
 from emqdeploy.report.html.charts import HALF, WIDE, both
-from emqdeploy.report.html.svg import CHARACTER, Drawing, Scale
-from emqdeploy.report.html.words import duration
+from emqdeploy.report.html.svg import CHARACTER, Drawing, Scale, fitted
+from emqdeploy.report.html.words import colour, duration
 
 _MOST_DOTS = 1500
 """Dots of a picture; of more inferences the slowest of every stretch are drawn, for they are what matters."""
 
 
-def switches(taken: Sequence[dict[str, Any]]) -> str:
-    """The trace of bit-widths above, below it what the first output after each switch took."""
-    return both(lambda width: _switches(taken, width), WIDE)
+def switches(taken: Sequence[Switch], rows: Sequence[BenchRow]) -> str:
+    """The trace of children above, below it what the first output after each switch took.
+
+    Args:
+        taken: in order.
+        rows: of the bench, which know the children.
+    """
+    known = [row.find_child() for row in rows]
+    named = {name for one in taken for name in (one.previous, one.child)}
+    children = in_order({child for child in known if child is not None and child.name in named})
+    return both(lambda width: _switches(taken, children, width), WIDE)
 
 
-def _switches(taken: Sequence[dict[str, Any]], width: float) -> Drawing:
-    height, left, right, top, middle, bottom = 400.0, 58.0, 12.0, 24.0, 178.0, 46.0
-    times = [one["t_s"] for one in taken]
-    x = Scale(0, max(times) * 1.01, left, width - right)
-    widths = sorted({one["to"] for one in taken} | {one["from"] for one in taken})
-    rank = {bits: index for index, bits in enumerate(widths)}
-    y = Scale(-0.4, len(widths) - 0.6, middle, top)
+def _switches(taken: Sequence[Switch], children: Sequence[Child], width: float) -> Drawing:
+    height, right, top, middle, bottom = 400.0, 12.0, 24.0, 178.0, 46.0
+    rank = {child.name: index for index, child in enumerate(children)}
+    kind = {child.name: colour(CHILD, child.bits) for child in children}
+    left = max(58.0, min(CHARACTER * max(map(len, rank)) + 16, width / 3))
+    x = Scale(0, max(one.t_s for one in taken) * 1.01, left, width - right)
+    y = Scale(-0.4, len(rank) - 0.6, middle, top)
     drawing = Drawing(width, height, "Switches over time")
-    drawing.text(2, 13, "bit-width in use", "name")
-    for bits in widths:
-        drawing.line(left, y(rank[bits]), width - right, y(rank[bits]), "grid")
-        drawing.text(left - 8, y(rank[bits]) + 4, str(bits), "tick", "end")
-    steps = [(x(0), y(rank[taken[0]["from"]]))]
+    drawing.text(2, 13, "child in use", "name")
+    for name, number in rank.items():
+        drawing.line(left, y(number), width - right, y(number), "grid")
+        drawing.text(left - 8, y(number) + 4, fitted(name, left - 10), "tick", "end")
+    steps = [(x(0), y(rank[taken[0].previous]))]
     for one in taken:
-        steps += [(x(one["t_s"]), steps[-1][1]), (x(one["t_s"]), y(rank[one["to"]]))]
+        steps += [(x(one.t_s), steps[-1][1]), (x(one.t_s), y(rank[one.child]))]
     drawing.path([*steps, (width - right, steps[-1][1])], "stairs")
-    values = [one[key] for one in taken for key in ("first_output_ms", "steady_ms")]
+    values = [value for one in taken for value in (one.first_output_ms, one.steady_ms)]
     low, high = min(values) * 0.85, float(np.percentile(values, 99)) * 1.2
     log = high / low > 8
     cost = Scale(low if log else 0.0, high, height - bottom, middle + 40, log)
@@ -46,14 +57,13 @@ def _switches(taken: Sequence[dict[str, Any]], width: float) -> Drawing:
         x, height - bottom, middle + 40, "time", lambda value: duration(value * 1000), 4 if width < HALF else 8
     )
     for one in taken:
-        px = x(one["t_s"])
-        steady = cost(min(one["steady_ms"], high))
-        drawing.line(px - 3, steady, px + 3, steady, f"bar b{one['to']}")
+        px, steady = x(one.t_s), cost(min(one.steady_ms, high))
+        drawing.line(px - 3, steady, px + 3, steady, f"bar {kind[one.child]}")
         tip = (
-            f"{one['from']} to {one['to']} bits\nset_bits {duration(one['set_bits_ms'])}\n"
-            f"first output {duration(one['first_output_ms'])}, then {duration(one['steady_ms'])}"
+            f"{one.previous} to {one.child}\nset_bits {duration(one.set_bits_ms)}\n"
+            f"first output {duration(one.first_output_ms)}, then {duration(one.steady_ms)}"
         )
-        drawing.mark(px, cost(min(one["first_output_ms"], high)), "circle", f"b{one['to']}", tip, 3.2)
+        drawing.mark(px, cost(min(one.first_output_ms, high)), "circle", kind[one.child], tip, 3.2)
     return drawing
 
 
@@ -102,7 +112,7 @@ def _adaptive(run: dict[str, Any], width: float) -> Drawing:
         label = settings[group]["label"]
         if narrow and len(label) * CHARACTER > left - 8:
             label = label.replace(" threads", "t").replace(" thread", "t").replace(" bits", "b").replace(" bit", "b")
-        drawing.text(left - 8, base + lane * number + 15, label, "tick", "end")
+        drawing.text(left - 8, base + lane * number + 15, fitted(label, left - 10), "tick", "end")
         drawing.line(left, base + lane * number + 11, width - right, base + lane * number + 11, "grid")
     for begin, stop, group in _stretches(run["t_s"], run["setting"]):
         top_edge = base + lane * used.index(group) + 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from emqdeploy.runtimes.policy.budgets import Budget, Goals, parse_policy
@@ -63,8 +63,15 @@ class Decision:
     observed: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; settings in words."""
+        return {
+            "at_s": round(self.at_s, 4),
+            "kind": self.kind,
+            "setting": str(self.setting),
+            "previous": None if self.previous is None else str(self.previous),
+            "reason": self.reason,
+            "observed": dict(self.observed),
+        }
 
 
 _LEAST = 4
@@ -254,7 +261,7 @@ class Policy:
         unknown = [option for option in others if verdicts[option.setting] is None]
         if unknown:
             # The lowest bit-width differs most: if it is no faster, none is.
-            chosen = min(unknown, key=lambda o: (o.setting.mode != self.setting.mode, o.setting.bits))
+            chosen = min(unknown, key=lambda o: (o.setting.mode != self.setting.mode, o.setting.widths))
             return self._switch(now_s, chosen, f"{over}; trying {chosen.setting}, which was not measured", observed)
         return self._settle_for_least(now_s, over, observed)
 
@@ -322,13 +329,15 @@ class Policy:
         equals = [option for option in options if self._worth(option) >= top - self.tuning.gain / 2]
         fastest = min(_median(option) for option in equals)
         quick = [option for option in equals if _median(option) <= fastest * SAME_SPEED]
-        return max(quick, key=lambda option: (option.setting.bits, -_median(option)))
+        return max(quick, key=lambda option: (option.setting.widths, -_median(option)))
 
     def _worth(self, option: Option) -> float:
         """Larger is better, in percentage points or percent."""
         if self.goals.prefer == "accuracy":
-            # Without accuracies, bits stand for them: more are never worse in what was trained here.
-            return float(option.setting.bits) if option.accuracy is None else option.accuracy
+            # Without accuracies, bits stand for them: more are never worse in what was trained here. All activation
+            # bits together count less than one bit of the weights.
+            weights, activations = option.setting.widths
+            return weights + activations / 16 if option.accuracy is None else option.accuracy
         costs = {"latency": _median(option), "energy": option.energy_mj, "memory": option.memory_bytes}
         cost = costs[self.goals.prefer]
         return -100 * math.log(cost) if cost and math.isfinite(cost) else -math.inf

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from emqdeploy.runtimes.policy.budgets import Budget
-from emqdeploy.runtimes.policy.options import Option, Setting, speed_ratios
+from emqdeploy.runtimes.policy.options import Option, Setting, is_narrower, speed_ratios
 
 SAME_SPEED = 1.1
 """Bit-widths whose medians differ by less than this factor run at the same speed: no switch is worth that."""
@@ -105,7 +105,7 @@ class Forecast:
         """
         for other, failure in self.failures.items():
             if other.mode == setting.mode and self.blocked(other, now_s) and budget.quantity in failure.observed:
-                cheaper = 1.0 if other.bits < setting.bits else None
+                cheaper = 1.0 if is_narrower(other.child, setting.child) else None
                 ratio = self.ratio(setting, other) if budget.percentile is not None else cheaper
                 if ratio is not None:
                     return failure.observed[budget.quantity] * ratio
@@ -123,9 +123,9 @@ class Forecast:
         own = self._speed.get(setting)
         if own is not None:
             return own
-        known = {other.bits: pace for other, pace in self._speed.items() if other.mode == setting.mode}
-        below = [known[bits] for bits in sorted(known) if bits < setting.bits]
-        above = [known[bits] for bits in sorted(known) if bits > setting.bits]
+        known = [other for other in sorted(self._speed) if other.mode == setting.mode]
+        below = [self._speed[other] for other in known if is_narrower(other.child, setting.child)]
+        above = [self._speed[other] for other in known if is_narrower(setting.child, other.child)]
         if not below or not above or not 1 / SAME_SPEED < below[-1] / above[0] < SAME_SPEED:
             return None
         return math.sqrt(below[-1] * above[0])

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from emqdeploy.grid import Floats
+from emqdeploy.format.grid import Floats
 from emqdeploy.runtimes.base import Runtime
 from emqdeploy.runtimes.machine import resident_bytes
 from emqdeploy.runtimes.policy.budgets import Goals
 from emqdeploy.runtimes.policy.core import Decision, Policy, Tuning
-from emqdeploy.runtimes.policy.options import Option, Setting, table_options
+from emqdeploy.runtimes.policy.options import Accuracies, Option, Setting, table_options
 from emqdeploy.runtimes.policy.window import Measurement
 
 Sensor = Callable[[], Mapping[str, float | None]]
@@ -21,13 +21,13 @@ _SENSOR_PERIOD_S = 0.2
 
 
 class Governed:
-    """A network that chooses its own bit-width: call it like the runtime that it was made from.
+    """A network that chooses its own precision: call it like the runtime that it was made from.
 
     Args:
         runtimes: one runtime, or several by the name of their mode (``{"1 thread": ..., "2 threads": ...}``).
         goals: budgets, as text or parsed.
         options: what is known of each setting; without it only ``accuracy`` is, and the rest is found by trying.
-        accuracy: percent per bit-width, for ``options`` left out.
+        accuracy: percent by child or its name, for ``options`` left out.
         sensor: read at most five times a second; by default it knows the memory of this process.
         tuning: reaction times of the policy.
         clock: seconds.
@@ -47,7 +47,7 @@ class Governed:
         runtimes: Runtime | Mapping[str, Runtime],
         goals: Goals | str,
         options: Sequence[Option] | None = None,
-        accuracy: Mapping[int, float] | None = None,
+        accuracy: Accuracies | None = None,
         sensor: Sensor | None = None,
         tuning: Tuning | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -56,8 +56,8 @@ class Governed:
         self._sensor = sensor or _own_memory
         self._clock = clock
         if options is None:
-            widths = next(iter(self.runtimes.values())).available_bits
-            options = table_options(widths, accuracy or {}, list(self.runtimes))
+            children = next(iter(self.runtimes.values())).children
+            options = table_options(children, accuracy or {}, list(self.runtimes))
         self.policy = Policy(goals, options, tuning, now_s=clock())
         self._sensed: Mapping[str, float | None] = {}
         self._sensed_s = -_SENSOR_PERIOD_S
@@ -83,7 +83,7 @@ class Governed:
 
     def _apply(self, setting: Setting) -> None:
         runtime = self.runtimes[setting.mode]
-        runtime.set_bits(setting.bits)
+        runtime.use(setting.child)
         self._runtime = runtime
 
     def _sense(self, now_s: float) -> Mapping[str, float | None]:

@@ -7,24 +7,43 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child, Widths
 from emqdeploy.runtimes.policy.budgets import Budget
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Setting:
-    """One way to run the network.
+    """One way to run the network; sorted by widths, then by names.
 
     Attributes:
-        bits: the bit-width.
+        child: the network at one precision.
         mode: the name of the opened runtime, such as ``1 thread``; empty where there is only one.
     """
 
-    bits: int
+    child: Child
     mode: str = ""
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Bits of weights and of activations, of the layers that the child does not name."""
+        return self.child.bits, self.child.activations.default
+
+    def __lt__(self, other: Setting) -> bool:
+        return (self.widths, self.child.name, self.mode) < (other.widths, other.child.name, other.mode)
+
     def __str__(self) -> str:
-        width = "1 bit" if self.bits == 1 else f"{self.bits} bits"
-        return f"{width}, {self.mode}" if self.mode else width
+        return f"{self.child}, {self.mode}" if self.mode else str(self.child)
+
+
+def is_narrower(one: Child, other: Child) -> bool:
+    """Whether a child differs from another one and is wider than it nowhere."""
+    pairs = ((one.weights, other.weights), (one.activations, other.activations))
+    return one != other and all(_fits(ours, theirs) for ours, theirs in pairs)
+
+
+def _fits(ours: Widths, theirs: Widths) -> bool:
+    named = [name for name, _ in (*ours.layers, *theirs.layers)]
+    return ours.default <= theirs.default and all(ours.of(name) <= theirs.of(name) for name in named)
 
 
 @dataclass(frozen=True)
@@ -54,9 +73,19 @@ class Option:
         return self.accuracy if budget.is_floor else fields.get(budget.quantity)
 
 
-def table_options(widths: Iterable[int], accuracy: Mapping[int, float], modes: Sequence[str] = ("",)) -> list[Option]:
+Accuracies = Mapping[Any, float]
+"""Percent by child, by its name (as a card has them), or by the weight width that is its name."""
+
+
+def by_name(accuracy: Accuracies) -> dict[str, float]:
+    """Percent by the child's name."""
+    return {key.name if isinstance(key, Child) else str(key): percent for key, percent in accuracy.items()}
+
+
+def table_options(children: Iterable[Child], accuracy: Accuracies, modes: Sequence[str] = ("",)) -> list[Option]:
     """Options of which only accuracies are known, as a checkpoint or a bundle carries them."""
-    return [Option(Setting(bits, mode), accuracy.get(bits)) for bits in widths for mode in modes]
+    known = by_name(accuracy)
+    return [Option(Setting(child, mode), known.get(child.name)) for child in children for mode in modes]
 
 
 def allowed_options(options: Sequence[Option], budgets: Sequence[Budget]) -> list[Option]:
@@ -66,7 +95,7 @@ def allowed_options(options: Sequence[Option], budgets: Sequence[Budget]) -> lis
         UsageError: there are none; the sentence says by how much the best misses the floor.
     """
     if not options:
-        raise UsageError("a policy needs at least one setting to choose from; give it the runtime's bit-widths")
+        raise UsageError("a policy needs at least one setting to choose from; give it the runtime's children")
     floors = [budget for budget in budgets if budget.is_floor]
     allowed = [option for option in options if all(_reaches(option, floor) for floor in floors)]
     if allowed:
@@ -94,7 +123,8 @@ def speed_ratios(options: Sequence[Option]) -> dict[Setting, float]:
 def describe(option: Option) -> dict[str, Any]:
     """Plain values for JSON."""
     return {
-        "bits": option.setting.bits,
+        "child": option.setting.child.name,
+        "bits": option.setting.child.bits,
         "mode": option.setting.mode,
         "accuracy": option.accuracy,
         "latency_ms": dict(option.latency_ms),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 import tomllib
-from dataclasses import fields
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import UsageError
-from emqdeploy.training.config import FLOAT_NETWORK, TrainConfig, plain_type
+from emqdeploy.options import from_table, nearest, options_of
+from emqdeploy.training.choices import choices
+from emqdeploy.training.config import TrainConfig
+from emqdeploy.training.run import CONFIG_FILE, RunDirectory
+from emqdeploy.training.settings import CommonOptions
 
 DEFAULT_RECIPE = "emqnet"
+
+Values = dict[str, Any]
+"""Fields of a configuration; a table each for method and quantizer."""
 
 
 def recipe_names() -> list[str]:
@@ -22,32 +29,56 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def resolve(recipe: str | None, file: Path | None, flags: dict[str, Any]) -> TrainConfig:
+def resolve(recipe: str | None, file: Path | None, given: Mapping[str, Any]) -> TrainConfig:
     """Combines defaults, recipe, file and flags; what comes later wins.
 
     Args:
         recipe: a name in `recipe_names`; None takes the file's own (key ``recipe``), else the default one.
         file: a TOML file, for example ``config.toml`` of an earlier run.
-        flags: fields that the user gave on the command line.
+        given: options of the run, its method and its quantizer, by the flag with underscores or by the field; None
+            counts as not given.
 
     Raises:
-        UsageError: an unknown recipe or key (the nearest known one is named), or a value of the wrong type.
+        UsageError: an unknown recipe or key (the nearest known one is named), an option that belongs to another method,
+            or a value of the wrong type.
     """
     values = {} if file is None else read_options(file)
     named = values.pop("recipe", DEFAULT_RECIPE)
-    base = load_recipe(recipe or str(named))
-    return TrainConfig.from_dict(base | values | flags)
+    return _on_top(_merged(_merged(_defaults(), load_recipe(recipe or str(named))), values), given)
 
 
-def load_recipe(name: str) -> dict[str, Any]:
+def changed(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
+    """A configuration with what was given, as in `resolve`, on top."""
+    return _on_top(config.to_dict(), given)
+
+
+def _defaults() -> Values:
+    return {"method": {"name": "emqnet"}, "quantizer": {"name": "tanh"}}
+
+
+def _merged(below: Values, above: Values) -> Values:
+    tables = {choice.key: choice.merge(below[choice.key], above.get(choice.key, {})) for choice in choices()}
+    return {**below, **above, **tables}
+
+
+def _on_top(below: Values, given: Mapping[str, Any]) -> TrainConfig:
+    above: Values = {choice.key: choice.from_flags(given, below[choice.key]["name"]) for choice in choices()}
+    for one in options_of(CommonOptions):
+        value = given.get(one.argument, given.get(one.name))
+        if value is not None:
+            above[one.name] = one.read(value)
+    return TrainConfig.from_dict(_merged(below, above))
+
+
+def load_recipe(name: str) -> Values:
     """The options of a recipe."""
     known = recipe_names()
     if name not in known:
-        raise UsageError(f"unknown recipe {name!r}; known: {', '.join(known)}{_nearest(name, known)}")
+        raise UsageError(f"unknown recipe {name!r}; known: {', '.join(known)}{nearest(name, known)}")
     return _checked(tomllib.loads(resources.files(__name__).joinpath(f"{name}.toml").read_text()), name)
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path) -> Values:
     """Reads and checks a TOML file of options."""
     try:
         values = tomllib.loads(path.read_text())
@@ -58,51 +89,52 @@ def read_options(path: Path) -> dict[str, Any]:
     return _checked(values, str(path))
 
 
+def _checked(values: Values, where: str) -> Values:
+    found = choices()
+    keys = {choice.key for choice in found}
+    for choice in found:
+        for key in values:
+            if key not in keys and any(key in choice.own(name) for name in choice.options):
+                raise UsageError(f"{where}: {key} is an option of the {choice.key}; write it below [{choice.key}]")
+    checked = from_table(CommonOptions, values, where, also=("recipe", *keys))
+    checked |= {choice.key: choice.check(values[choice.key], where) for choice in found if choice.key in values}
+    return checked | ({"recipe": values["recipe"]} if "recipe" in values else {})
+
+
+def stored_config(path: Path) -> TrainConfig:
+    """The configuration of the run in a directory.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    if not RunDirectory.holds_run(path):
+        raise UsageError(f"{path} holds no run to resume; start one with: emqdeploy train --out {path}")
+    return resolve(None, path / CONFIG_FILE, {})
+
+
 def write_options(config: TrainConfig) -> str:
     """A configuration as TOML; what is None is left out."""
-    lines = ["# Everything that decided this run; repeat it with: emqdeploy train --config config.toml"]
-    for name, value in config.to_dict().items():
-        if value is not None:
-            lines.append(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}")
+    values = {key: value for key, value in config.to_dict().items() if value is not None}
+    tables = {f"children.{_key(name)}": table for name, table in values.pop("children").items()}
+    tables |= {choice.key: values.pop(choice.key) for choice in choices()}
+    lines = [
+        "# Everything that decided this run; repeat it with: emqdeploy train --config config.toml",
+        *_lines(values),
+    ]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *_lines(table)]
     return "\n".join(lines) + "\n"
 
 
-def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
-    known = [item.name for item in fields(TrainConfig)]
-    for key, value in values.items():
-        if key == "recipe":
-            continue
-        if key not in known:
-            raise UsageError(f"{where}: unknown key {key!r}{_nearest(key, known) or '; see: emqdeploy train --help'}")
-        if not _fits(key, value):
-            raise UsageError(f"{where}: {key} is {value!r}; it must be {_expected(key)}")
-    return values
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(key)} = {_value(value)}" for key, value in values.items() if value is not None]
 
 
-def _fits(key: str, value: Any) -> bool:
-    if key == "bits":
-        return isinstance(value, list) and all(type(bits) is int for bits in value)
-    if key in ("keep_8bit", "keep_float"):
-        return isinstance(value, list) and all(isinstance(name, str) for name in value)
-    if key == "activation_bits":
-        return type(value) in (int, str)
-    wanted = plain_type(key)
-    return type(value) is wanted or (wanted is float and type(value) is int)
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(_lines(value))}}}"
+    return json.dumps(value, ensure_ascii=False)
 
 
-def _expected(key: str) -> str:
-    special = {
-        "bits": f"a list of bit-widths, for example [1, 2, 4, 8] ({list(FLOAT_NETWORK)} trains the float network)",
-        "keep_float": 'a list of layer names, for example ["head"]',
-        "keep_8bit": 'a list of layer names, for example ["first", "last"]',
-        "activation_bits": 'a number from 2 to 8 or "same"',
-    }
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}
-    return special.get(key) or names[plain_type(key)]
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), [entry.replace("-", "_") for entry in known], n=1)
-    if not near:
-        return ""
-    return f" (did you mean {next(entry for entry in known if entry.replace('-', '_') == near[0])!r}?)"
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)

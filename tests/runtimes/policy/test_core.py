@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emqdeploy.errors import UsageError
-from emqdeploy.runtimes.policy import Decision, Measurement, Option, Policy, Setting
+from emqdeploy.format.child import Child
+from emqdeploy.runtimes.policy import Decision, Measurement, Option, Policy, Setting, table_options
+from emqdeploy.runtimes.policy.options import is_narrower
+
+
+def at(bits: int, mode: str = "") -> Setting:
+    """The setting of a plain bit-width."""
+    return Setting(Child.of(bits), mode)
 
 
 @dataclass
@@ -69,7 +77,7 @@ ACCURACY = {1: 97.8, 2: 98.0, 3: 98.4, 4: 98.9, 5: 98.9, 6: 99.1, 7: 99.1, 8: 99
 def table(latency_ms: dict[Setting, float]) -> list[Option]:
     """What a bench of an idle device would have found."""
     return [
-        Option(setting, ACCURACY[setting.bits], latency_ms={"p50": ms, "p99": 1.1 * ms})
+        Option(setting, ACCURACY[setting.child.bits], latency_ms={"p50": ms, "p99": 1.1 * ms})
         for setting, ms in latency_ms.items()
     ]
 
@@ -79,10 +87,10 @@ def step_at(second: float, factors: dict[str, float]) -> Callable[[float, str], 
     return lambda now_s, mode: factors.get(mode, 1.0) if now_s >= second else 1.0
 
 
-FASTER = {Setting(bits): 2.0 + 1.5 * bits for bits in (1, 2, 4, 8)}
+FASTER = {at(bits): 2.0 + 1.5 * bits for bits in (1, 2, 4, 8)}
 """A device on which fewer bits really are faster: 3.5, 5, 8, 14 ms."""
 
-THREADS = {Setting(bits, mode): ms for bits in (2, 4, 8) for mode, ms in (("2 threads", 12.0), ("1 thread", 20.0))}
+THREADS = {at(bits, mode): ms for bits in (2, 4, 8) for mode, ms in (("2 threads", 12.0), ("1 thread", 20.0))}
 """A device that computes everything in int8: only the threads matter."""
 
 
@@ -93,11 +101,11 @@ def test_a_load_step_is_answered_by_fewer_bits_and_undone_afterwards() -> None:
         return 2.0 if 5 <= now_s < 15 else 1.0
 
     world, policy = World(FASTER, load), Policy("latency_p99=18ms", table(FASTER))
-    assert policy.setting == Setting(8)
+    assert policy.setting == at(8)
     world.run(policy, 30)
     assert world.share_over(18, 7, 15) <= 0.01
-    assert Setting(4) in world.used
-    assert policy.setting == Setting(8)
+    assert at(4) in world.used
+    assert policy.setting == at(8)
     assert len(world.switches) <= 4
 
 
@@ -105,9 +113,9 @@ def test_threads_meet_the_budget_where_bits_cannot() -> None:
     """A process on one of two cores hurts two threads, not one."""
     world = World(THREADS, step_at(5, {"2 threads": 2.5}))
     policy = Policy("latency_p99=25ms,accuracy>=98.5", table(THREADS))
-    assert policy.setting == Setting(8, "2 threads")
+    assert policy.setting == at(8, "2 threads")
     world.run(policy, 20)
-    assert policy.setting == Setting(8, "1 thread")
+    assert policy.setting == at(8, "1 thread")
     assert len(world.switches) == 1
     assert world.share_over(25, 7) <= 0.01
     assert "should take" in world.switches[0].reason
@@ -115,7 +123,7 @@ def test_threads_meet_the_budget_where_bits_cannot() -> None:
 
 def test_equal_speed_is_noticed_from_the_table() -> None:
     """It says so instead of switching in vain, and says what misses by how much."""
-    same = {Setting(bits): 12.0 + 0.01 * bits for bits in (1, 2, 4, 8)}
+    same = {at(bits): 12.0 + 0.01 * bits for bits in (1, 2, 4, 8)}
     world, policy = World(same, step_at(3, {"": 3.0})), Policy("latency_p99=18ms", table(same))
     world.run(policy, 60)
     notes = [entry.reason for entry in policy.log if entry.kind == "note"]
@@ -127,9 +135,9 @@ def test_equal_speed_is_noticed_from_the_table() -> None:
 
 def test_noise_of_the_table_promises_nothing() -> None:
     """A limit just below what every width takes: medians that differ by a few percent are no reason to switch."""
-    same = {Setting(bits): 12.0 for bits in (1, 2, 4, 8)}
+    same = {at(bits): 12.0 for bits in (1, 2, 4, 8)}
     options = [
-        Option(setting, ACCURACY[setting.bits], latency_ms={"p50": 12.0 * factor, "p99": 12.0})
+        Option(setting, ACCURACY[setting.child.bits], latency_ms={"p50": 12.0 * factor, "p99": 12.0})
         for setting, factor in zip(same, (0.95, 0.94, 0.97, 1.0), strict=True)
     ]
     world, policy = World(same), Policy("latency_p99=12.3ms", options)
@@ -140,28 +148,28 @@ def test_noise_of_the_table_promises_nothing() -> None:
 
 def test_equal_speed_is_found_without_a_table_by_one_trial() -> None:
     """The lowest bit-width differs most: if it is no faster, none is; accuracy is taken back."""
-    same = {Setting(bits): 12.0 for bits in (1, 2, 3, 4, 5, 6, 7, 8)}
-    options = [Option(setting, ACCURACY[setting.bits]) for setting in same]
+    same = {at(bits): 12.0 for bits in (1, 2, 3, 4, 5, 6, 7, 8)}
+    options = [Option(setting, ACCURACY[setting.child.bits]) for setting in same]
     world, policy = World(same), Policy("latency_p99=8ms", options)
     world.run(policy, 9)
-    assert [decision.setting for decision in world.switches] == [Setting(1), Setting(8)]
+    assert [decision.setting for decision in world.switches] == [at(1), at(8)]
     assert any("same speed" in entry.reason for entry in policy.log)
 
 
 def test_without_a_table_a_faster_width_is_found() -> None:
     """Trying is bounded, and ends at the most accurate width that fits."""
-    options = [Option(setting, ACCURACY[setting.bits]) for setting in FASTER]
+    options = [Option(setting, ACCURACY[setting.child.bits]) for setting in FASTER]
     world, policy = World(FASTER), Policy("latency_p99=10ms", options)
     world.run(policy, 30)
     assert world.share_over(10, 2, 5) <= 0.01
-    assert policy.setting == Setting(4)
+    assert policy.setting == at(4)
 
 
 def test_a_wrong_table_is_corrected() -> None:
     """A table from another device promises speed that is not there."""
-    same = {Setting(bits): 12.0 for bits in (2, 8)}
+    same = {at(bits): 12.0 for bits in (2, 8)}
     world = World(same, step_at(3, {"": 2.0}))
-    policy = Policy("latency_p99=18ms", table({Setting(2): 6.0, Setting(8): 12.0}))
+    policy = Policy("latency_p99=18ms", table({at(2): 6.0, at(8): 12.0}))
     world.run(policy, 120)
     assert len(world.switches) <= 4
     assert any("same speed" in entry.reason for entry in policy.log)
@@ -178,7 +186,7 @@ def test_an_accuracy_floor_that_nothing_reaches_is_refused() -> None:
     with pytest.raises(UsageError, match=r"best is 8 bits with 99\.20 %, 0\.30 points short"):
         Policy("accuracy>=99.5", table(FASTER))
     with pytest.raises(UsageError, match="no"):
-        Policy("accuracy>=90", [Option(Setting(8))])
+        Policy("accuracy>=90", [Option(at(8))])
 
 
 def test_a_single_hiccup_moves_nothing() -> None:
@@ -194,20 +202,20 @@ def test_a_single_hiccup_moves_nothing() -> None:
 
 def test_a_preference_for_energy_takes_the_cheapest_that_is_accurate_enough() -> None:
     """The preference decides among what fits."""
-    options = [Option(Setting(bits), ACCURACY[bits], energy_mj=float(bits)) for bits in ACCURACY]
-    assert Policy("accuracy>=98.3,prefer=energy", options).setting == Setting(3)
+    options = [Option(at(bits), ACCURACY[bits], energy_mj=float(bits)) for bits in ACCURACY]
+    assert Policy("accuracy>=98.3,prefer=energy", options).setting == at(3)
 
 
 def test_power_is_kept_by_a_cheaper_setting() -> None:
     """The table knows the power of every setting."""
     watts = {1: 4.0, 2: 5.0, 4: 7.0, 8: 9.0}
     options = [
-        Option(setting, ACCURACY[setting.bits], latency_ms={"p50": ms}, power_w=watts[setting.bits])
+        Option(setting, ACCURACY[setting.child.bits], latency_ms={"p50": ms}, power_w=watts[setting.child.bits])
         for setting, ms in FASTER.items()
     ]
-    world = World(FASTER, sensors=lambda now_s, setting: {"power_w": watts[setting.bits]})
+    world = World(FASTER, sensors=lambda now_s, setting: {"power_w": watts[setting.child.bits]})
     policy = Policy("power=6W", options)
-    assert policy.setting == Setting(2)
+    assert policy.setting == at(2)
     world.run(policy, 5)
     assert world.switches == []
 
@@ -216,15 +224,15 @@ def test_heat_asks_for_less_power_and_patience() -> None:
     """Heat follows slowly: the switch comes after seconds, not at once."""
     watts = {1: 4.0, 2: 5.0, 4: 7.0, 8: 9.0}
     options = [
-        Option(setting, ACCURACY[setting.bits], latency_ms={"p50": ms}, power_w=watts[setting.bits])
+        Option(setting, ACCURACY[setting.child.bits], latency_ms={"p50": ms}, power_w=watts[setting.child.bits])
         for setting, ms in FASTER.items()
     ]
-    world = World(FASTER, sensors=lambda now_s, setting: {"temperature_c": 50 + 4 * watts[setting.bits]})
+    world = World(FASTER, sensors=lambda now_s, setting: {"temperature_c": 50 + 4 * watts[setting.child.bits]})
     policy = Policy("temperature=80C", options)
     world.run(policy, 4)
-    assert policy.setting == Setting(8)
+    assert policy.setting == at(8)
     world.run(policy, 20)
-    assert policy.setting == Setting(4)
+    assert policy.setting == at(4)
     assert len(world.switches) == 1
 
 
@@ -269,7 +277,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[Setting, float], dict[str, float], flo
     for mode in ("a", "b")[: draw(st.integers(1, 2))]:
         base = draw(st.floats(2, 40))
         factors[mode] = draw(st.floats(1, 4))
-        latency |= {Setting(bits, mode): base * (1 + gain * (bits - 1) / 7) for bits in widths}
+        latency |= {at(bits, mode): base * (1 + gain * (bits - 1) / 7) for bits in widths}
     limit = draw(st.floats(2, 120))
     floor = draw(st.sampled_from([90.0, 98.0, 98.9]))
     return latency, factors, limit, floor, draw(st.integers(0, 2**16))
@@ -282,15 +290,15 @@ def test_promises_hold_on_any_device(
 ) -> None:
     """Back within 2 s wherever a setting can meet the budget; few switches; never below the floor."""
     latency, factors, limit, floor, seed = world
-    if all(ACCURACY[setting.bits] < floor for setting in latency):
+    if all(ACCURACY[setting.child.bits] < floor for setting in latency):
         return
     simulated = World(latency, step_at(6, factors), seed=seed)
-    options = table(latency) if knows_table else [Option(setting, ACCURACY[setting.bits]) for setting in latency]
+    options = table(latency) if knows_table else [Option(setting, ACCURACY[setting.child.bits]) for setting in latency]
     policy = Policy(f"latency_p99={limit}ms,accuracy>={floor}", options)
     simulated.run(policy, 14)
 
-    assert all(ACCURACY[setting.bits] >= floor for setting in simulated.used)
-    allowed = [setting for setting in latency if ACCURACY[setting.bits] >= floor]
+    assert all(ACCURACY[setting.child.bits] >= floor for setting in simulated.used)
+    allowed = [setting for setting in latency if ACCURACY[setting.child.bits] >= floor]
     # Clearly feasible: even 1.1 times the tail of a log-normal of 2 % spread stays below the limit.
     can = any(1.15 * latency[setting] * factors[setting.mode] <= limit for setting in allowed)
     if can and knows_table:
@@ -302,3 +310,49 @@ def test_promises_hold_on_any_device(
     spread = max(latency.values()) / min(latency.values())
     if len(factors) == 1 and spread == 1 and knows_table:
         assert simulated.switches == []
+
+
+def named(*children: Child) -> list[Option]:
+    """Options of which nothing is known."""
+    return [Option(Setting(child)) for child in children]
+
+
+MIXED = Child("mixed", {"*": 4, "conv1": 8, "conv2": 2}, {"*": 8, "conv2": 4})
+
+
+def test_narrower_is_nowhere_wider() -> None:
+    """Layer by layer, weights and activations; what is wider here and narrower there has no order."""
+    assert is_narrower(Child.of(4, 2), Child.of(4))
+    assert is_narrower(Child.of(2), Child.of(4))
+    assert is_narrower(MIXED, Child.of(8))
+    assert is_narrower(Child.of(2, 4), MIXED)
+    for one, other in ((MIXED, Child.of(4)), (Child.of(4), MIXED), (Child.of(2), Child.of(4, 2)), (MIXED, MIXED)):
+        assert not is_narrower(one, other)
+    settings_of = [Setting(child, mode) for child in (Child.of(4), MIXED, Child.of(4, 2), Child.of(2)) for mode in "ba"]
+    order = ["2 bits, a", "2 bits, b", "4a2, a", "4a2, b", "4 bits, a", "4 bits, b", "mixed, a", "mixed, b"]
+    assert [str(setting) for setting in sorted(settings_of)] == order
+
+
+def test_without_accuracies_the_widest_serves() -> None:
+    """Weights count first, then activations."""
+    assert Policy("prefer=accuracy", named(Child.of(2), Child.of(4, 2), Child.of(4))).setting == at(4)
+    assert Policy("prefer=accuracy", named(Child.of(4, 2), Child.of(2))).setting == Setting(Child.of(4, 2))
+
+
+def test_children_of_one_width_are_chosen_by_name() -> None:
+    """A device on which narrow activations are faster, and a child with widths per layer between."""
+    latency = {Setting(Child.of(4)): 12.0, Setting(MIXED): 8.0, Setting(Child.of(4, 2)): 5.0}
+    accuracy = {"4": 98.9, "mixed": 98.7, "4a2": 97.0}
+    options = [
+        Option(setting, accuracy[setting.child.name], latency_ms={"p50": ms, "p99": 1.1 * ms})
+        for setting, ms in latency.items()
+    ]
+    world = World(latency, step_at(5, {"": 2.0}))
+    policy = Policy("latency_p99=18ms,accuracy>=98", options)
+    assert policy.setting == at(4)
+    world.run(policy, 15)
+    assert policy.setting == Setting(MIXED)
+    assert "mixed should take" in world.switches[0].reason
+    assert policy.log[-1].to_dict()["setting"] == "mixed"
+    assert json.loads(json.dumps([entry.to_dict() for entry in policy.log]))[0]["previous"] is None
+    assert [one.accuracy for one in table_options((MIXED, Child.of(4)), {"mixed": 98.7, 4: 98.9})] == [98.7, 98.9]

@@ -1,0 +1,33 @@
+"""Commands whose flags come from heavy packages: these are imported when the command is used, not for its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from emqdeploy.cli.generated import with_options
+
+
+def lazily(command: Callable[..., None], classes: Callable[[], Sequence[type]]) -> type[TyperCommand]:
+    """Returns the class of a command that has a flag for every option of some dataclasses, see `with_options`.
+
+    Args:
+        command: what runs; the one that is registered under its name takes no parameters.
+        classes: returns the dataclasses, once the command is used.
+    """
+
+    class Lazy(TyperCommand):
+        complete = False
+
+        def get_params(self, ctx: Any) -> list[Any]:
+            if not self.complete:
+                alone = typer.Typer(add_completion=False)
+                alone.command()(with_options(*classes(), with_off=True)(command))
+                real = typer.main.get_command(alone)
+                self.params, self.callback, self.complete = real.params, real.callback, True
+            return super().get_params(ctx)
+
+    return Lazy

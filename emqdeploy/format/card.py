@@ -1,0 +1,181 @@
+"""The card: what a file says about its network, spelled once, and the typed reading of everything that files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.child import FLOAT_BITS, Child, check_unique
+
+MOST_CLASSES = 1_000_000
+MOST_CHILDREN = 256
+LARGEST_SIDE = 1 << 16
+
+Text = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Printable, of one line."""
+
+Name = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{32,64}$")]
+Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Positive = Annotated[float, Meta(gt=0, le=1e30)]
+WidthsRecord = int | dict[Name, int]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file holds, with the types and bounds that reading checks."""
+
+
+class ChildRecord(Record, frozen=True):
+    """A child as files write it, see `Child.to_dict`."""
+
+    name: Name
+    weights: WidthsRecord
+    activations: WidthsRecord
+
+
+class Pixels(Record, frozen=True):
+    """How pixels become inputs: size, and mean and standard deviation per channel, 1.0 being pixel value 255."""
+
+    channels: Side
+    height: Side
+    width: Side
+    mean: tuple[Finite, ...]
+    std: tuple[Positive, ...]
+
+
+class DataSource(Record, frozen=True):
+    """The data set that a network was made with."""
+
+    name: Text
+    image_size: Side | None = None
+
+
+class Card(Record, frozen=True, kw_only=True):
+    """What a checkpoint, an exported file and a bundle say about their network.
+
+    Attributes:
+        model: name of the network.
+        task: a name in `emqdeploy.format.tasks.TASKS`.
+        classes: their names, by index.
+        preprocessing: how pixels become the network's input; its size is the input's.
+        data: the data set that it was trained on.
+        accuracy: percent of the test set per child by name, measured in torch after training.
+        trained: names of the children that training visited; the others are unseen.
+        structure: what torch rebuilds the network from; empty in exported files.
+        recipe: the options that made it.
+        provenance: versions, seconds, passes.
+    """
+
+    model: Name
+    classes: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MOST_CLASSES)]
+    preprocessing: Pixels
+    data: DataSource
+    task: Name = "classification"
+    accuracy: dict[Name, Percent] = msgspec.field(default_factory=dict)
+    trained: Annotated[tuple[Name, ...], Meta(max_length=MOST_CHILDREN)] = ()
+    structure: dict[str, Any] = msgspec.field(default_factory=dict)
+    recipe: dict[str, Any] = msgspec.field(default_factory=dict)
+    provenance: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one image."""
+        return (self.preprocessing.channels, self.preprocessing.height, self.preprocessing.width)
+
+    @property
+    def method(self) -> str:
+        """What made the network: ``post-training``, or the training method's name."""
+        method = self.recipe.get("method", "training")
+        return str(method.get("name", "training") if isinstance(method, Mapping) else method)
+
+    def is_trained(self, child: Child) -> bool:
+        """Whether training visited a child."""
+        return child.name in self.trained
+
+    def only(self, children: Sequence[Child]) -> Card:
+        """The card of a file that holds these children and no others."""
+        names = {child.name for child in children}
+        accuracy = {name: percent for name, percent in self.accuracy.items() if name in names}
+        trained = tuple(name for name in self.trained if name in names)
+        return msgspec.structs.replace(self, accuracy=accuracy, trained=trained)
+
+    def exported(self) -> Card:
+        """The card of an exported file: without what only torch needs."""
+        return msgspec.structs.replace(self, structure={}, recipe={"method": self.method}, provenance={})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
+
+
+R = TypeVar("R")
+
+
+def decode(kind: type[R], data: bytes | str) -> R:
+    """Reads JSON into a record.
+
+    Raises:
+        ValueError: it is not JSON, or a value has the wrong type or lies out of bounds; the message says where.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind, strict=True)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def convert(kind: type[R], values: Any) -> R:
+    """Reads plain values into a record; raises as `decode`."""
+    try:
+        return msgspec.convert(values, kind, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def encode(record: Any) -> bytes:
+    """Writes a record as JSON."""
+    return msgspec.json.encode(record)
+
+
+def record_children(children: Sequence[Child]) -> tuple[ChildRecord, ...]:
+    """Children as files write them."""
+    return tuple(ChildRecord(**child.to_dict()) for child in children)
+
+
+def read_children(records: Sequence[ChildRecord]) -> tuple[Child, ...]:
+    """Children as files hold them.
+
+    Raises:
+        ValueError: a width is out of range, or a name is there twice.
+    """
+    try:
+        children = check_unique(Child(record.name, record.weights, record.activations) for record in records)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    if any(FLOAT_BITS in (child.weights.default, child.activations.default) for child in children):
+        raise ValueError("no file holds a child in float")
+    return children
+
+
+def check_card(card: Card, children: Sequence[Child]) -> None:
+    """Raises `ValueError` for a card that does not fit its children."""
+    names = {child.name for child in children}
+    for what, given in (("accuracy", card.accuracy), ("trained", card.trained)):
+        strange = sorted(set(given) - names)
+        if strange:
+            raise ValueError(f"{what} names child {strange[0]!r}, which the file does not have")
+    pixels = card.preprocessing
+    if not len(pixels.mean) == len(pixels.std) == pixels.channels:
+        raise ValueError("preprocessing needs one mean and one std per channel")
+
+
+def damaged(path: Any, error: Exception, remedy: str) -> EmqError:
+    """The sentence for a file whose content is not what it should be."""
+    return EmqError(f"{path} is damaged ({' '.join(str(error).split())[:300]}); {remedy}")

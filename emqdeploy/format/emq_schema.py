@@ -1,0 +1,129 @@
+"""What the header of an ``.emq`` says, and which tensors follow from it: what its reader and its writer agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from emqdeploy.format.card import MOST_CHILDREN, Card, ChildRecord, Digest, Name, Positive, Record, Side
+from emqdeploy.format.child import ACTIVATION_BITS, Child
+from emqdeploy.format.frozen import check_layers
+from emqdeploy.format.tensor_file import ALIGNMENT, Shape
+
+PINNED: Literal["int8"] = "int8"
+"""Kind of a layer that stays at 8 bits: its integers are stored as they are."""
+
+SHARED = ("slope", "offset", "bits")
+"""Tables of a weight width, int8: what its children have in common."""
+
+OWN = {"scale": np.float32, "bias": np.float32, "sign": np.int8}
+"""Tables of a child and their types."""
+
+_LAYER_START = 8 * ALIGNMENT
+"""Codes from the start of one layer to that of the next: eight codes a byte in each plane."""
+
+
+class LayerRecord(Record, frozen=True):
+    """A layer: its weights, the site that it reads, and the kind of its grid."""
+
+    name: Name
+    shape: Annotated[tuple[Side, ...], Meta(min_length=2, max_length=4)]
+    site: Name
+    kind: Literal["odd", "integer", "int8"]
+
+
+class SiteRecord(Record, frozen=True):
+    """An activation tensor: bits and scale per child, in the order of the children."""
+
+    name: Name
+    signed: bool
+    bits: tuple[Annotated[int, Meta(ge=ACTIVATION_BITS[0], le=ACTIVATION_BITS[-1])], ...]
+    scales: tuple[Positive, ...]
+
+
+class Header(Record, frozen=True):
+    """Everything but the tensors."""
+
+    format_version: int
+    card: Card
+    children: Annotated[tuple[ChildRecord, ...], Meta(min_length=1, max_length=MOST_CHILDREN)]
+    layers: tuple[LayerRecord, ...]
+    sites: tuple[SiteRecord, ...]
+    hashes: dict[str, Digest]
+
+
+class Version(msgspec.Struct):
+    """All that is read of a file before its format is known."""
+
+    format_version: int
+
+
+def check_structure(header: Header, children: Sequence[Child]) -> None:
+    """Raises `ValueError` for layers, sites and children that do not fit one another."""
+    for what, records in (("layer", header.layers), ("site", header.sites)):
+        names = [record.name for record in records]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a {what} is there twice")
+    sites = {site.name for site in header.sites}
+    for layer in header.layers:
+        if layer.site not in sites:
+            raise ValueError(f"layer {layer.name!r} reads site {layer.site!r}, which the file does not have")
+    for site in header.sites:
+        if not len(site.bits) == len(site.scales) == len(children):
+            raise ValueError(f"site {site.name!r} needs bits and a scale for each child")
+    pinned = {layer.name: layer.kind == PINNED for layer in header.layers}
+    for child in children:
+        check_layers(child, list(pinned), pinned)
+
+
+def expected_tensors(header: Header, children: Sequence[Child]) -> dict[str, tuple[type, Shape | None]]:
+    """Type and shape of every tensor, as they follow from the layers."""
+    sizes = [count(layer.shape) for layer in header.layers if layer.kind != PINNED]
+    every = (sum(layer.shape[0] for layer in header.layers),)
+    table = (sum(layer.shape[0] for layer in header.layers if layer.kind != PINNED),)
+    plane = (places(sizes)[-1] // 8,)
+    pinned = sum(count(layer.shape) for layer in header.layers if layer.kind == PINNED)
+    expected: dict[str, tuple[type, Shape | None]] = {"pinned": (np.int8, (pinned,)), "skeleton": (np.uint8, None)}
+    layers = [layer.name for layer in header.layers if layer.kind != PINNED]
+    for name in tensors_of(children, layers):
+        kind = name.partition("/")[0]
+        if kind in OWN:
+            expected[name] = (OWN[kind], every)
+        else:
+            expected[name] = (np.int8, table) if kind in SHARED else (np.uint8, plane)
+    floats = (name for name in header.hashes if name.startswith("float/"))
+    return expected | {name: (np.float32, None) for name in floats}
+
+
+def tensors_of(children: Sequence[Child], layers: Sequence[str]) -> list[str]:
+    """Names of the tensors that children need beyond those that all have in common; ``layers`` are the switchable."""
+    widths = widths_of(children, layers)
+    planes = [f"plane{index}" for index in range(max(widths, default=1))]
+    shared = [f"{kind}/{width}" for width in widths for kind in SHARED]
+    return planes + shared + [f"{kind}/{child.name}" for child in children for kind in OWN]
+
+
+def count(shape: Sequence[int]) -> int:
+    """Numbers in a tensor."""
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def places(sizes: Iterable[int]) -> list[int]:
+    """Where each layer's codes begin among all codes, and behind them where the last one ends."""
+    places = [0]
+    for size in sizes:
+        places.append(places[-1] + -(-size // _LAYER_START) * _LAYER_START)
+    return places
+
+
+def widths_of(children: Sequence[Child], layers: Iterable[str]) -> list[int]:
+    """The weight widths that some of the layers has at some child, ascending."""
+    names = list(layers)
+    return sorted({child.weights.of(name) for child in children for name in names})

@@ -1,0 +1,166 @@
+"""A multi-bit network once training is over: codes, grids, biases and activation scales, as plain numpy.
+
+This is what a checkpoint stores and what every artefact is made from; no torch is needed to read it or to run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emqdeploy.errors import UsageError
+from emqdeploy.format.child import MASTER_BITS, Child, ChildLike, find_child
+from emqdeploy.format.grid import CodeRange, Codes, Floats, Grid, code_range, integer_bias
+
+UNIT_SUFFIX = "_as_conv"
+"""Names the layer that computes a normalization which follows no layer: ``bn1_as_conv`` for ``bn1``."""
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """One convolution or linear layer.
+
+    Attributes:
+        site: the activation site that the layer reads.
+        codes: master codes, uint8 ``(C, ...)``; of a pinned layer the integer weights themselves, int8, whose channels
+            change their sign where the slope of a grid is -1 (a norm's gain may be negative at some children only).
+        grids: per stored child, with the normalization behind the layer folded in.
+        biases: per stored child, folded, float32 ``(C,)``.
+    """
+
+    site: str
+    codes: Codes | NDArray[np.int8]
+    grids: dict[Child, Grid]
+    biases: dict[Child, Floats]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the layer has 8-bit weights at every child."""
+        return self.codes.dtype == np.int8
+
+    def integers(self, child: Child, out: NDArray[np.uint8] | None = None) -> NDArray[np.int8]:
+        """The integer weights ``z``, int8 ``(C, ...)``; ``out`` is memory of that shape to put them in."""
+        if self.pinned:
+            signs = self.grids[child].slope.astype(np.int8)
+            return self.codes.view(np.int8) * signs.reshape((-1,) + (1,) * (self.codes.ndim - 1))
+        return self.grids[child].integers(self.codes.view(np.uint8), out)
+
+
+@dataclass(frozen=True)
+class FrozenSite:
+    """One activation tensor.
+
+    Attributes:
+        signed: whether it can be negative.
+        bits: activation bits per stored child.
+        scales: value of one step per stored child.
+    """
+
+    signed: bool
+    bits: dict[Child, int]
+    scales: dict[Child, float]
+
+    def code_range(self, child: Child) -> CodeRange:
+        """The codes of the tensor."""
+        return code_range(self.bits[child], self.signed)
+
+    @property
+    def clamped(self) -> bool:
+        """Whether uint8 is wider than the codes at some child, so that the graph needs an integer clamp."""
+        return any((codes.low, codes.high) != (0, 255) for codes in map(self.code_range, self.bits))
+
+
+@dataclass(frozen=True)
+class FrozenNetwork:
+    """All layers and sites, in the order in which they run.
+
+    Attributes:
+        layers: by name.
+        sites: by name.
+        children: the stored ones, see `emqdeploy.format.child.in_order`.
+        floats: parameters of what stays in float (a LayerNorm's gain, a position embedding), the same at every child.
+    """
+
+    layers: dict[str, FrozenLayer]
+    sites: dict[str, FrozenSite]
+    children: tuple[Child, ...]
+    floats: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def find(self, wanted: ChildLike) -> Child:
+        """Returns the stored child that is meant; raises a sentence that lists those there are."""
+        return find_child(self.children, wanted)
+
+    def grid_bits(self, name: str, child: Child) -> int:
+        """Nominal bits of a layer's weights at a child."""
+        return MASTER_BITS if self.layers[name].pinned else child.weights.of(name)
+
+    def initializers(self, child: Child, scratch: NDArray[np.uint8] | None = None) -> dict[str, NDArray[Any]]:
+        """Every array that the skeleton graph leaves open, by initializer name, at one child.
+
+        Per layer ``L``: ``L.weight`` int8 in the layer's shape; ``L.weight_scale`` float32, ``L.bias`` int32 and
+        ``L.bias_scale`` float32, each ``(C,)``. Per site ``S``, all scalars: ``S.scale`` float32 and, where it is
+        clamped, ``S.low`` and ``S.high`` uint8. And `floats` under their own names.
+
+        Args:
+            child: a stored child.
+            scratch: `weight_count` bytes in which the weights are laid out, until the next use of the same memory: new
+                memory costs more time than the arithmetic.
+        """
+        arrays: dict[str, NDArray[Any]] = dict(self.floats)
+        for name, site in self.sites.items():
+            codes = site.code_range(child)
+            arrays[f"{name}.scale"] = np.array(site.scales[child], np.float32)
+            if site.clamped:
+                arrays[f"{name}.low"] = np.array(codes.low, np.uint8)
+                arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
+        places = self._places(scratch)
+        # numpy leaves the interpreter lock during the byte arithmetic, so two threads halve the wait for a session.
+        with ThreadPoolExecutor(2) as pool:
+            integers = pool.map(lambda layer, place: layer.integers(child, place), self.layers.values(), places)
+        for (name, layer), weights in zip(self.layers.items(), integers, strict=True):
+            scale = layer.grids[child].scale
+            bias, bias_scale = integer_bias(layer.biases[child], self.sites[layer.site].scales[child], scale)
+            arrays[f"{name}.weight"] = weights
+            arrays[f"{name}.weight_scale"] = scale
+            arrays[f"{name}.bias"] = bias
+            arrays[f"{name}.bias_scale"] = bias_scale
+        return arrays
+
+    def _places(self, scratch: NDArray[np.uint8] | None) -> list[NDArray[np.uint8] | None]:
+        """Where each layer's weights go."""
+        if scratch is None:
+            return [None] * len(self.layers)
+        ends = np.cumsum([layer.codes.size for layer in self.layers.values()])
+        parts = np.split(scratch[: ends[-1]], ends[:-1])
+        return [part.reshape(layer.codes.shape) for part, layer in zip(parts, self.layers.values(), strict=True)]
+
+    def weight_count(self) -> int:
+        """Weights of all quantized layers."""
+        return sum(layer.codes.size for layer in self.layers.values())
+
+
+def check_layers(child: Child, layers: Sequence[str], pinned: Mapping[str, bool]) -> None:
+    """Raises for a child that names a layer that a network has not, or another width for one that stays at 8 bits.
+
+    Args:
+        child: any.
+        layers: names of the network's layers.
+        pinned: which of them stay at 8 bits.
+    """
+    for what, widths in (("weights", child.weights), ("activations", child.activations)):
+        for name, bits in widths.layers:
+            if name not in pinned:
+                raise UsageError(
+                    f"child {child.name!r} names layer {name!r} in its {what}, which the network does not have; layers:"
+                    f" {', '.join(layers)}"
+                )
+            if what == "weights" and pinned[name] and bits != MASTER_BITS:
+                raise UsageError(
+                    f"child {child.name!r} gives layer {name!r} {bits} bits, but it stays at 8 bits; leave it out of"
+                    " the child, or out of --keep-8bit"
+                )

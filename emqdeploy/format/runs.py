@@ -1,0 +1,44 @@
+"""Where runs and their checkpoints lie, so that commands without a path find the latest one; needs no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from emqdeploy.errors import UsageError
+from emqdeploy.format.emq import SUFFIX
+
+RUNS_ROOT = Path("runs")
+CHECKPOINT_FILE = f"model{SUFFIX}"
+
+
+def next_run_path(root: Path, data: str, model: str) -> Path:
+    """Returns the next unused ``root/DATA-MODEL-NNN``."""
+    stem = re.sub(r"[^\w.-]+", "-", f"{data.partition(':')[0]}-{model}")
+    taken = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{stem}-[0-9][0-9][0-9]")]
+    return root / f"{stem}-{max(taken, default=0) + 1:03d}"
+
+
+def find_checkpoint(path: Path | None, root: Path = RUNS_ROOT) -> Path:
+    """Returns the checkpoint that a command means.
+
+    Args:
+        path: a checkpoint, a run directory, or None for the newest checkpoint of all runs.
+        root: where runs lie.
+    """
+    if path is None:
+        found = sorted(root.glob(f"*/*{SUFFIX}"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise UsageError(f"no trained run in {root.resolve()}; train one with: emqdeploy train")
+        return found[-1]
+    if path.is_dir():
+        found = sorted(path.glob(f"*{SUFFIX}"))
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise UsageError(f"{path} holds several checkpoints ({names}); name one of them")
+        if not found:
+            raise UsageError(f"{path} holds no {SUFFIX} file; train one with: emqdeploy train --out {path}")
+        return found[0]
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; name an {SUFFIX} file or a run directory")
+    return path

@@ -1,0 +1,219 @@
+"""A safetensors file with a header of ours and a hash for every tensor, read tensor by tensor.
+
+Planes come first and begin at multiples of 64 bytes, so that a kernel may read them where they lie. Nothing in the file
+is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from emqdeploy.errors import EmqError
+from emqdeploy.files import atomic_write_bytes
+
+ALIGNMENT = 64
+
+_KEY = "emqdeploy"
+_DIGEST = "digest"
+_LARGEST_HEADER = 64 << 20
+_DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "I64": np.int64, "F64": np.float64, "I32": np.int32}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+Shape = tuple[int, ...]
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor in safetensors' table."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def hash_text(text: str) -> str:
+    """Digest of a header."""
+    return _hash(text.encode())
+
+
+def hash_tensor(array: NDArray[Any]) -> str:
+    """Digest of a tensor, its type and shape included: safetensors' own table, which holds them, has no hash."""
+    return _hash(f"{array.dtype.str}{list(array.shape)}".encode(), np.ascontiguousarray(array).data)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], header: str) -> int:
+    """Writes a file atomically; returns its size in bytes.
+
+    Args:
+        path: where.
+        tensors: in the order in which they lie in the file.
+        header: text that `TensorFile.header` gives back.
+    """
+    table: dict[str, Any] = {"__metadata__": {_KEY: header, _DIGEST: hash_text(header)}}
+    end = 0
+    for name, array in tensors.items():
+        start, end = end, end + array.nbytes
+        table[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    parts = [len(text).to_bytes(8, "little"), text, *(np.ascontiguousarray(one).tobytes() for one in tensors.values())]
+    data = b"".join(parts)
+    atomic_write_bytes(path, data)
+    return len(data)
+
+
+class TensorFile:
+    """Reads single tensors with `pread` and checks each against its hash; a context manager.
+
+    A memory map would let the kernel read ahead over the planes that a narrow child leaves out.
+
+    Args:
+        path: the file.
+        remedy: how the sentence of an error ends.
+
+    Attributes:
+        header: the text that it was written with.
+        hashes: by tensor name; whoever reads the header sets them.
+        bytes_read: so far.
+
+    Raises:
+        EmqError: one sentence: the file is missing, truncated, altered, or not of this kind.
+    """
+
+    def __init__(self, path: Path, remedy: str) -> None:
+        self.path = path
+        self.bytes_read = 0
+        self.hashes: Mapping[str, str] = {}
+        self._remedy = remedy
+
+    def __enter__(self) -> TensorFile:
+        try:
+            self._file = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise EmqError(f"cannot read {self.path}: {error.strerror}; name an existing .emq file") from error
+        try:
+            self.size_bytes = os.fstat(self._file).st_size
+            self._read_header()
+        except BaseException:
+            os.close(self._file)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def fail(self, what: str) -> EmqError:
+        """The sentence for a file that is not what it should be."""
+        return EmqError(f"{self.path} {what}; {self._remedy}")
+
+    def offset(self, name: str) -> int:
+        """Where a tensor's bytes begin in the file."""
+        return self._start + self._entry(name).data_offsets[0]
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a tensor."""
+        start, end = self._entry(name).data_offsets
+        return end - start
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes in front of the first tensor."""
+        return self._start
+
+    def check_table(self, expected: Mapping[str, tuple[type, Shape | None]]) -> None:
+        """Raises unless the file holds exactly these tensors, of these types and shapes (None: any)."""
+        if set(self._table) != set(expected):
+            strange = sorted(set(self._table) ^ set(expected))[0]
+            raise self.fail(f"is damaged: tensor {strange!r} is {'missing' if strange in expected else 'not expected'}")
+        for name, (dtype, shape) in expected.items():
+            entry = self._table[name]
+            if _DTYPES[entry.dtype] is not dtype or (shape is not None and entry.shape != shape):
+                raise self.fail(f"is damaged: tensor {name!r} has type {entry.dtype} and shape {list(entry.shape)}")
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor."""
+        return self._entry(name).shape
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """Reads one tensor in its own shape."""
+        entry = self._entry(name)
+        start, end = entry.data_offsets
+        array = np.frombuffer(self._pread(self._start + start, end - start), _DTYPES[entry.dtype]).reshape(entry.shape)
+        if hash_tensor(array) != self.hashes.get(name):
+            raise self.fail(f"was altered: tensor {name!r} does not match its hash")
+        return array
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._table:
+            raise self.fail(f"was altered: it has no tensor {name!r}")
+        return self._table[name]
+
+    def _read_header(self) -> None:
+        foreign = "is not an .emq file"
+        length = int.from_bytes(self._pread(0, 8), "little") if self.size_bytes >= 8 else 0
+        if not 2 <= length <= min(_LARGEST_HEADER, self.size_bytes - 8):
+            raise self.fail(foreign)
+        try:
+            table = msgspec.json.decode(self._pread(8, length), type=dict[str, msgspec.Raw])
+            texts = msgspec.json.decode(table.pop("__metadata__", b"{}"), type=dict[str, str])
+            self.header = texts[_KEY]
+            self._table = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in table.items()}
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as error:
+            raise self.fail(foreign) from error
+        if hash_text(self.header) != texts.get(_DIGEST):
+            raise self.fail("was altered: its metadata does not match its hash")
+        self._start = 8 + length
+        self._check_extents()
+
+    def _check_extents(self) -> None:
+        """Every tensor lies inside the file, one behind the other, and is as long as its shape says."""
+        end = 0
+        for name, entry in sorted(self._table.items(), key=lambda item: item[1].data_offsets):
+            first, last = entry.data_offsets
+            if entry.dtype not in _DTYPES or any(side < 0 for side in entry.shape):
+                raise self.fail(f"is damaged: tensor {name!r} has type {entry.dtype} and shape {list(entry.shape)}")
+            count = 1
+            for side in entry.shape:
+                count *= side
+            if first != end or last - first != count * np.dtype(_DTYPES[entry.dtype]).itemsize:
+                raise self.fail(f"is damaged: the bytes of tensor {name!r} are not where they should be")
+            end = last
+        if self._start + end > self.size_bytes:
+            raise self.fail(f"is truncated: it has {self.size_bytes} of {self._start + end} bytes")
+
+    def _pread(self, start: int, length: int) -> bytes:
+        parts = []
+        while length > 0:
+            try:
+                part = os.pread(self._file, length, start)
+            except OSError as error:
+                raise self.fail(f"cannot be read ({error.strerror})") from error
+            if not part:
+                raise self.fail("is truncated")
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+            self.bytes_read += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _hash(*data: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def flat(arrays: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    """Joins arrays into one flat one."""
+    return np.concatenate([np.zeros(0, dtype), *(array.reshape(-1).astype(dtype) for array in arrays)])

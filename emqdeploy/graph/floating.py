@@ -1,0 +1,127 @@
+"""Operators of a network's graph that compute in float: which they are, and their results in plain numpy.
+
+Everything else in the graph is integer kernels and moves of values; see `emqdeploy.graph.reference`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emqdeploy.errors import EmqError, require
+from emqdeploy.format.grid import Floats
+
+MOVES = frozenset(
+    (
+        *("MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Concat", "Slice", "Split"),
+        *("Gather", "Expand", "Shape", "Constant", "Cast", "Pad"),
+    )
+)
+"""Operators that only move values."""
+
+_LAYERS = ("Conv", "Gemm")
+_POOLED = ("Add", "GlobalAveragePool")
+
+
+def float_operators(skeleton: bytes) -> dict[str, int]:
+    """Counts the operators of a serialised graph that compute in float whatever the runtime, by type."""
+    model = require("onnx", "export").load_from_string(skeleton)
+    return dict(sorted(Counter(node.op_type for node in float_nodes(model)).items()))
+
+
+def float_nodes(model: Any) -> list[Any]:
+    """Returns the nodes of an ONNX model that compute in float whatever the runtime.
+
+    A layer that reads codes is an integer kernel, unless its weights are plain float ones; so are a sum or a mean of
+    codes whose result is quantized again.
+    """
+    nodes = model.graph.node
+    quantized: set[str] = set()  # codes, and codes with their grid
+    sizes: set[str] = set()
+    given = {tensor.name for tensor in model.graph.initializer}
+    again = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    found = []
+    for node in nodes:
+        reads_codes = all(name in quantized for name in node.input[: 2 if node.op_type == "Add" else 1])
+        if node.op_type == "Shape" or (node.input and all(name in sizes for name in node.input if name)):
+            sizes.update(node.output)
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") or (
+            reads_codes and (node.op_type in MOVES or node.op_type == "Clip")
+        ):
+            quantized.update(node.output)
+        elif node.op_type in MOVES or (node.op_type in _LAYERS and reads_codes and node.input[1] not in given):
+            continue
+        elif not (node.op_type in _POOLED and reads_codes and node.output[0] in again):
+            found.append(node)
+    return found
+
+
+class FloatOperators:
+    """Evaluates operators with ONNX's own reference evaluator, and with faster numpy where that is slow.
+
+    Args:
+        arrays: the graph's initializers by name.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._onnx = require("onnx", "export")
+        self._arrays = arrays
+        self._evaluators: dict[str, Any] = {}
+
+    def run(self, node: Any, tensors: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Returns the outputs of one node.
+
+        Args:
+            node: of the graph.
+            tensors: its inputs by name, but for initializers.
+
+        Raises:
+            EmqError: the operator is not known.
+        """
+        if node.op_type == "Gelu" and not node.attribute:
+            return [gelu(tensors[node.input[0]])]
+        feeds = {name: tensors[name] if name in tensors else self._arrays[name] for name in node.input if name}
+        try:
+            evaluator = self._evaluator(node, feeds)
+            results: list[NDArray[Any]] = evaluator.run(None, feeds)
+        except (RuntimeError, NotImplementedError) as error:
+            raise EmqError(
+                f"the integer reference cannot run operator {node.op_type!r} ({node.name}): {error}"
+            ) from error
+        return results
+
+    def _evaluator(self, node: Any, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        from onnx.reference import ReferenceEvaluator
+
+        if node.output[0] not in self._evaluators:
+            helper = self._onnx.helper
+            kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
+            graph = helper.make_graph(
+                [node],
+                "one",
+                [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()],
+                [helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, None) for name in node.output],
+            )
+            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+            self._evaluators[node.output[0]] = ReferenceEvaluator(model)
+        return self._evaluators[node.output[0]]
+
+
+def gelu(x: Floats) -> Floats:
+    """``x (1 + erf(x / sqrt 2)) / 2`` with an error below 1e-7, by the numerator and denominator of a Chebyshev fit."""
+    z = np.abs(x.astype(np.float64)) / np.sqrt(2)
+    t = 1 / (1 + 0.5 * z)
+    poly = np.polynomial.polynomial.polyval(t, _ERFC)
+    tail = t * np.exp(-z * z + poly)  # erfc(z), z >= 0
+    return (x * np.where(x >= 0, 1 - tail / 2, tail / 2)).astype(np.float32)
+
+
+_ERFC = (
+    *(-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806),
+    *(0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277),
+)
+"""Coefficients of ``log(erfc(z) / t) + z^2`` in ``t = 1 / (1 + z / 2)``: Press et al., Numerical Recipes, erfcc."""

@@ -1,0 +1,1 @@
+"""One module per runtime, each with a subclass of `emqdeploy.runtimes.base.Runtime` registered by name."""

@@ -1,0 +1,59 @@
+"""Where an adapter gets the graph of a child: from a checkpoint's codes, or from the files of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emqdeploy.format.bundle import Artefact, Bundle
+from emqdeploy.format.child import Child
+from emqdeploy.format.emq import Checkpoint
+from emqdeploy.format.precision import INT8, LayerPrecision
+from emqdeploy.graph.filling import filled_model
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Graphs by child, made or read when they are asked for.
+
+    Attributes:
+        input_shape: ``(C, H, W)`` of one image.
+        sources: per child, returns a serialised ONNX model or the path of a checked file.
+        layers: per child, the layers as they are stored.
+    """
+
+    input_shape: tuple[int, ...]
+    sources: dict[Child, Callable[[], bytes | Path]]
+    layers: dict[Child, tuple[LayerPrecision, ...]]
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> Graphs:
+        """Fills the checkpoint's graph with the numbers of a child when it is asked for."""
+        network = checkpoint.network
+
+        def source(child: Child) -> Callable[[], bytes]:
+            return lambda: filled_model(checkpoint.skeleton, network.initializers(child)).SerializeToString()
+
+        def layers(child: Child) -> tuple[LayerPrecision, ...]:
+            return tuple(LayerPrecision(name, network.grid_bits(name, child), INT8) for name in network.layers)
+
+        return cls(
+            checkpoint.card.input_shape,
+            {child: source(child) for child in network.children},
+            {child: layers(child) for child in network.children},
+        )
+
+    @classmethod
+    def of_artefacts(cls, bundle: Bundle, artefacts: Sequence[Artefact]) -> Graphs:
+        """Reads files of one child each; of several for one child the newest."""
+
+        def source(artefact: Artefact) -> Callable[[], Path]:
+            return lambda: bundle.file_of(artefact)
+
+        held = {child: artefact for artefact in artefacts for child in bundle.children_of(artefact)}
+        return cls(
+            bundle.card.input_shape,
+            {child: source(artefact) for child, artefact in held.items()},
+            {child: artefact.layers for child, artefact in held.items()},
+        )

@@ -1,0 +1,57 @@
+"""What a stream is served with; its options are the flags of the command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emqdeploy.errors import UsageError
+from emqdeploy.options import option
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What to classify, with what, under which policy.
+
+    Attributes:
+        path: the network; None takes the latest run.
+        folder: of images.
+        policy: budgets, as text.
+        bits: which children to choose from, as a person writes it; None takes every one.
+        runtime: the adapter.
+        threads: fixes the threads; None lets the policy choose.
+        fps: images a second at most.
+        watch: wait for new files after the last one.
+        repeat: begin again after the last one.
+        limit: images at most.
+        seconds: time at most.
+        device: ``auto``, ``cpu``, ``cuda`` or ``jetson``: whose sensors to read.
+        energy: ``auto``, ``none`` or the name of an energy source.
+        log: file for one JSON object per image and decision.
+    """
+
+    path: Path | None
+    folder: Path
+    policy: str = option(
+        "prefer=accuracy", "Budgets: latency_p50 .. latency_p99, energy, power, temperature, memory, accuracy."
+    )
+    bits: str | None = option(None, "Children: 2,4,8 or 2-8, 2a4, a name, or all.")
+    runtime: str = option("onnxruntime", "onnxruntime, openvino, tensorrt or torch.")
+    threads: int | None = option(None, "Fix the threads; the policy chooses by default.", least=1)
+    fps: float | None = option(None, "Images a second at most; as fast as it goes by default.")
+    watch: bool = option(False, "Wait for files that arrive, until Ctrl-C.")
+    repeat: bool = option(False, "Begin again after the last image, until Ctrl-C.")
+    limit: int | None = option(None, "Images at most.", least=1)
+    seconds: float | None = option(None, "Seconds at most.")
+    device: str = option("auto", "Whose sensors to read: auto, cpu, cuda or jetson.")
+    energy: str = option("auto", "auto, none, or the source to read.")
+    log: Path | None = option(None, "Write a JSON line per image and per switch.")
+
+    def check(self) -> None:
+        """Raises one sentence for what cannot be."""
+        for name in ("fps", "seconds", "limit"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1e9:
+                raise UsageError(f"--{name} is {value:g}; it must be above 0")
+        if self.repeat and self.watch:
+            raise UsageError("--repeat begins again at the end and --watch waits there; give one of them")

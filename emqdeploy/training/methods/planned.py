@@ -1,0 +1,115 @@
+"""What most methods share: a step plan by name over all images, and distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child, in_order
+from emqdeploy.options import option
+from emqdeploy.training.distillation import DISTILLATIONS
+from emqdeploy.training.methods.base import Method, MethodOptions, Setting
+from emqdeploy.training.settings import SCHEDULE, entry
+from emqdeploy.training.steps import STEP_PLANS, Epoch, Indices, Step
+
+plan_option, distill_option = (
+    partial(option, text=text, panel=SCHEDULE, parse=entry(registry))
+    for text, registry in (
+        ("Order of updates: interleaved, joint, sequential, sandwich, progressive, mixed.", STEP_PLANS),
+        ("What children learn from one another: none, soft, recursive or cached.", DISTILLATIONS),
+    )
+)
+"""Options whose default is the method's."""
+
+
+@dataclass(frozen=True)
+class PlannedOptions(MethodOptions):
+    """A step plan and a distillation."""
+
+    step_plan: str = plan_option("interleaved")
+    distill: str = distill_option("none")
+    distill_weight: float = option(
+        1.0, "Share of the other child's opinion in the target, 0 to 1.", panel=SCHEDULE, least=0
+    )
+
+    def __post_init__(self) -> None:
+        """Checks that the plan gives what the distillation needs."""
+        super().__post_init__()
+        if self.distill_weight > 1:
+            raise UsageError(f"--distill-weight is {self.distill_weight}; allowed: 0 to 1")
+        if DISTILLATIONS[self.distill].needs_one_batch and not STEP_PLANS[self.step_plan].one_batch:
+            raise UsageError(
+                f"--distill {self.distill} needs all children on the same batch, which --step-plan {self.step_plan}"
+                " does not give; use --step-plan joint or sequential, or --distill cached"
+            )
+
+
+class Planned(Method):
+    """Trains every child on all images, as a step plan says."""
+
+    options: PlannedOptions
+
+    def __init__(self, options: PlannedOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        source, network = setting.source, setting.network
+        self.everything = {child: np.arange(len(source)) for child in network.trained}
+        self.distillation = DISTILLATIONS[options.distill](
+            len(source), setting.classes, in_order(network.trained)[-1], options.distill_weight, source.labels.device
+        )
+
+    def subsets(self, epoch: int) -> Mapping[Child, Indices]:
+        """The images of every child in an epoch that begins."""
+        return self.everything
+
+    def sizes(self, epoch: int) -> Mapping[Child, Indices]:
+        """Subsets of the right size in any epoch, to count steps ahead of time."""
+        return self.everything
+
+    def step_plan(self, epoch: int) -> str:
+        """Name of the plan of an epoch."""
+        return self.options.step_plan
+
+    def length(self, epoch: int) -> int:
+        """Steps of an epoch."""
+        return len(self._steps(epoch, self.sizes(epoch)))
+
+    def plan(self, epoch: int) -> Sequence[Step]:
+        """The steps of an epoch."""
+        return self._steps(epoch, self.subsets(epoch))
+
+    def _steps(self, epoch: int, subsets: Mapping[Child, Indices]) -> list[Step]:
+        common, network = self.setting.common, self.setting.network
+        layers = tuple(network.switchable)
+        plan = STEP_PLANS[self.step_plan(epoch)]
+        return plan.plan(Epoch(subsets, common.batch_size, common.seed, epoch, common.epochs, layers))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tells the distillation."""
+        self.distillation.start_epoch(epoch / self.setting.common.epochs)
+
+    def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """Loss per image, of the labels and of what other children said."""
+        return self.distillation.losses(child, logits, labels, indices)
+
+    def remembers(self, epoch: int) -> bool:
+        """Whether the distillation does."""
+        return self.distillation.remembers
+
+    def remember(self, child: Child, indices: Indices, logits: Tensor, features: Tensor | None) -> None:
+        """Passes on what a batch said."""
+        self.distillation.remember(child, torch.from_numpy(indices).to(logits.device), logits)
+
+    def state(self) -> dict[str, Any]:
+        """What the distillation remembers."""
+        return {"distillation": self.distillation.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.distillation.restore(state["distillation"])

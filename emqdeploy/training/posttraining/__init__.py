@@ -1,0 +1,1 @@
+"""A multi-bit network from a trained float model and a few hundred images, without training."""

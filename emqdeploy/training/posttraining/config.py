@@ -1,0 +1,86 @@
+"""Everything that decides a quantization without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emqdeploy.format.child import Child
+from emqdeploy.options import names, option, plain_values, settle
+from emqdeploy.training.children import (
+    children_tables,
+    named_children,
+    read_activation_bits,
+    read_bits,
+    read_children,
+    unseen_children,
+)
+from emqdeploy.training.posttraining.clips import CLIP_CHOICES
+from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
+from emqdeploy.training.settings import entry
+
+FEWEST_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """One quantization of a trained model.
+
+    Attributes:
+        weights: the float weights, or a run directory.
+        model: name of the model that they belong to.
+        data: name of a data set; its training images calibrate, its test images measure.
+    """
+
+    weights: Path
+    model: str
+    data: str
+    bits: tuple[int | str, ...] = option(
+        (4, 5, 6, 7, 8), "Children: weight bit-widths, 2a4 for 4-bit activations; those between come for free.",
+        parse=read_bits
+    )  # fmt: skip
+    activation_bits: int | str = option(
+        8, "Activation bits 2..8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
+    )
+    children: tuple[Child, ...] = option(
+        (), "TOML file of more children, whose widths may differ from layer to layer.", parse=read_children
+    )
+    images: int = option(512, "Training images that calibrate.", least=FEWEST_IMAGES)
+    clips: str = option("mse", "Activation clips: mse, max, p99.99, p99.9 or p99.", parse=entry(CLIP_CHOICES))
+    equalization: str = option(
+        "peak", "Weights before quantization: peak (channels scaled alike) or none.", parse=entry(EQUALIZATIONS)
+    )
+    statistics: str = option(
+        "matched", "Normalization per child: matched (to the float model), bits or float.", parse=entry(STATISTICS)
+    )
+    bias_correction: str = option(
+        "mean", "Biases after quantization: mean (of the float model's channels) or none.",
+        parse=entry(BIAS_CORRECTIONS)
+    )  # fmt: skip
+    keep_8bit: tuple[str, ...] = option(
+        ("first", "last"), "Layers that stay at 8 bits: first, last, names from `inspect`, or none.", parse=names
+    )
+    usable_drop: float = option(1.0, "Points of accuracy that a usable child may lose.", least=0)
+    data_dir: Path | None = option(None, "Where the data set's files lie.")
+    image_size: int | None = option(None, "Height and width for image files.")
+    seed: int = option(0, "Which images calibrate.")
+
+    def __post_init__(self) -> None:
+        """Checks every value; the sentence names the flag."""
+        settle(self)
+        assert self.trained  # reading them raises what is wrong with them
+
+    @property
+    def trained(self) -> tuple[Child, ...]:
+        """The children that were asked for."""
+        return named_children(self.bits, self.activation_bits, self.children)
+
+    @property
+    def stored(self) -> tuple[Child, ...]:
+        """Those, and the uniform ones between them."""
+        return (*self.trained, *unseen_children(self.trained, self.activation_bits))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {"method": "post-training", **plain_values(self), "children": children_tables(self.children)}

@@ -1,0 +1,182 @@
+"""What turns a trained float network into a multi-bit one without training: equalization, statistics, biases.
+
+Each stage offers several ways by name; `emqdeploy.training.posttraining.quantize` runs them in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.format.frozen import FrozenNetwork
+from emqdeploy.quant.deploy import deployed_reference
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.registry import Registry
+from emqdeploy.training.norms import plain_averages, run_all
+
+EQUALIZED_PEAK = 0.1
+"""Largest weight of an equalized channel: `tanh` is straight there to 0.3 %, so codes are evenly spaced in weight."""
+
+Equalization = Callable[[MultiBitNetwork], None]
+EQUALIZATIONS: Registry[Equalization] = Registry("equalization")
+
+Statistics = Callable[[MultiBitNetwork, list[Tensor], Sequence[Child]], None]
+"""``(network, batches of normalised images, children)``; sets the normalization statistics of each child."""
+
+STATISTICS: Registry[Statistics] = Registry("statistics")
+
+
+@EQUALIZATIONS.register("none")
+def keep_weights(network: MultiBitNetwork) -> None:
+    """Quantizes the weights as they are: channels of small weights use few of the layer's levels."""
+
+
+@EQUALIZATIONS.register("peak")
+@torch.no_grad()
+def equalize_peaks(network: MultiBitNetwork) -> None:
+    """Scales every channel that a normalization follows to one largest weight, so that each uses all levels.
+
+    The running statistics are scaled alike, hence the float network stays the same function.
+    """
+    for name, norm_name in network.norm_of.items():
+        layer, norm = network.layers[name], network.norms[norm_name]
+        if layer.pinned:
+            continue
+        factor = EQUALIZED_PEAK / layer.weight.reshape(len(layer.weight), -1).abs().amax(1).clamp(min=1e-12)
+        layer.weight.mul_(factor.reshape((-1,) + (1,) * (layer.weight.dim() - 1)))
+        if layer.bias is not None:
+            layer.bias.mul_(factor)
+        norm.running_mean.mul_(factor)
+        # The variance with its epsilon is what divides; that sum is scaled.
+        norm.running_var.add_(norm.eps).mul_(factor.square()).sub_(norm.eps).clamp_(min=0)
+
+
+@STATISTICS.register("float")
+def keep_statistics(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
+    """Serves every child with the statistics of the float network."""
+    for norm in network.norms.values():
+        norm.forget()
+
+
+@STATISTICS.register("bits")
+def estimate(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
+    """Estimates the statistics of each child on the images alone."""
+    for child in children:
+        found = _batch_statistics(network, batches, child)
+        for norm, (mean, var) in zip(network.norms.values(), found, strict=True):
+            norm.keep(child, mean, var)
+
+
+@STATISTICS.register("matched")
+def match_float(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
+    """Moves the float network's statistics by what quantization changes on the same images.
+
+    ``mean_b = mean + (m_b - m_32)``, ``var_b = var v_b / v_32`` with ``m``, ``v`` over the images: what a small sample
+    gets wrong about the data cancels, and the statistics of a whole training run are kept.
+    """
+    reference = _batch_statistics(network, batches, FLOAT)
+    for child in children:
+        moved = _batch_statistics(network, batches, child)
+        for norm, (mean, var), (float_mean, float_var) in zip(network.norms.values(), moved, reference, strict=True):
+            ratio = (var + norm.eps) / (float_var + norm.eps)
+            norm.keep(child, norm.running_mean + mean - float_mean, norm.running_var * ratio)
+
+
+@torch.no_grad()
+def _batch_statistics(network: MultiBitNetwork, batches: list[Tensor], child: Child) -> list[tuple[Tensor, Tensor]]:
+    """Mean and variance ``(C,)`` that enter each normalization while all of them normalize with batch statistics."""
+    network.eval()
+    norms = list(network.norms.values())
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    with plain_averages(network):
+        run_all(network, batches, (child,))
+    found = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    for norm, (mean, var) in zip(norms, before, strict=True):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+    return found
+
+
+BiasCorrection = Callable[[MultiBitNetwork, FrozenNetwork, list[Tensor]], FrozenNetwork]
+BIAS_CORRECTIONS: Registry[BiasCorrection] = Registry("bias correction")
+
+
+@BIAS_CORRECTIONS.register("none")
+def keep_biases(network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor]) -> FrozenNetwork:
+    """Deploys the biases as they are."""
+    return frozen
+
+
+@BIAS_CORRECTIONS.register("mean")
+@torch.no_grad()
+def correct_means(network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor]) -> FrozenNetwork:
+    """Gives every output channel of every layer the mean that it has in the float network (arXiv 1906.04721, sec. 4.2).
+
+    The layers are corrected in the order in which they run, all in one pass: what a layer lacks is added to its output
+    before the next one reads it.
+    """
+    biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
+    for child in frozen.children:
+        deployed = deployed_reference(network, frozen, child).to(batches[0].device)
+        total = {name: torch.zeros(len(layer.biases[child])) for name, layer in frozen.layers.items()}
+        for images in batches:
+            wanted = _float_means(network, images)
+            for name, shift in _run_shifted(deployed, network.layers, images, wanted).items():
+                total[name] += shift.cpu()
+        for name, shift in total.items():
+            biases[name][child] = biases[name][child] + (shift / len(batches)).numpy()
+    layers = {name: replace(layer, biases=biases[name]) for name, layer in frozen.layers.items()}
+    return replace(frozen, layers=layers)
+
+
+def _channel_means(output: Tensor, layer: nn.Module) -> Tensor:
+    """Mean of each output channel, shaped to be added to it: ``(N, C, H, W)`` of a convolution, else ``(..., C)``."""
+    convolution = isinstance(layer, nn.Conv2d)
+    axes = (0, *range(2, output.dim())) if convolution else tuple(range(output.dim() - 1))
+    return output.mean(axes, keepdim=True)[0]
+
+
+def _float_means(network: MultiBitNetwork, images: Tensor) -> dict[str, Tensor]:
+    """What every layer of the float network gives on average, its normalization included."""
+    means: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            means[name] = _channel_means(output, network.layers[name])
+
+        return hook
+
+    network.eval()
+    ends = {name: network.graph.get_submodule(network.norm_of.get(name, name)) for name in network.layers}
+    hooks = [module.register_forward_hook(note(name)) for name, module in ends.items()]
+    with network.at(FLOAT):
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    return means
+
+
+def _run_shifted(
+    deployed: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Runs the deployed network, shifting each layer's output to the wanted means; returns the shifts ``(C,)``."""
+    shifts: dict[str, Tensor] = {}
+
+    def shift(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            difference = wanted[name] - _channel_means(output, layers[name])
+            shifts[name] = difference.reshape(-1)
+            return output + difference
+
+        return hook
+
+    hooks = [deployed.get_submodule(name).register_forward_hook(shift(name)) for name in wanted]
+    deployed(images)
+    for hook in hooks:
+        hook.remove()
+    return shifts

@@ -1,0 +1,161 @@
+"""The options that every run has, whatever its method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emqdeploy.errors import UsageError
+from emqdeploy.format.child import Child
+from emqdeploy.options import Parse, names, option, settle
+from emqdeploy.quant.families.base import FamilyOptions, family_options
+from emqdeploy.quant.insertion import InsertionConfig, check_widths
+from emqdeploy.quant.norms import NORMS
+from emqdeploy.registry import Registry
+from emqdeploy.training.augment import AUGMENTATIONS
+from emqdeploy.training.children import named_children, read_activation_bits, read_bits, read_children, unseen_children
+from emqdeploy.training.norms import NORM_ADAPTATIONS
+from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES
+
+WHAT, SCHEDULE, NORMALIZATION = "What to train", "Schedule", "Normalization"
+
+_what, _schedule, _norm, _quantization, _speed, _run = (
+    partial(option, panel=panel) for panel in (WHAT, SCHEDULE, NORMALIZATION, "Quantization", "Speed", "Run")
+)
+
+
+def entry(registry: Registry[Any]) -> Parse:
+    """Reads a name that a registry holds."""
+
+    def read(value: object) -> str:
+        registry[str(value)]  # looking a name up raises the sentence that lists the known ones
+        return str(value)
+
+    return read
+
+
+def one_of(flag: str, *allowed: str) -> Parse:
+    """Reads one of a few words."""
+
+    def read(value: object) -> str:
+        if value not in allowed:
+            raise UsageError(f"--{flag} is {value!r}; allowed: {', '.join(allowed)}")
+        return str(value)
+
+    return read
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options of a run; ``emqdeploy train --help`` and docs/training.md describe them.
+
+    Attributes:
+        quantizer: the quantizer family with its options.
+    """
+
+    model: str = _what(
+        "resnet8",
+        "resnet8, resnet20, preact-resnet20, vit-micro, resnet18, mobilenet_v2, vit_b_16, ..., timm/NAME, or your"
+        " own pkg.module:function.",
+    )
+    data: str = _what("digits", "digits, fashion-mnist, cifar10, cifar100, ... or imagefolder:PATH.")
+    data_dir: Path | None = option(None, "Where the data set's files lie.", panel=WHAT)
+    image_size: int | None = _what(None, "Height and width for an image folder.")
+    limit: int | None = _what(None, "At most this many training images, for a quick trial.", least=1)
+    pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
+    bits: tuple[int | str, ...] = _what(
+        (1, 2, 4, 8),
+        "Children to train: weight bit-widths, 2a4 for 4-bit activations; those between come for free.",
+        parse=read_bits,
+    )
+    activation_bits: int | str = _what(
+        8, "Activation bits 2..8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
+    )
+    children: tuple[Child, ...] = _what(
+        (), "TOML file of more children, whose widths may differ from layer to layer.", parse=read_children
+    )
+
+    epochs: int = _schedule(20, "Passes of every child over its images.", least=1)
+    batch_size: int = _schedule(64, "Images in a step.", least=2)
+    learning_rate: float = _schedule(0.1, "Peak learning rate.", flag="lr")
+    schedule: str = _schedule("cosine", "Learning rate over the run: cosine, step or constant.", parse=entry(SCHEDULES))
+    optimizer: str = _schedule("sgd", "sgd (Nesterov), adam or adamw.", parse=entry(OPTIMIZERS))
+    momentum: float = _schedule(0.9, "Momentum of sgd.")
+    weight_decay: float = _schedule(5e-4, "Weight decay of layers.")
+    augment: str | None = _schedule(
+        None, "Augmentation by name; the data set's own by default.", parse=entry(AUGMENTATIONS)
+    )
+    validate_every: int | None = _schedule(
+        None, "Epochs between validations; by default as often as a full epoch over all images.", least=1
+    )
+
+    norm: str = _norm(
+        "shared-affine",
+        "Shared by the children: shared, shared-affine (own statistics), private, transitional.",
+        parse=entry(NORMS),
+    )
+    norm_adaptation: str = _norm(
+        "bits",
+        "Statistics after training: bits (per child), shared (mixture) or none.",
+        flag="adapt-norm",
+        parse=entry(NORM_ADAPTATIONS),
+    )
+
+    keep_8bit: tuple[str, ...] = _quantization(
+        ("first", "last"), "Layers that stay at 8 bits: first, last, names from `inspect`, or none.", parse=names
+    )
+    keep_float: tuple[str, ...] = _quantization(
+        (), "Layers, or modules around them, that are not quantized at all.", parse=names
+    )
+    small_groups: str = _quantization(
+        "pin",
+        "Depthwise layers: pin (8 bits) or layer (shared statistics).",
+        parse=one_of("small-groups", "pin", "layer"),
+    )
+    quantizer: FamilyOptions = field(default_factory=lambda: family_options({"name": "tanh"}))
+
+    device: str = _speed("auto", "auto, cpu or cuda.", parse=one_of("device", "auto", "cpu", "cuda"))
+    compile: bool = _speed(False, "Compile each child's step.")
+    amp: str = _speed(
+        "none", "Mixed precision of the float arithmetic: none or bf16.", parse=one_of("amp", "none", "bf16")
+    )
+    channels_last: bool = _speed(False, "Store images channels last; faster on GPUs.")
+    ghost_batches: int = _speed(
+        1, "Parts in which a batch is normalized; at least one per process, and a multiple of them.", least=1
+    )
+    sync_norm: bool = _speed(False, "Several processes normalize a batch together, by the statistics of all of it.")
+    accumulate: int = _speed(1, "Steps whose gradients are averaged into one update.", least=1)
+    threads: int | None = _speed(
+        None, "torch's threads on the CPU; by default one for images of at most 16 pixels, else every core.", least=1
+    )
+    workers: int | None = _speed(None, "Processes that decode image files; one per core by default.", least=0)
+
+    save_every: int = _run(300, "Seconds between saves within an epoch; every epoch is saved anyway.", least=0)
+    tensorboard: bool = _run(False, "Also write TensorBoard scalars.")
+    seed: int = _run(0, "Fixes weights, batches, augmentation and coresets.")
+
+    def __post_init__(self) -> None:
+        """Checks every value, and what does not go together; the sentence names the flags."""
+        settle(self)
+        if not self.learning_rate > 0:
+            raise UsageError(f"--lr is {self.learning_rate}; it must be positive")
+        for given, other in ((self.ghost_batches > 1, "--ghost-batches"), (self.compile, "--compile")):
+            if self.sync_norm and given:
+                raise UsageError(f"--sync-norm does not go together with {other}; leave one of them out")
+        check_widths(self.quantizer, self.trained)
+
+    @property
+    def trained(self) -> tuple[Child, ...]:
+        """The children that training visits."""
+        return named_children(self.bits, self.activation_bits, self.children)
+
+    @property
+    def between(self) -> tuple[Child, ...]:
+        """The uniform children between those."""
+        return unseen_children(self.trained, self.activation_bits)
+
+    def insertion(self) -> InsertionConfig:
+        """The quantizers that this run inserts."""
+        return InsertionConfig(self.quantizer, self.keep_8bit, self.small_groups, self.norm, self.keep_float)

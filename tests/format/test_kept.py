@@ -1,0 +1,108 @@
+"""Files of every format since the third are kept and go on being readable, whatever changes.
+
+``python -m tests.format.test_kept FOLDER`` makes those of the present version; a kept file is never made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emqdeploy.format.bundle import VERIFIED, Bundle
+from emqdeploy.format.child import Child
+from emqdeploy.format.emq import Checkpoint, load_checkpoint, places_in, save_checkpoint
+from emqdeploy.format.seal import read_seal
+from emqdeploy.graph.reference import IntegerReference
+from emqdeploy.runtimes import Runtime
+
+DATA = Path(__file__).parent.parent / "data"
+FORMATS = (3,)
+SCHEMAS = (2,)
+
+CHILDREN = (Child.of(2), Child("mixed", {"*": 4, "3": 8, "6": 2}, {"*": 8, "6": 4}), Child.of(8))
+IMAGES = np.linspace(-2, 2, 128, dtype=np.float32).reshape(2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_checkpoints_stay_readable(version: int) -> None:
+    """Every child, its card, and the very answers that it gave when the file was made."""
+    path = DATA / f"format{version}.emq"
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.network.children == CHILDREN
+    assert checkpoint.trained == (CHILDREN[0], CHILDREN[2])
+    assert (checkpoint.card.model, checkpoint.card.classes) == ("tiny", ("a", "b", "c"))
+    assert checkpoint.card.accuracy == {"8": 87.5}
+    assert list(places_in(path).layer_bytes) == ["3", "6"]
+    answers = json.loads((DATA / f"format{version}.json").read_text())
+    for child in CHILDREN:
+        np.testing.assert_allclose(logits(checkpoint, child), answers[child.name], rtol=1e-6)
+        np.testing.assert_allclose(logits(load_checkpoint(path, child), child), answers[child.name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_bundles_stay_readable(schema: int) -> None:
+    """The manifest, and a file that runs."""
+    bundle = Bundle.open(DATA / f"schema{schema}")
+    assert bundle.children == CHILDREN
+    artefact = bundle.find("onnx", "mixed")
+    assert (artefact.status, artefact.parity["differing_codes"]) == (VERIFIED, 0)
+    assert artefact.integer_layers == len(artefact.layers) == 4
+    path = bundle.file_of(artefact)
+    assert read_seal(path, path.read_bytes()).read_children() == (CHILDREN[1],)
+    assert bundle.checkpoint_path is not None
+    expected = logits(load_checkpoint(bundle.checkpoint_path), CHILDREN[1])
+    for options in ({}, {"flavour": "int8"}):
+        with Runtime.from_bundle(bundle.path, bits="mixed", threads=1, **options) as network:
+            np.testing.assert_allclose(network(IMAGES), expected, rtol=1e-6)
+
+
+def logits(checkpoint: Checkpoint, child: Child) -> np.ndarray:
+    """What the integer reference answers, which is exact on every machine."""
+    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child))
+    return reference.run(IMAGES)[0]
+
+
+def make(folder: Path) -> None:
+    """Writes the files of the present version."""
+    import torch
+    from torch import nn
+
+    from emqdeploy.export.settings import ExportSettings
+    from emqdeploy.format.bundle import SCHEMA
+    from emqdeploy.format.card import Card, DataSource, Pixels
+    from emqdeploy.format.emq import FORMAT_VERSION
+    from emqdeploy.quant.deploy import freeze
+    from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
+    from emqdeploy.quant.skeleton import export_skeleton
+    from emqdeploy.workflows.export import export
+    from tests.conftest import settled
+
+    torch.manual_seed(3)
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((1, 8), (8, 12), (12, 12)):
+        layers += [nn.Conv2d(inputs, outputs, 3, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+    network = settled(insert_quantizers(model, InsertionConfig(), CHILDREN, (), 2.0), torch.randn(16, 1, 8, 8))
+    frozen = freeze(network, CHILDREN)
+    card = Card(
+        model="tiny",
+        classes=("a", "b", "c"),
+        preprocessing=Pixels(1, 8, 8, (0.5,), (0.25,)),
+        data=DataSource("digits"),
+        accuracy={"8": 87.5},
+        trained=("2", "8"),
+    )
+    checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, (1, 8, 8)), card)
+    path = folder / f"format{FORMAT_VERSION}.emq"
+    save_checkpoint(path, checkpoint)
+    answers = {child.name: logits(checkpoint, child).tolist() for child in CHILDREN}
+    (folder / f"format{FORMAT_VERSION}.json").write_text(json.dumps(answers) + "\n")
+    export(ExportSettings(path, "mixed", out=folder / f"schema{SCHEMA}"))
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

@@ -1,0 +1,150 @@
+"""Tables on the terminal: children by their names, and nothing cut off at 80 columns."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from emqdeploy.measuring.comparison import compare
+from emqdeploy.report import terminal
+from emqdeploy.report.bench_csv import save_csv
+from emqdeploy.report.bench_table import bench_parts
+from emqdeploy.report.compare import compare_parts
+from emqdeploy.report.terminal import accuracy_table, fitting, inspect_parts, quantize_table, show, table
+
+RESULT = Path(__file__).parents[1] / "data" / "bench.json"
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Prints as `show` does on a terminal of 80 columns."""
+
+    def call(*parts: Table | str) -> str:
+        screen = io.StringIO()
+        shape: dict[str, Any] = {"file": screen, "width": 80, "force_terminal": True, "color_system": None}
+        monkeypatch.setattr(terminal, "Console", lambda **options: Console(**shape | options))
+        show(*parts)
+        return screen.getvalue()
+
+    return call
+
+
+DESCRIPTION = {
+    "path": "model.emq",
+    "children": [
+        {
+            **{"name": name, "weights": weights, "activations": activations, "trained": name in ("2", "mixed")},
+            **{"accuracy": 97.5, "size_bytes": 12_345, "by_default": by_default},
+        }
+        for name, weights, activations, by_default in (
+            *((str(bits), bits, 8, {}) for bits in range(1, 9)),
+            ("4a2", 4, 2, {}),
+            (
+                "mixed",
+                {"*": 4, "conv1": 8, "layers.0.conv1": 2},
+                {"*": 8, "fc": 4},
+                {"weights": ["fc", "layers.0.conv2"], "activations": []},
+            ),
+        )
+    ],
+    "weights": 75_000,
+    "size_bytes": 123_456,
+    "layers": [
+        {
+            **{"name": name, "kind": "convolution", "shape": [16, 16, 3, 3], "stored_as": "8 bit-planes", "input": "x"},
+            "effective_bits": {child: 8.25 for child in (*map(str, range(1, 9)), "4a2", "mixed")},
+            "channels_below_nominal": {"8": 3},
+        }
+        for name in ("conv1", "layers.0.conv1", "layers.0.conv2", "fc")
+    ],
+    "activations": [],
+    "float_ops": {"Softmax": 2},
+    "card": {
+        **{"model": "resnet8", "classes": ["a", "b"], "data": {"name": "digits"}, "trained": ["2", "mixed"]},
+        "preprocessing": {"channels": 1, "height": 8, "width": 8, "mean": [0.5], "std": [0.25]},
+    },
+}
+
+
+def test_inspect_lists_the_widths_of_layers(printed: Any) -> None:
+    """What a child names and what takes its default; every column of every child is there, uncut."""
+    text = printed(*inspect_parts(DESCRIPTION))
+    assert "bits of mixed's weights: conv1 8, layers.0.conv1 2, the 2 layers that it does not name 4" in text
+    assert "bits of mixed's activations: fc 4\n" in text
+    assert "computed in float, whatever the bit-width: 2 Softmax" in text
+    rows = [line.split("│") for line in text.splitlines() if "│" in line]
+    sizes = {cells[1].strip(): [cell.strip() for cell in cells[2:6]] for cells in rows if len(cells) == 8}
+    assert sizes["mixed"] == ["2 to 8", "4 to 8", "trained", "97.50 %"]
+    assert sizes["4a2"] == ["4", "2", "unseen", "97.50 %"]
+    assert "…" not in text
+    assert text.count("8.25") == 4 * 10
+    assert all(len(line) <= 80 for line in text.splitlines() if "│" in line or "┃" in line)
+
+
+def test_every_table_of_a_bench_fits_80_columns(printed: Any) -> None:
+    """Tables that are too wide are shown in parts, each with the labels; figures are never cut off."""
+    result = json.loads(RESULT.read_text())
+    text = printed(*bench_parts(result))
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines() if "│" in line or "┃" in line)
+    for word in ("accuracy", "ratio of p50 [95 %]", "computed as", "energy / image", "first output", "memory"):
+        assert word in text
+    assert text.count("8 bits") >= 4
+    assert "all 8 children resident in onnxruntime" in text
+
+
+def test_brackets_are_text(printed: Any) -> None:
+    """What a file or an error says is never read as markup; a cell's colour is."""
+    result = json.loads(RESULT.read_text())
+    result["rows"][0]["label"] = "[/x] 1 bit"
+    result["notes"] = ['run: pip install "emqdeploy[tensorrt]"']
+    colours = table("[/title]", "", caption="[/caption]")
+    colours.add_row("[green]ok")
+    text = printed(*bench_parts(result), *compare_parts(compare(result, result, ("[/a]", "b"))), colours)
+    for words in ("[/x] 1 bit", "emqdeploy[tensorrt]", "[/title]", "[/caption]", "[/a]"):
+        assert words in text
+    assert "[green]" not in text
+
+
+def test_a_table_that_fits_stays_whole() -> None:
+    """Parts begin where the terminal ends, and a first column that is too wide on its own is not repeated alone."""
+    console = Console(width=40, force_terminal=True)
+    narrow = table("t", "a", "b", "c")
+    narrow.add_row("1", "2", "3")
+    assert [len(part.columns) for part in fitting(narrow, console)] == [3]
+    wide = table("t", "a" * 30, *(letter * 12 for letter in "bcd"))
+    wide.add_row(*"1234")
+    assert [len(part.columns) for part in fitting(wide, console)] == [2, 2, 2]
+
+
+def test_tables_of_training_take_names(printed: Any) -> None:
+    """Trained, unseen, calibrated; usable or worth training."""
+    text = printed(accuracy_table("Accuracy", {"8": 99.0, "4": 98.0, "2a4": 97.0}, ["8", "2a4"]))
+    assert [line.split("│")[3].strip() for line in text.splitlines() if "%" in line] == ["trained", "unseen", "trained"]
+    assert "calibrated" in printed(accuracy_table("Accuracy", {"8": 99.0}, [], "post-training"))
+    result = {
+        **{"checkpoint": "model.emq", "seconds": 3.0, "calibration_images": 512, "float_accuracy": 99.1},
+        **{"accuracy": {"8": 99.0, "mixed": 90.0}, "usable": ["8"]},
+    }
+    text = printed(quantize_table(result, 1.0))
+    assert "usable" in text
+    assert "loses more than 1: train it" in text
+    assert "-9.10" in text
+
+
+def test_csv_says_what_a_child_is(tmp_path: Path) -> None:
+    """Widths as numbers, a map as JSON; one line per row."""
+    result = json.loads(RESULT.read_text())
+    result["rows"][0] |= {"label": "mixed", "weights": {"*": 4, "conv1": 8}}
+    save_csv(tmp_path / "bench.csv", result)
+    lines = (tmp_path / "bench.csv").read_text().splitlines()
+    assert lines[0].startswith("label,kind,child,weights,activations,bits,trained,runtime,accuracy,")
+    assert lines[1].startswith('mixed,child,1,"{""*"": 4, ""conv1"": 8}",8,1,True,onnxruntime,98.3')
+    assert lines[2].startswith("2 bits,child,2,2,8,2,True,onnxruntime,")
+    assert len(lines) == 1 + len(result["rows"])

@@ -1,0 +1,47 @@
+"""Using a network: accuracy per child, and the classes of one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emqdeploy.format.emq import save_checkpoint
+from emqdeploy.runtimes.use import evaluate, predict
+
+from ..mixing import mixed_network
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a mixed child beside plain ones."""
+    file = tmp_path_factory.mktemp("use") / "model.emq"
+    save_checkpoint(file, mixed_network().checkpoint)
+    return file
+
+
+def test_accuracy_is_measured_per_child(path: Path) -> None:
+    """Of those that were asked for, in their order; of all without a wish."""
+    asked = evaluate(path, "mixed,4", "onnxruntime", None, threads=1)
+    assert list(asked["accuracy"]) == ["mixed", "4"]
+    assert (asked["runtime"], asked["data"], asked["method"]) == ("onnxruntime", "digits", "training")
+    assert asked["trained"] == ["4", "mixed", "8"]
+    everything = evaluate(path, None, "onnxruntime", None, threads=1)["accuracy"]
+    assert list(everything) == ["4", "mixed", "8"]
+    assert {name: everything[name] for name in asked["accuracy"]} == asked["accuracy"]
+    assert all(0 <= percent <= 100 for percent in everything.values())
+
+
+def test_an_image_is_classified_at_a_child(path: Path, tmp_path: Path) -> None:
+    """Best class first; the widest child without a wish."""
+    image = tmp_path / "eight.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(image)
+    found = predict(path, image, "mixed", top=3)
+    assert (found["child"], found["bits"]) == ("mixed", 4)
+    odds = [entry["probability"] for entry in found["predictions"]]
+    assert len(odds) == 3
+    assert odds == sorted(odds, reverse=True)
+    assert found["class"] == found["predictions"][0]["class"]
+    assert predict(path, image, None)["child"] == "8"

@@ -1,0 +1,65 @@
+"""Distillation: each child learns from whom it should."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from emqdeploy.format.child import Child
+from emqdeploy.training.distillation import DISTILLATIONS, CachedDistillation, Distillation
+
+ONE, TWO, FOUR, TOP = map(Child.of, (1, 2, 4, 8))
+LABELS, INDICES = torch.tensor([0, 1]), torch.tensor([5, 2])
+HIGH, LOW, LOWEST = (torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+
+
+def made(name: str, weight: float = 1.0) -> Distillation:
+    """A distillation for six images and three classes, 8 bits on top."""
+    return DISTILLATIONS[name](6, 3, TOP, weight, torch.device("cpu"))
+
+
+def soft(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with another child's softmax."""
+    return -(teacher.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+def test_soft_learns_from_the_top_and_recursive_from_the_next() -> None:
+    """The two differ in whom the lowest child listens to."""
+    for name, teacher in (("soft", HIGH), ("recursive", LOW)):
+        target = made(name)
+        torch.testing.assert_close(
+            target.losses(TOP, HIGH, LABELS, INDICES), F.cross_entropy(HIGH, LABELS, reduction="none")
+        )
+        torch.testing.assert_close(target.losses(FOUR, LOW, LABELS, INDICES), soft(LOW, HIGH))
+        torch.testing.assert_close(target.losses(ONE, LOWEST, LABELS, INDICES), soft(LOWEST, teacher))
+
+
+def test_weight_mixes_in_the_label() -> None:
+    """At weight 0 distillation is off."""
+    target = made("soft", 0.0)
+    target.losses(TOP, HIGH, LABELS, INDICES)
+    torch.testing.assert_close(
+        target.losses(FOUR, LOW, LABELS, INDICES), F.cross_entropy(LOW, LABELS, reduction="none")
+    )
+
+
+def test_cached_uses_the_last_epoch_and_labels_where_there_is_none() -> None:
+    """Image 5 was seen by the top child an epoch ago, image 2 was not."""
+    target = made("cached")
+    target.start_epoch(0.0)
+    target.remember(TOP, INDICES[:1], HIGH[:1])
+    target.remember(FOUR, INDICES, LOW)  # only the top child teaches
+    target.start_epoch(1.0)
+    losses = target.losses(TWO, LOW, LABELS, INDICES)
+    torch.testing.assert_close(losses[:1], soft(LOW[:1], HIGH[:1]), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(losses[1:], F.cross_entropy(LOW[1:], LABELS[1:], reduction="none"))
+
+
+def test_cache_survives_saving() -> None:
+    """A resumed run must learn from the same targets."""
+    target, other = made("cached"), made("cached")
+    target.remember(TOP, INDICES, HIGH)
+    target.start_epoch(0.5)
+    other.restore(target.state())
+    assert isinstance(other, CachedDistillation)
+    torch.testing.assert_close(other.losses(TWO, LOW, LABELS, INDICES), target.losses(TWO, LOW, LABELS, INDICES))
