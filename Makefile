@@ -26,7 +26,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
@@ -39,6 +39,9 @@ test: $(VENV)/.emqdeploy-dev ## run the quick tests
 
 test-all: $(VENV)/.emqdeploy-dev ## run all tests but those that need a GPU
 	$(RUN) -m pytest -m "not gpu"
+
+soak: $(VENV)/.emqdeploy-dev ## read damaged files for MINUTES (10), on from where the last sitting ended
+	$(RUN) -m benchmarks.soak --minutes $(or $(MINUTES),10)
 
 lint: $(VENV)/.emqdeploy-dev ## check style, format and types
 	$(RUN) -m ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,21 @@ _REASONS = {
     errno.ENOENT: "its directory does not exist; create the directory first",
     errno.EISDIR: "it is a directory; name a file",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EFBIG: "it is larger than a file may be here; see: ulimit -f",
+    errno.EMFILE: "too many files are open; raise the limit with: ulimit -n 1024",
+    errno.ENFILE: "this machine has too many open files; close other programs",
+    errno.ENOMEM: "the memory is used up; close other programs or do less at once",
+    errno.EAGAIN: "this machine has too many processes or threads; close other programs, or see: ulimit -u",
 }
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and new line, what turns the direction of text around, and halves of characters."""
+
+
+def plain_text(text: object) -> str:
+    """Words from a file, a device or a person as a terminal may show them: what would command it is spelled out."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 class EmqError(Exception):
@@ -47,6 +62,15 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> EmqError:
     """
     reason = _REASONS.get(error.errno or 0) or error.strerror or str(error)
     return EmqError(f"cannot write {os.fspath(path)}: {reason}")
+
+
+def explain(error: OSError | MemoryError) -> str:
+    """The sentence for what the operating system refused."""
+    if isinstance(error, MemoryError):
+        return _REASONS[errno.ENOMEM]
+    reason = _REASONS.get(error.errno or 0) if error.errno != errno.ENOENT else "it does not exist"
+    reason = reason or error.strerror or str(error)
+    return f"{os.fspath(error.filename)!s}: {reason}" if isinstance(error.filename, str | os.PathLike) else reason
 
 
 def require(package: str, extra: str) -> ModuleType:

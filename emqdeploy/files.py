@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the whole new one, even after a power cut."""
+"""Files of any origin: read only where they are regular and of bounded size, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,69 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from emqdeploy.errors import EmqError, cannot_write
+
+LARGEST_TEXT = 64 << 20
+"""Bytes of a manifest, result or report at most."""
+
+LARGEST_MODEL = (1 << 31) - 1
+"""Bytes of a serialised graph at most: protobuf has no larger ones."""
+
+
+def open_regular(path: str | os.PathLike[str], remedy: str, inside: Path | None = None) -> int:
+    """Open a file for reading; a pipe, a device or a directory is refused and never waited for.
+
+    Args:
+        path: The file.
+        remedy: How the sentence of an error ends.
+        inside: A directory that the file must lie in once links are followed.
+
+    Returns:
+        A descriptor, which the caller closes.
+
+    Raises:
+        EmqError: The file cannot be read, is not regular, or lies elsewhere.
+    """
+    name, follow = os.fspath(path), 0
+    if inside is not None:
+        name, follow = os.path.realpath(path), os.O_NOFOLLOW
+        if not Path(name).is_relative_to(os.path.realpath(inside)):
+            raise EmqError(f"{path} is a link that leads out of {inside}; {remedy}")
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise EmqError(f"cannot read {path}: {reason}; {remedy}") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file"
+        raise EmqError(f"cannot read {path}: {kind}; {remedy}")
+    return descriptor
+
+
+def read_bytes(path: str | os.PathLike[str], most: int, remedy: str, inside: Path | None = None) -> bytes:
+    """Read a whole file of bounded size; the rest as `open_regular`.
+
+    Args:
+        path: The file.
+        most: Bytes of it at most.
+        remedy: How the sentence of an error ends.
+        inside: A directory that the file must lie in once links are followed.
+    """
+    descriptor = open_regular(path, remedy, inside)
+    with open(descriptor, "rb", buffering=0) as file:
+        size = os.fstat(descriptor).st_size
+        if size > most:
+            raise EmqError(f"cannot read {path}: it has {size} bytes, at most {most} are read; {remedy}")
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise EmqError(f"cannot read {path}: {error.strerror}; {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -41,7 +100,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         # Not tempfile: it creates files that only their owner may read, whatever the umask says.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, target)
     except OSError as error:
         # An error about another file (an input that the block reads) is not ours to explain.
@@ -53,7 +112,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     # The rename itself reaches the disk with its directory; some file systems cannot flush those.
     with contextlib.suppress(OSError):
-        _flush(target.parent)
+        flush(target.parent)
 
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
@@ -86,10 +145,25 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until what ``path`` holds is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class _OnlyTried(Exception):
+    """Ends a write that was never meant to end well."""
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises now what writing to ``path`` would raise after long work; what is there stays as it is.
+
+    Raises:
+        EmqError: The file cannot be written; the message names it and the reason.
+    """
+    with contextlib.suppress(_OnlyTried), atomic_path(path) as temporary:
+        temporary.write_bytes(b"\0")
+        raise _OnlyTried

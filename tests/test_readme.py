@@ -19,8 +19,10 @@ def _blocks(text: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which every console command of the README has run."""
+    """A directory with the TOML files of the README, in which every console command of it has run."""
     home = tmp_path_factory.mktemp("readme")
+    for block in _blocks(README, "toml"):
+        (home / block.splitlines()[0].removeprefix("# ")).write_text(block)
     commands = [
         line[2:] for block in _blocks(README, "console") for line in block.splitlines() if line.startswith("$ ")
     ]
@@ -36,9 +38,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_leave_what_the_readme_shows(home: Path) -> None:
-    """A trained checkpoint and a proven 4-bit file."""
+    """A trained checkpoint, a proven 4-bit file, and one of a child with widths per layer."""
     assert (home / "runs/digits-resnet8-001/model.emq").exists()
     assert (home / "runs/digits-resnet8-001/bundle/model-w4.onnx").exists()
+    assert (home / "runs/mixed/bundle/model-mixed.onnx").exists()
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/runtimes.md", "docs/export.md", "docs/policy.md"])

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "emqdeploy"
 
 FLOORS = (
-    ("errors", "files", "registry", "progress", "options", "__init__"),
+    ("ending", "errors", "files", "locks", "registry", "progress", "options", "processes", "__init__"),
     ("format",),
     ("graph",),
     ("data",),

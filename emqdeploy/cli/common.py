@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from emqdeploy.errors import plain_text
+
 PathArgument = Annotated[
     Path | None, typer.Argument(help="A run, bundle, .emq or exported .onnx file; the latest run by default.")
 ]
@@ -28,7 +30,7 @@ def explicit_options(context: typer.Context) -> set[str]:
 
 def say(line: str) -> None:
     """Tells what is being done, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(plain_text(line), file=sys.stderr, flush=True)
 
 
 def finish(result: dict[str, Any], as_json: bool, *parts: Any) -> None:

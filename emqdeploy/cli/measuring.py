@@ -19,8 +19,11 @@ from emqdeploy.cli.common import (
     say,
 )
 from emqdeploy.cli.generated import with_options
+from emqdeploy.ending import exit_code
+from emqdeploy.errors import UsageError
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.options import from_flags
+from emqdeploy.remote.place import Place
 
 
 @app.command("eval")
@@ -53,7 +56,7 @@ def evaluate(
 
 
 @app.command()
-@with_options(BenchSettings)
+@with_options(BenchSettings, Place)
 def bench(
     context: typer.Context,
     path: PathArgument = None,
@@ -63,6 +66,9 @@ def bench(
     html: Annotated[Path | None, typer.Option(help="Also write a report for a browser, one file, offline.")] = None,
     replay: Annotated[
         Path | None, typer.Option(help="Measure again with the settings of this result (.json or .html).")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the bench that was to write this file and was interrupted.")
     ] = None,
     json_: JsonOption = False,
     **flags: Any,
@@ -84,8 +90,12 @@ def bench(
       emqdeploy bench --scenario single,switch,adaptive --policy "latency_p99=20ms" --html report.html
 
       emqdeploy bench --replay report.html --out again.json
+
+      emqdeploy bench --resume bench.json
     """
+    from emqdeploy.files import check_writable
     from emqdeploy.measuring.bench import bench as measure
+    from emqdeploy.measuring.journal import Journal
     from emqdeploy.measuring.result import save_result
     from emqdeploy.remote.bench import bench_there
     from emqdeploy.report.bench_csv import save_csv
@@ -95,17 +105,29 @@ def bench(
 
     settings = BenchSettings(path=None if path is None else str(path), **from_flags(BenchSettings, flags))
     if replay is not None:
-        settings = replay_settings(replay, settings.path, explicit_options(context))
-    result = (measure if settings.host is None else bench_there)(settings, say)
+        settings = replay_settings(replay, settings, explicit_options(context))
+    place = Place(**from_flags(Place, flags))
+    if resume is not None and (out is not None or replay is not None or place.host is not None):
+        raise UsageError("--resume goes on where it stopped, on this machine; leave out --out, --replay and --host")
+    out = out or resume
+    for file in (out, csv, html):
+        if file is not None:
+            check_writable(file)
+    journal = None if out is None or place.host is not None else Journal(out)
+    if journal is not None and resume is not None:
+        settings = replay_settings(journal.resume(), settings, explicit_options(context), "--resume")
+    result = measure(settings, say, journal) if place.host is None else bench_there(settings, place, say)
     if out is not None:
         save_result(out, result)
+    if journal is not None and result["complete"]:
+        journal.end()
     if csv is not None:
         save_csv(csv, result)
     if html is not None:
         save_html(html, result)
     finish(result, json_, *bench_parts(result))
     if not result["complete"]:
-        raise typer.Exit(130)
+        raise typer.Exit(exit_code(1))
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 from emqdeploy.cli.app import app
 from emqdeploy.cli.common import JsonOption, PathArgument, finish, say
 from emqdeploy.cli.generated import with_options
+from emqdeploy.ending import exit_code
 from emqdeploy.options import from_flags
 from emqdeploy.serving.settings import ServeSettings
 
@@ -51,6 +52,8 @@ def run(
     with LiveView() as view:
         result = serve(settings, None if table is None else read_result(table), view, say)
     finish(result, json_, *run_parts(result))
+    if result["interrupted"] and not (settings.watch or settings.repeat):  # which end in no other way
+        raise typer.Exit(exit_code(1))
 
 
 @app.command()

@@ -44,6 +44,7 @@ def _train(
     **flags: Any,
 ) -> None:
     from emqdeploy.format.child import FLOAT, in_order
+    from emqdeploy.format.emq import read_card
     from emqdeploy.report.terminal import accuracy_table
     from emqdeploy.training.command import train_from_flags
 
@@ -64,7 +65,8 @@ def _train(
     }
     what = values["checkpoint"] or f"{result.run}/latent.safetensors (float network)"
     title = f"{what}: test accuracy of the deployed network, {values['seconds']:.0f} s of training"
-    example = "4" if "4" in accuracy and len(result.checkpoints) < 2 else next(iter(accuracy))
+    first = [child.name for child in read_card(result.checkpoints[0])[1]] if result.checkpoints else list(accuracy)
+    example = "4" if "4" in first else first[0]
     # Several files in one run have to be named one by one.
     network = result.run if len(result.checkpoints) < 2 else result.checkpoints[0]
     hints = (

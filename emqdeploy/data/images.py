@@ -12,12 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from emqdeploy.errors import EmqError, UsageError, require
+from emqdeploy.files import open_regular
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the picture."""
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """What names an image file."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What a file may hold, whatever its name says; Pillow knows others, and starts Ghostscript for one of them."""
+
+MOST_PIXELS = 100_000_000
+"""Of a picture; a kilobyte can claim more and would fill the memory."""
 
 _PLAIN_RESIZE_UP_TO = 64  # pixels; small pictures are all subject, there is no border to crop
 _CROP, _RESIZED = 224, 256  # the usual ImageNet evaluation: resize the shorter side to 256, take the middle 224
@@ -42,19 +49,23 @@ def open_image(path: Path, channels: int) -> Any:
     """Decode a file as an upright Pillow image of 1 (grey) or 3 (colour) channels.
 
     Raises:
-        EmqError: The file is missing, truncated or no image; the message names it.
+        EmqError: The file is missing, truncated, no image or too large; the message names it.
     """
     pil = require("PIL.Image", "runtime")
     orient = require("PIL.ImageOps", "runtime").exif_transpose
-    try:
-        with pil.open(path) as opened:
-            return orient(opened).convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no image {path}; check the path") from error
-    except PermissionError as error:
-        raise EmqError(f"cannot read {path}: {error.strerror}; change its permissions") from error
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        raise EmqError(f"{path} is not a readable image; replace or remove it") from error
+    if not os.path.exists(path):
+        raise UsageError(f"there is no image {path}; check the path")
+    with open(open_regular(path, "name an image file that you may read"), "rb") as file:
+        try:
+            with pil.open(file, formats=FORMATS) as opened:
+                pixels = opened.width * opened.height
+                if pixels <= MOST_PIXELS:
+                    return orient(opened).convert("L" if channels == 1 else "RGB")
+        except pil.DecompressionBombError:
+            pixels = MOST_PIXELS + 1
+        except Exception as error:  # of a damaged picture a decoder raises nearly anything
+            raise EmqError(f"{path} is not a readable image; replace or remove it") from error
+    raise EmqError(f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller or remove it")
 
 
 def evaluation_box(picture_width: int, picture_height: int, height: int, width: int) -> Box | None:

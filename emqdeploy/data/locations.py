@@ -13,7 +13,10 @@ _DEBIAN_DATASETS = Path("/usr/share/datasets")
 
 def cache_folder() -> Path:
     """Return where data sets lie when no folder is named."""
-    return Path.home() / ".cache" / "emqdeploy"
+    try:
+        return Path.home() / ".cache" / "emqdeploy"
+    except RuntimeError as error:
+        raise EmqError("there is no home directory to keep data sets in; give --data-dir or set HOME") from error
 
 
 def find_or_download(

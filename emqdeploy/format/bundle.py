@@ -7,6 +7,7 @@ as, the way it is computed. Reading a bundle needs neither torch nor a runtime.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.files import LARGEST_MODEL, LARGEST_TEXT, open_regular, read_bytes
 from emqdeploy.format.card import (
     Card,
     ChildRecord,
@@ -180,10 +182,13 @@ class Bundle:
         """The children that some artefact serves, ascending."""
         return in_order(child for child in self.children if any(one.serves(child) for one in self.artefacts))
 
-    @property
+    @functools.cached_property
     def checkpoint_path(self) -> Path | None:
-        """The ``.emq`` in the bundle; it checks its own hashes when it is loaded."""
-        return None if self.checkpoint is None else self.path / self.checkpoint
+        """The ``.emq`` in the bundle, once it matches its hash in the manifest."""
+        if self.checkpoint is None:
+            return None
+        _check_hash(self.path, self.checkpoint, self.files[self.checkpoint].sha256)
+        return self.path / self.checkpoint
 
     def children_of(self, artefact: Artefact) -> tuple[Child, ...]:
         """The children that an artefact answers for, ascending."""
@@ -200,6 +205,14 @@ class Bundle:
             EmqError: there is no manifest, it is damaged or of an unknown schema, it names a file that is missing, has
                 another size or lies outside the bundle.
         """
+        bundle = cls.read(path)
+        for name, record in bundle.records.items():
+            _check_file(bundle.path, name, record.size_bytes)
+        return bundle
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Reads the manifest alone, whatever became of the files that it names; `check` looks at them."""
         directory = Path(path)
         if directory.name == MANIFEST_FILE:
             directory = directory.parent
@@ -210,11 +223,18 @@ class Bundle:
             _check_names(manifest, children)
         except ValueError as error:
             raise damaged(directory / MANIFEST_FILE, error, _REMEDY) from error
-        for name, size in [(one.file, one.size_bytes) for one in manifest.artefacts]:
-            _check_file(directory, name, size)
-        for name, record in manifest.files.items():
-            _check_file(directory, name, record.size_bytes)
         return cls(directory, manifest.card, children, manifest.artefacts, manifest.files, manifest.checkpoint)
+
+    @property
+    def records(self) -> dict[str, SharedFile]:
+        """Hash and size of every file that the manifest names, by its place."""
+        return self.files | {one.file: SharedFile(one.sha256, one.size_bytes) for one in self.artefacts}
+
+    def check(self, name: str) -> None:
+        """Raises unless a file lies in the bundle and is what the manifest says."""
+        record = self.records[name]
+        _check_file(self.path, name, record.size_bytes)
+        _check_hash(self.path, name, record.sha256)
 
     def file_of(self, artefact: Artefact) -> Path:
         """Returns the path of an artefact's file once it and what it shares match their hashes."""
@@ -222,6 +242,14 @@ class Bundle:
         for name in artefact.shared:
             _check_hash(self.path, name, self.files[name].sha256)
         return self.path / artefact.file
+
+    def content_of(self, artefact: Artefact) -> bytes:
+        """Returns an artefact's file, whose bytes match its hash."""
+        return _read_checked(self.path, artefact.file, artefact.sha256)
+
+    def shared_content(self, name: str) -> bytes:
+        """Returns a file that artefacts share, likewise."""
+        return _read_checked(self.path, name, self.files[name].sha256)
 
     def find(
         self, target: str, child: ChildLike | None = None, role: str = CHILD, flavour: str | None = None
@@ -251,7 +279,11 @@ _BLOCK = 1 << 20
 
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
+    return _sha256(open_regular(path, "name an existing file"))
+
+
+def _sha256(descriptor: int) -> str:
+    with open(descriptor, "rb", buffering=0) as file:
         digest = hashlib.sha256()
         while block := file.read(_BLOCK):
             digest.update(block)
@@ -279,12 +311,9 @@ def _check_names(manifest: Manifest, children: tuple[Child, ...]) -> None:
 def _read_manifest(directory: Path) -> Manifest:
     manifest = directory / MANIFEST_FILE
     try:
-        data = manifest.read_bytes()
-    except OSError as error:
-        raise EmqError(
-            f"{directory} is no bundle: {MANIFEST_FILE} cannot be read ({error.strerror}); name the directory that"
-            " emqdeploy export wrote"
-        ) from error
+        data = read_bytes(manifest, LARGEST_TEXT, "name the directory that emqdeploy export wrote", directory)
+    except EmqError as error:
+        raise EmqError(f"{directory} is no bundle: {error}") from error
     try:
         schema = decode(_Schema, data).schema
         if schema == SCHEMA:
@@ -309,9 +338,17 @@ def _check_file(directory: Path, name: str, size_bytes: int) -> None:
 
 def _check_hash(directory: Path, name: str, expected: str) -> None:
     path = directory / name
-    try:
-        actual = sha256(path)
-    except OSError as error:
-        raise EmqError(f"cannot read {path}: {error.strerror}; export again") from error
-    if actual != expected:
-        raise EmqError(f"{path} was altered: it does not match its hash in the bundle's manifest; export again")
+    if _sha256(open_regular(path, _REMEDY, directory)) != expected:
+        raise _altered(path)
+
+
+def _read_checked(directory: Path, name: str, expected: str) -> bytes:
+    path = directory / name
+    data = read_bytes(path, LARGEST_MODEL, _REMEDY, directory)
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise _altered(path)
+    return data
+
+
+def _altered(path: Path) -> EmqError:
+    return EmqError(f"{path} was altered: it does not match its hash in the bundle's manifest; {_REMEDY}")

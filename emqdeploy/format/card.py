@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.errors import EmqError, UsageError, plain_text
 from emqdeploy.format.child import FLOAT_BITS, Child, check_unique
 
 MOST_CLASSES = 1_000_000
@@ -128,7 +128,7 @@ def decode(kind: type[R], data: bytes | str) -> R:
     try:
         return msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(plain_text(error)) from error
 
 
 def convert(kind: type[R], values: Any) -> R:
@@ -136,7 +136,7 @@ def convert(kind: type[R], values: Any) -> R:
     try:
         return msgspec.convert(values, kind, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(plain_text(error)) from error
 
 
 def encode(record: Any) -> bytes:

@@ -120,9 +120,11 @@ class Child:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "weights", Widths.read(weights))
         object.__setattr__(self, "activations", Widths.read(activations))
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "all":
+        if name == "all":
+            raise UsageError("'all' cannot name a child, it stands for every child; choose another name")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a child; use up to 64 letters, digits, '_', '.', '+' and '-'")
-        if self.weights == self.activations == Widths(FLOAT_BITS):
+        if name == "float" and self.weights == self.activations == Widths(FLOAT_BITS):
             return
         for what, widths, allowed in (
             ("weight", self.weights, WEIGHT_BITS),
@@ -132,8 +134,22 @@ class Child:
                 if type(bits) is not int or bits not in allowed:
                     where = f" of {layer}" if layer else ""
                     raise UsageError(
-                        f"child {name!r} has {what} width {bits}{where}; allowed: {allowed[0]}..{allowed[-1]}"
+                        f"child {name!r} has {what} width {bits!r}{where}; allowed: {allowed[0]}..{allowed[-1]}"
                     )
+        self._check_meaning()
+
+    def _check_meaning(self) -> None:
+        """Raises for a name that people would read as other widths."""
+        short = _SHORT.fullmatch(self.name)
+        meant = short is None or (
+            short[2] is None and (Widths(int(short[1])), Widths(int(short[3] or MASTER_BITS))) == self._widths
+        )
+        if not meant or self.name.lower() == "float":
+            raise UsageError(f"{self.name!r} reads as other widths than the child has; choose another name")
+
+    @property
+    def _widths(self) -> tuple[Widths, Widths]:
+        return self.weights, self.activations
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -210,6 +226,8 @@ def parse_children(text: str, activations: int | str = 8, option: str = "--bits"
         assert first is not None
         if last is not None and last < first:
             raise UsageError(f"{option} has the range {part!r}; write the smaller width first, {_EXAMPLE}")
+        if first == FLOAT_BITS and narrow not in (None, FLOAT_BITS):
+            raise UsageError(f"{option} has {part!r}; the float network is 32 in weights and activations, write 32")
         children += [Child.of(bits, narrow or activations) for bits in range(first, (last or first) + 1)]
     return check_unique(children, option)
 
@@ -217,8 +235,9 @@ def parse_children(text: str, activations: int | str = 8, option: str = "--bits"
 def check_unique(children: Iterable[Child], option: str = "--bits") -> tuple[Child, ...]:
     """Returns the children; raises where two have one name, or there are none."""
     found = tuple(children)
-    names = [child.name for child in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    # Names become file names, and there are file systems that take no notice of case.
+    names = [child.name.lower() for child in found]
+    twice = next((child.name for child in found if names.count(child.name.lower()) > 1), None)
     if twice is not None:
         raise UsageError(f"{option} names child {twice!r} twice; name each once")
     if not found:
@@ -237,7 +256,7 @@ def find_child(children: Sequence[Child], wanted: ChildLike) -> Child:
     if isinstance(wanted, Child):
         if wanted in children:
             return wanted
-        return _found([child for child in children if child.name == wanted.name], children, wanted.name)
+        raise UsageError(f"no child {wanted.name!r} of these widths here; {_available(children)}")
     # numpy's whole numbers are welcome; True, 8.0 and lists are somebody's mistake.
     if not isinstance(wanted, (Integral, str)) or isinstance(wanted, bool):
         raise UsageError(f"{wanted!r} names no child; {_available(children)}")

@@ -49,6 +49,7 @@ from emqdeploy.format.emq_schema import (
     widths_of,
 )
 from emqdeploy.format.frozen import FrozenLayer, FrozenNetwork, FrozenSite
+from emqdeploy.format.gate import Expected, check_graph
 from emqdeploy.format.grid import Grid, Kind, pack_planes, unpack_planes
 from emqdeploy.format.tensor_file import TensorFile, flat, hash_tensor, write_tensors
 
@@ -57,6 +58,9 @@ SUFFIX = ".emq"
 
 LARGEST_SKELETON = 256 << 20
 """Bytes of a graph without its weights, unpacked; a file that wants more is refused."""
+
+_MOST_STEPS = np.float32(1 << 31)
+"""Steps of a bias at most."""
 
 _REMEDY = "use the original file or train again"
 
@@ -121,6 +125,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
                 site.signed,
                 tuple(site.bits[child] for child in children),
                 tuple(site.scales[child] for child in children),
+                site.clamped,
             )
             for name, site in network.sites.items()
         ),
@@ -131,22 +136,28 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
     return write_tensors(path, {name: tensors[name] for name in order}, encode(header).decode())
 
 
-def load_checkpoint(path: str | os.PathLike[str], child: ChildLike | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike[str], child: ChildLike | None = None, sha256: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint, or only one child of it.
 
     Args:
         path: the file.
         child: read nothing beyond what this child needs; None reads every stored one.
+        sha256: of the whole file, where its bundle's manifest says what it has to be.
 
     Raises:
         EmqError: the file is missing, truncated, altered, not an ``.emq``, or of another format.
         UsageError: it does not hold the child.
     """
     with TensorFile(Path(path), _REMEDY) as file:
+        if sha256 is not None:
+            file.check_whole(sha256)
         header, stored = _read_header(file)
         children = stored if child is None else (find_child(stored, child),)
         network = _read_network(file, header, stored, children)
         skeleton = _inflate(file)
+        check_graph(skeleton, Expected(header.card, network.open_arrays()), Path(path))
         return Checkpoint(network, skeleton, header.card, file.bytes_read, file.size_bytes)
 
 
@@ -242,9 +253,15 @@ def _read_network(
             site.signed,
             {child: bits for child, bits in zip(stored, site.bits, strict=True) if child in children},
             {child: scale for child, scale in zip(stored, site.scales, strict=True) if child in children},
+            site.clamped,
         )
         for site in header.sites
     }
+    for name, frozen in layers.items():
+        for child, bias in frozen.biases.items():
+            step = np.float32(sites[frozen.site].scales[child]) * frozen.grids[child].scale
+            if not (np.abs(bias) < step * _MOST_STEPS).all():
+                raise file.fail(f"is damaged: a bias of layer {name!r} at child {child.name!r} is no int32")
     floats = {name.removeprefix("float/"): file.tensor(name) for name in header.hashes if name.startswith("float/")}
     return FrozenNetwork(layers, sites, children, floats)
 

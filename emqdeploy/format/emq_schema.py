@@ -37,12 +37,13 @@ class LayerRecord(Record, frozen=True):
 
 
 class SiteRecord(Record, frozen=True):
-    """An activation tensor: bits and scale per child, in the order of the children."""
+    """An activation tensor: bits and scale per child, in the order of the children; whether the graph clamps it."""
 
     name: Name
     signed: bool
     bits: tuple[Annotated[int, Meta(ge=ACTIVATION_BITS[0], le=ACTIVATION_BITS[-1])], ...]
     scales: tuple[Positive, ...]
+    clamped: bool
 
 
 class Header(Record, frozen=True):

@@ -59,20 +59,18 @@ class FrozenSite:
         signed: whether it can be negative.
         bits: activation bits per stored child.
         scales: value of one step per stored child.
+        clamped: whether the graph has an integer clamp for it: uint8 is wider than its codes at some child, be that
+            loaded or not.
     """
 
     signed: bool
     bits: dict[Child, int]
     scales: dict[Child, float]
+    clamped: bool
 
     def code_range(self, child: Child) -> CodeRange:
         """The codes of the tensor."""
         return code_range(self.bits[child], self.signed)
-
-    @property
-    def clamped(self) -> bool:
-        """Whether uint8 is wider than the codes at some child, so that the graph needs an integer clamp."""
-        return any((codes.low, codes.high) != (0, 255) for codes in map(self.code_range, self.bits))
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,22 @@ class FrozenNetwork:
             arrays[f"{name}.bias_scale"] = bias_scale
         return arrays
 
+    def open_arrays(self) -> dict[str, tuple[type, tuple[int, ...]]]:
+        """Type and shape of every array of `initializers`, which is the same at every child."""
+        found: dict[str, tuple[type, tuple[int, ...]]] = {}
+        for name, array in self.floats.items():
+            found[name] = (array.dtype.type, array.shape)
+        for name, site in self.sites.items():
+            found[f"{name}.scale"] = (np.float32, ())
+            if site.clamped:
+                found |= {f"{name}.{end}": (np.uint8, ()) for end in ("low", "high")}
+        for name, layer in self.layers.items():
+            channels = layer.codes.shape[:1]
+            found[f"{name}.weight"] = (np.int8, layer.codes.shape)
+            found[f"{name}.bias"] = (np.int32, channels)
+            found |= {f"{name}.{kind}": (np.float32, channels) for kind in ("weight_scale", "bias_scale")}
+        return found
+
     def _places(self, scratch: NDArray[np.uint8] | None) -> list[NDArray[np.uint8] | None]:
         """Where each layer's weights go."""
         if scratch is None:
@@ -162,5 +176,5 @@ def check_layers(child: Child, layers: Sequence[str], pinned: Mapping[str, bool]
             if what == "weights" and pinned[name] and bits != MASTER_BITS:
                 raise UsageError(
                     f"child {child.name!r} gives layer {name!r} {bits} bits, but it stays at 8 bits; leave it out of"
-                    " the child, or out of --keep-8bit"
+                    " the child, or see --keep-8bit and --small-groups"
                 )

@@ -16,7 +16,7 @@ graph computes, operation by operation; a difference of one code is a defect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -249,6 +249,11 @@ def code_range(bits: int, signed: bool) -> CodeRange:
         half = 1 << (bits - 1)
         return CodeRange(128, 128 - half, 127 + half)
     return CodeRange(0, 0, min((1 << bits) - 1, 127))
+
+
+def needs_clamp(signed: bool, widths: Iterable[int]) -> bool:
+    """Whether uint8 is wider than the codes of a tensor at some of its widths."""
+    return any((codes.low, codes.high) != (0, 255) for codes in (code_range(bits, signed) for bits in widths))
 
 
 def quantize(values: Floats, scale: float, codes: CodeRange) -> Codes:

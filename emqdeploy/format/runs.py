@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import UsageError, cannot_write
 from emqdeploy.format.emq import SUFFIX
 
 RUNS_ROOT = Path("runs")
@@ -13,10 +14,19 @@ CHECKPOINT_FILE = f"model{SUFFIX}"
 
 
 def next_run_path(root: Path, data: str, model: str) -> Path:
-    """Returns the next unused ``root/DATA-MODEL-NNN``."""
+    """Makes the next unused ``root/DATA-MODEL-NNN``, so that of two that ask at once each has its own."""
     stem = re.sub(r"[^\w.-]+", "-", f"{data.partition(':')[0]}-{model}")
     taken = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{stem}-[0-9][0-9][0-9]")]
-    return root / f"{stem}-{max(taken, default=0) + 1:03d}"
+    for number in itertools.count(max(taken, default=0) + 1):
+        path = root / f"{stem}-{number:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return path
+    raise AssertionError("there is always a next number")
 
 
 def find_checkpoint(path: Path | None, root: Path = RUNS_ROOT) -> Path:

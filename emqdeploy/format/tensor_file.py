@@ -18,14 +18,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from emqdeploy.errors import EmqError
-from emqdeploy.files import atomic_write_bytes
+from emqdeploy.errors import EmqError, plain_text
+from emqdeploy.files import atomic_write_bytes, open_regular
 
 ALIGNMENT = 64
 
 _KEY = "emqdeploy"
 _DIGEST = "digest"
 _LARGEST_HEADER = 64 << 20
+_BLOCK = 1 << 20
 _DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "I64": np.int64, "F64": np.float64, "I32": np.int32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
@@ -96,10 +97,7 @@ class TensorFile:
         self._remedy = remedy
 
     def __enter__(self) -> TensorFile:
-        try:
-            self._file = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise EmqError(f"cannot read {self.path}: {error.strerror}; name an existing .emq file") from error
+        self._file = open_regular(self.path, "name an existing .emq file")
         try:
             self.size_bytes = os.fstat(self._file).st_size
             self._read_header()
@@ -115,7 +113,16 @@ class TensorFile:
 
     def fail(self, what: str) -> EmqError:
         """The sentence for a file that is not what it should be."""
-        return EmqError(f"{self.path} {what}; {self._remedy}")
+        return EmqError(f"{self.path} {plain_text(' '.join(what[:400].split()))}; {self._remedy}")
+
+    def check_whole(self, sha256: str) -> None:
+        """Raises unless the file, as it is open here, has this SHA-256."""
+        digest = hashlib.sha256()
+        for start in range(0, self.size_bytes, _BLOCK):
+            digest.update(self._pread(start, min(_BLOCK, self.size_bytes - start)))
+        self.bytes_read -= self.size_bytes
+        if digest.hexdigest() != sha256:
+            raise self.fail("was altered: it does not match its hash in the bundle's manifest")
 
     def offset(self, name: str) -> int:
         """Where a tensor's bytes begin in the file."""

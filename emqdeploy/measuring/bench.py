@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.errors import EmqError
 from emqdeploy.format.bundle import CHILD, SELECTOR
 from emqdeploy.format.child import Child
 from emqdeploy.measuring.devices import Device, find_device
 from emqdeploy.measuring.disturbance import Monitor
 from emqdeploy.measuring.fresh import cost_of_loading
+from emqdeploy.measuring.journal import Journal
 from emqdeploy.measuring.opening import Opening
 from emqdeploy.measuring.power import check_source, measure_energy
 from emqdeploy.measuring.result import SCHEMA
@@ -33,12 +34,13 @@ TIMED_IMAGES = 64
 """Different test images that latency is measured with, one after the other."""
 
 
-def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
+def bench(settings: BenchSettings, report: Report = silent, journal: Journal | None = None) -> dict[str, Any]:
     """Measures everything that the settings ask for, on this machine.
 
     Args:
-        settings: what to measure; `emqdeploy.remote.bench.bench_there` takes those that name a host.
+        settings: what to measure; `emqdeploy.remote.bench.bench_there` measures elsewhere.
         report: receives progress.
+        journal: keeps every finished scenario, and may hold some of an earlier bench, which are not measured again.
 
     Returns:
         the result, as `emqdeploy.measuring.result` describes it; of an interrupted run, what there is.
@@ -47,8 +49,6 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
         EmqError: nothing can be measured: a wrong setting, no such device, a damaged file.
     """
     settings.check()
-    if settings.host is not None:
-        raise UsageError(f"host is {settings.host!r}, which this machine is not; call remote.bench.bench_there")
     chosen = [(name, SCENARIOS[name]) for name in settings.scenarios]
     started = time.perf_counter()
     device = find_device(settings.device)
@@ -63,13 +63,17 @@ def bench(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
     monitor = Monitor(device.tree, device.readings)
     split = None if test is None else test.split
     rows = [new_row(subject) for subject in subjects]
+    if journal is not None:
+        journal.begin(result, rows)
     workbench = Workbench(settings, subjects, images, split, monitor, report, stop, result, rows)
     for name in set(settings.scenarios) & set(CHECKS):
         CHECKS[name](workbench)
     with stop_on_signals(stop), _locked_clocks(device, settings.lock_clocks):
         for name, scenario in chosen:
-            if not stop():
+            if not stop() and name not in result["scenarios"]:
                 _run(name, scenario, workbench)
+                if journal is not None and not stop():
+                    journal.keep(result, rows)
         measure_energy(workbench, device.energy_sources)
         _accuracy(workbench)
         _loading(workbench)

@@ -10,7 +10,7 @@ Result = Mapping[str, Any]
 _MACHINE = ("machine", "cpu", "cores", "system", "cpu_flags")
 _STATE = ("power_mode", "governor")
 _SOURCE = ("model", "data", "images", "sha256", "trained")
-_NO_SETTING = {"path", "host", "ssh", "host_python"}
+_NO_SETTING = {"path"}
 
 
 def different(a: Result, b: Result) -> list[dict[str, Any]]:

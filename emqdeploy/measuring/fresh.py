@@ -16,6 +16,7 @@ import numpy as np
 
 from emqdeploy.format.child import Child
 from emqdeploy.measuring.opening import Opening
+from emqdeploy.processes import python_command
 from emqdeploy.runtimes.base import find_adapter
 from emqdeploy.runtimes.machine import resident_bytes
 
@@ -32,7 +33,7 @@ def cost_of_loading(opening: Opening, children: Sequence[Child]) -> dict[str, An
         not tell), ``load_ms`` (file to network), ``first_output_ms``; or ``not_measured`` with the reason.
     """
     request = {"opening": opening.to_dict(), "children": [child.name for child in children]}
-    command = [sys.executable, "-m", "emqdeploy.measuring.fresh", json.dumps(request)]
+    command = python_command("emqdeploy.measuring.fresh", json.dumps(request))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().rpartition("\n")[2]

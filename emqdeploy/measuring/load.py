@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import sys
 from collections.abc import Iterator
+
+from emqdeploy.processes import python_code
 
 _BUSY = """
 import os, sys, time
@@ -23,7 +24,7 @@ def load(processes: int, seconds: float) -> Iterator[None]:
 
     Each ends by itself after ``seconds``, and at once when this process is gone. The block begins when all are busy.
     """
-    command = [sys.executable, "-S", "-c", _BUSY, str(seconds)]
+    command = python_code(_BUSY, str(seconds))
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) for _ in range(processes)]
     try:
         for process in started:

@@ -11,6 +11,7 @@ from typing import Any
 from emqdeploy.errors import UsageError
 from emqdeploy.format.bundle import BASELINE, CHILD, INPUT, SELECTOR, Artefact, Bundle, Role, is_bundle
 from emqdeploy.format.child import Child, ChildLike
+from emqdeploy.format.gate import Expected, check_graph
 from emqdeploy.format.grid import Floats
 from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.runtimes.base import find_adapter
@@ -86,7 +87,7 @@ class BaselineNetwork:
     """A bundle's float32 network, or the runtime's own int8 of it; it has no children.
 
     Args:
-        path: the ONNX file.
+        model: the ONNX graph, once it has passed the gate.
         artefact: what the manifest says about it.
         threads: threads inside an operator.
     """
@@ -94,8 +95,8 @@ class BaselineNetwork:
     name = "onnxruntime"
     children: tuple[Child, ...] = ()
 
-    def __init__(self, path: Path, artefact: Artefact, threads: int | None) -> None:
-        self._session = create_session(path, session_options(threads))
+    def __init__(self, model: bytes, artefact: Artefact, threads: int | None) -> None:
+        self._session = create_session(model, session_options(threads))
         self._artefact = artefact
 
     def __call__(self, images: Floats) -> Floats:
@@ -112,5 +113,7 @@ def _open_baseline(bundle: Bundle, name: str, threads: int | None) -> Source:
     artefact = next((one for one in bundle.baselines if one.id == name), None)
     if artefact is None:
         raise UsageError(f"{bundle.path} holds no baseline {name!r}; add it with: emqdeploy export --with-baselines")
-    network: Any = BaselineNetwork(bundle.file_of(artefact), artefact, threads)
+    model = bundle.content_of(artefact)
+    check_graph(model, Expected(bundle.card, {}), bundle.path / artefact.file)
+    network: Any = BaselineNetwork(model, artefact, threads)
     return Source(bundle.path, network, bundle.card, {})

@@ -18,6 +18,8 @@ MIN_SECONDS = 1.0
 MAX_SAMPLES = 10_000
 """Without a wish: at least so many samples and seconds per row, and never more samples than this."""
 
+LARGEST_BATCH = 65_536
+
 
 @dataclass(frozen=True)
 class BenchSettings:
@@ -42,9 +44,6 @@ class BenchSettings:
         energy_seconds: how long each row runs for the energy reading.
         lock_clocks: fix the clocks of a Jetson for the run and release them after it.
         policy: budgets of the adaptive scenario.
-        host: measure there, over ssh; None measures here.
-        ssh: the ssh command.
-        host_python: the Python of the host.
         warm_up_seconds: the longest wait for a row's median to settle.
         steady: inferences after each switch that tell the steady state.
         baselines: also measure the float32 and int8 baselines that the source holds.
@@ -77,9 +76,6 @@ class BenchSettings:
     energy_seconds: float = option(3.0, "How long each row runs for its energy.")
     lock_clocks: bool = option(False, "Fix a Jetson's clocks for the run, then release them.")
     policy: str | None = option(None, "Budgets of the adaptive scenario, such as latency_p99=20ms,accuracy>=97.")
-    host: str | None = option(None, "Measure there over ssh, for example user@192.168.55.1.")
-    ssh: str = option("ssh", "The ssh command, with options.")
-    host_python: str | None = option(None, "The host's Python; its python3 by default.")
     warm_up_seconds: float = 2.0
     steady: int = 10
     baselines: bool = True
@@ -124,8 +120,8 @@ class BenchSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 3600:
                 raise UsageError(f"{name} is {value:g}; it must be above 0 and at most 3600")
-        if any(batch < 1 for batch in self.batches) or not self.batches:
-            raise UsageError(f"batches are {self.batches}; give positive numbers, for example 1,8,32")
+        if not self.batches or not all(1 <= batch <= LARGEST_BATCH for batch in self.batches):
+            raise UsageError(f"batches are {self.batches}; give numbers from 1 to {LARGEST_BATCH}, for example 1,8,32")
 
     def command(self) -> str:
         """Returns the command line that measures this again; what has no flag stands in `to_dict` only."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.bundle import BASELINE, MANIFEST_FILE, SELECTOR, Bundle, is_bundle
+from emqdeploy.format.bundle import BASELINE, MANIFEST_FILE, SELECTOR, Bundle, is_bundle, sha256
 from emqdeploy.format.precision import precision_summary
 from emqdeploy.measuring.devices import Device
 from emqdeploy.measuring.opening import Opening, openings
@@ -120,6 +119,6 @@ def describe_source(source: Source) -> dict[str, Any]:
         "input_shape": list(source.input_shape),
         "classes": len(card.classes),
         "trained": list(card.trained),
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256(file),
         "images": None,
     }

@@ -11,6 +11,7 @@ import numpy as np
 
 from emqdeploy.data import Split, load_dataset
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.files import open_regular
 from emqdeploy.format.card import Card
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.runtimes.source import dataset_of
@@ -75,14 +76,16 @@ def load_test_set(path: Path) -> TestSet:
         EmqError: it is not there, or not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        opened = open(open_regular(path, "name an existing test set"), "rb")  # noqa: SIM115
+        with opened, np.load(opened, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             split = Split(file["images"], file["labels"])
+            name, classes = str(about["name"]), tuple(map(str, about["classes"]))
     except OSError as error:
         raise EmqError(f"cannot read {path}: {error.strerror or error}; name an existing test set") from error
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise EmqError(f"{path} is not a test set of emqdeploy ({error}); name a data set instead") from error
-    return TestSet(about["name"], split, tuple(about["classes"]))
+    return TestSet(name, split, classes)
 
 
 def _check(test: TestSet, card: Card) -> None:

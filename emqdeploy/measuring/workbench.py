@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emqdeploy.data import Split
+from emqdeploy.ending import ASKED
 from emqdeploy.format.bundle import Role
 from emqdeploy.format.child import Child
 from emqdeploy.format.grid import Floats
@@ -122,6 +123,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
+        ASKED.append(number)
 
     before = {number: signal.signal(number, request) for number in signals}
     try:

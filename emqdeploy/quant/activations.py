@@ -1,4 +1,4 @@
-"""Activation fake quantization: uniform codes with a learned clip, one clip per tensor and trained child."""
+"""Activation fake quantization: uniform codes with learned clips, per tensor and activation width or trained child."""
 
 from __future__ import annotations
 
@@ -63,21 +63,31 @@ class ActivationQuantizer(nn.Module):
     Args:
         signed: whether the tensor can be negative; a never-negative site replaces the ReLU before it.
         readers: the layers whose activation widths decide that of the tensor.
-        trained: the children that training visits; each has a clip of its own.
+        trained: the children that training visits.
         ceiling: an upper bound of the tensor (6 for ReLU6), which the clip never exceeds.
+        shares: whether children of one activation width learn one clip together; else each trained child has its own.
 
     Attributes:
-        log_clip: logarithm of each trained child's clip, ``(children,)``.
+        log_clip: logarithm of each clip, ``(widths,)`` or ``(children,)``.
         fixed: whether the clip is known and not learned: that of the input image.
     """
 
-    def __init__(self, signed: bool, readers: Readers, trained: Sequence[Child], ceiling: float | None = None) -> None:
+    def __init__(
+        self,
+        signed: bool,
+        readers: Readers,
+        trained: Sequence[Child],
+        ceiling: float | None = None,
+        shares: bool = True,
+    ) -> None:
         super().__init__()
         self.signed = signed
         self.readers = readers
         self.ceiling = ceiling
         self.trained = tuple(child for child in trained if child != FLOAT)
-        self.log_clip = nn.Parameter(torch.zeros(len(self.trained)))
+        self.shares = shares
+        self._keys = tuple(dict.fromkeys(self._key(child) for child in self.trained))
+        self.log_clip = nn.Parameter(torch.zeros(len(self._keys)))
         self.fixed = False
         self.observing = False
         self.use(FLOAT)
@@ -85,8 +95,17 @@ class ActivationQuantizer(nn.Module):
     def use(self, child: Child) -> None:
         """Sets the child of the next forward passes."""
         self._bits = FLOAT_BITS if child == FLOAT else self.bits_of(child)
-        self._index = self.trained.index(child) if child in self.trained else -1
+        self._index = -1 if child == FLOAT else self._place(child)
         self._borrowed = self.scale(child) if self._index < 0 and child != FLOAT else 0.0
+
+    def _key(self, child: Child) -> int | Child:
+        """What has a clip: the activation width, or the child."""
+        return self.bits_of(child) if self.shares else child
+
+    def _place(self, child: Child) -> int:
+        """Where a child's clip is; -1 where it has none."""
+        key = self._key(child)
+        return self._keys.index(key) if key in self._keys else -1
 
     def bits_of(self, child: Child) -> int:
         """Activation bits of the tensor at a child."""
@@ -100,7 +119,7 @@ class ActivationQuantizer(nn.Module):
         """Learned clip per trained child."""
         top = math.log(self.ceiling) if self.ceiling is not None else math.inf
         logs = self.log_clip.tolist()
-        return {child: math.exp(min(log, top)) for child, log in zip(self.trained, logs, strict=True)}
+        return {child: math.exp(min(logs[self._place(child)], top)) for child in self.trained}
 
     def scale(self, child: Child) -> float:
         """Value of one step at a child, as the float32 that is deployed."""
@@ -113,6 +132,8 @@ class ActivationQuantizer(nn.Module):
             return clips[child]
         bits = self.bits_of(child)
         alike = [other for other in clips if self.bits_of(other) == bits]
+        if alike and self.shares:
+            return clips[alike[0]]
         if alike:
             place, points = child.bits, [(other.bits, math.log(clips[other])) for other in alike]
         else:
@@ -124,7 +145,7 @@ class ActivationQuantizer(nn.Module):
     def set_clip(self, child: Child, clip: float) -> None:
         """Sets the clip of a trained child."""
         with torch.no_grad():
-            self.log_clip[self.trained.index(child)] = math.log(clip)
+            self.log_clip[self._place(child)] = math.log(clip)
 
     def fix_clip(self, clip: float) -> None:
         """Sets the clip of every child once and for all: the input image's range is known, not learned."""

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from emqdeploy.format.child import Child, in_order
 from emqdeploy.format.frozen import FrozenLayer, FrozenNetwork, FrozenSite
-from emqdeploy.format.grid import CodeRange, Grid, fold
+from emqdeploy.format.grid import CodeRange, Grid, fold, needs_clamp
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.layers import QuantLayer
 from emqdeploy.quant.network import MultiBitNetwork
@@ -26,6 +26,7 @@ def freeze(network: MultiBitNetwork, children: Sequence[Child]) -> FrozenNetwork
             signed=site.signed,
             bits={child: site.bits_of(child) for child in ordered},
             scales={child: site.scale(child) for child in ordered},
+            clamped=needs_clamp(site.signed, [site.bits_of(child) for child in ordered]),
         )
         for name, site in network.sites.items()
     }

@@ -50,6 +50,7 @@ class InsertionConfig:
             statistics.
         norm: what the normalizations share over the children, a name in `emqdeploy.quant.norms.NORMS`.
         keep_float: layers that are not quantized at all, by name or by the name of a module around them.
+        share_clips: whether children of one activation width learn the clip of a tensor together.
     """
 
     quantizer: FamilyOptions = field(default_factory=TanhOptions)
@@ -57,6 +58,7 @@ class InsertionConfig:
     small_groups: str = "pin"
     norm: str = "shared-affine"
     keep_float: tuple[str, ...] = ()
+    share_clips: bool = True
 
 
 def insert_quantizers(
@@ -91,7 +93,7 @@ def check_widths(options: FamilyOptions, children: Iterable[Child]) -> None:
         if strange and child != FLOAT:
             raise UsageError(
                 f"child {child.name!r} has {strange[0]}-bit weights, which quantizer {options.name!r} cannot make;"
-                f" allowed: {options.widths[0]}..{options.widths[-1]}, or use --quantizer tanh"
+                f" allowed: {options.widths[0]}..{options.widths[-1]}"
             )
 
 
@@ -221,6 +223,7 @@ class _Inserter:
             signed=is_input or not self.patterns.is_never_negative(tail),
             readers=Readers() if is_input else readers_of(self.patterns, tail, pinned.__contains__),
             trained=self.trained,
+            shares=self.config.share_clips,
             ceiling=6.0 if self.patterns.calls(tail, "relu6") else None,
         )
         if is_input:

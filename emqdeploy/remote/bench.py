@@ -8,16 +8,22 @@ import shlex
 import subprocess
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.errors import EmqError
+import msgspec
+
+from emqdeploy.errors import EmqError, plain_text
+from emqdeploy.files import LARGEST_TEXT
 from emqdeploy.graph.tensorrt_flavours import MODULES
+from emqdeploy.measuring.result import check_result
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.workbench import Stop, stop_on_signals
 from emqdeploy.progress import Report, silent
-from emqdeploy.remote.connection import FAILED, Connection, pump
+from emqdeploy.remote.connection import FAILED, Connection, last_line, pump
 from emqdeploy.remote.parcel import Parcel, job, pack
+from emqdeploy.remote.place import Place
 from emqdeploy.runtimes.base import find_adapter
 
 BEAT_S = 2.0
@@ -26,6 +32,21 @@ BEAT_S = 2.0
 OLDEST_PYTHON = (3, 10)
 """What travels runs on JetPack 6, whose TensorRT belongs to Python 3.10; installing emqdeploy needs a newer one."""
 
+_REMEMBERED = 100
+"""Lines of a device's progress that are kept."""
+
+
+class Probe(msgspec.Struct):
+    """What `emqdeploy.remote.probe` prints."""
+
+    python: tuple[int, int, int]
+    executable: str
+    machine: str
+    modules: list[str]
+    folder: str
+    free_bytes: int
+
+
 _FIND_INSTALLED = """
 for file in "$(command -v emqdeploy)" "$HOME/.local/bin/emqdeploy"; do
     if [ -f "$file" ]; then head -n 1 "$file"; exit 0; fi
@@ -33,23 +54,24 @@ done
 """
 
 
-def bench_there(settings: BenchSettings, report: Report = silent) -> dict[str, Any]:
-    """Measures on the host that the settings name and returns the result as if it had been measured here.
+def bench_there(settings: BenchSettings, place: Place, report: Report = silent) -> dict[str, Any]:
+    """Measures on a host and returns the result as if it had been measured here.
 
     Args:
-        settings: what to measure; paths are of this machine, ``host`` is as ssh knows it.
+        settings: what to measure; paths are of this machine.
+        place: the host, and the way to it; the result tells nothing of it.
         report: receives progress, also the device's own.
 
     Raises:
         EmqError: the host does not answer or lacks something, the connection broke, or the bench there failed.
     """
-    host = settings.host or ""
+    host = place.host or ""
     settings.check()
     report("packing the network and its test images")
     parcel = pack(settings)
     report(f"connecting to {host}")
-    with Connection(host, settings.ssh) as connection:
-        python = settings.host_python or _installed_python(connection) or "python3"
+    with Connection(host, place.ssh) as connection:
+        python = place.host_python or _installed_python(connection) or "python3"
         found = _probe(connection, python)
         parcel.files |= job(parcel.settings, found["executable"])
         try:
@@ -63,7 +85,6 @@ def bench_there(settings: BenchSettings, report: Report = silent) -> dict[str, A
         result = _run(connection, found, report)
     plain = settings.to_dict()
     result["source"]["path"] = settings.path or result["source"]["path"]
-    result["environment"]["host"] = host
     return result | {"settings": plain, "command": settings.command(), "notes": result["notes"] + parcel.notes}
 
 
@@ -77,7 +98,9 @@ def _probe(connection: Connection, python: str) -> dict[str, Any]:
     script = Path(__file__).with_name("probe.py").read_bytes()
     try:
         said = connection.run(f"exec {shlex.quote(python)} -", script)
-        found: dict[str, Any] = json.loads(said.strip().rpartition("\n")[2])
+        answer = msgspec.json.decode(said.strip().rpartition("\n")[2], type=Probe)
+        if any(plain_text(word) != word for word in (answer.executable, answer.machine, answer.folder)):
+            raise ValueError("a path with control characters")
     except ValueError:
         raise EmqError(
             f"{connection.host} does not answer as a device should: its {python} said {said.strip()[:80]!r};"
@@ -87,7 +110,7 @@ def _probe(connection: Connection, python: str) -> dict[str, Any]:
         if "lost" in str(error):
             raise
         raise EmqError(f"{error}; emqdeploy needs Python there, name one with --host-python") from None
-    return found
+    return msgspec.structs.asdict(answer)
 
 
 def check(host: str, found: dict[str, Any], parcel: Parcel) -> None:
@@ -148,28 +171,38 @@ def _copy(connection: Connection, parcel: Parcel, folder: str, report: Report) -
         parcel.send(process.stdin.write, progress)
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-    said = process.stderr.read().decode(errors="replace")
+    said: deque[str] = deque(maxlen=_REMEMBERED)
+    pump(process.stderr, said.append, process.kill)
     if process.wait() == FAILED:
-        raise connection.lost(said)
+        raise connection.lost("\n".join(said))
     if process.returncode != 0:
-        raise EmqError(f"{connection.host} could not unpack the files: {said.strip().rpartition(chr(10))[2]}")
+        raise EmqError(f"{connection.host} could not unpack the files: {last_line(chr(10).join(said))}")
 
 
 def _run(connection: Connection, found: dict[str, Any], report: Report) -> dict[str, Any]:
     """Starts the guard, keeps it alive, passes a Ctrl-C on as a wish to stop, and returns what the bench printed."""
-    command = f"exec {shlex.quote(found['executable'])} {shlex.quote(found['folder'] + '/guard.py')}"
+    command = f"exec {shlex.quote(found['executable'])} -I {shlex.quote(found['folder'] + '/guard.py')}"
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = connection.start(command, **pipes)
-    said: list[str] = []
-    printed: list[str] = []
+    said: deque[str] = deque(maxlen=_REMEMBERED)
+    errors: deque[str] = deque(maxlen=1)
+    printed: deque[str] = deque(maxlen=1)
 
     def hear(line: str) -> None:
         said.append(line)
-        if not line.startswith("error: "):
+        if line.startswith("error: "):
+            errors.append(line.removeprefix("error: "))
+        else:
             report(line)
 
     streams = ((process.stderr, hear), (process.stdout, printed.append))
-    threads = [threading.Thread(target=pump, args=stream, daemon=True) for stream in streams]
+    flooded = threading.Event()
+
+    def give_up() -> None:
+        flooded.set()
+        process.kill()
+
+    threads = [threading.Thread(target=pump, args=(*stream, give_up), daemon=True) for stream in streams]
     for thread in threads:
         thread.start()
     stop = Stop()
@@ -177,17 +210,42 @@ def _run(connection: Connection, found: dict[str, Any], report: Report) -> dict[
         _keep_alive(process, stop, report)
     for thread in threads:
         thread.join()
+    if flooded.is_set():
+        most = LARGEST_TEXT >> 20
+        raise EmqError(f"{connection.host} sent more than {most} MiB, which no bench does; check that machine")
     if process.returncode == FAILED:
         raise connection.lost("")
-    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     if errors:
         raise EmqError(f"on {connection.host}: {errors[-1]}")
     try:
-        result: dict[str, Any] = json.loads(printed[-1])
-    except (IndexError, ValueError):
+        return read_answer(connection.host, printed[-1])
+    except IndexError:
         last = said[-1] if said else f"exit code {process.returncode}"
         raise EmqError(f"the bench on {connection.host} failed: {last}") from None
-    return result
+
+
+def read_answer(host: str, line: str) -> dict[str, Any]:
+    """Checks what a device sent as a file would be checked; its words come out as plain text.
+
+    Raises:
+        EmqError: it is no result.
+    """
+    try:
+        result: dict[str, Any] = _plain(json.loads(line))
+        return check_result(Path("answer"), result)
+    except (ValueError, RecursionError, EmqError):
+        raise EmqError(
+            f"{host} answered with something that is no result of a bench ({plain_text(line[:60])!r}); run it again, or"
+            " check what that machine is"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {plain_text(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return plain_text(value) if isinstance(value, str) else value
 
 
 def _keep_alive(process: subprocess.Popen[bytes], stop: Stop, report: Report) -> None:

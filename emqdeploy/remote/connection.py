@@ -7,11 +7,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.errors import EmqError, UsageError, plain_text
+from emqdeploy.files import LARGEST_TEXT
 
 CONNECT_S = 15
 """How long a host may take to answer."""
@@ -20,6 +23,9 @@ ALIVE_S, ALIVE_COUNT = 5, 3
 """Signs of life: so often, and so many may be missed before the connection counts as lost."""
 
 _NOTES = ("Warning: Permanently added", "mux_client", "Control socket")
+
+ANSWER = 1 << 20
+"""Bytes that a host may say to a short command."""
 
 FAILED = 255
 """ssh's own exit code; others are the remote command's."""
@@ -59,7 +65,7 @@ class Connection:
             code = subprocess.run([*self._ssh, *options, "-fN", self.host], stderr=said, check=False).returncode
             if code != 0:
                 said.seek(0)
-                reason = last_line(said.read().decode(errors="replace")) or f"exit code {code}"
+                reason = last_line(said.read(ANSWER).decode(errors="replace")) or f"exit code {code}"
                 self._forget()
                 raise EmqError(f"cannot connect to {self.host}: {reason}; check that this works: ssh {self.host}")
         return self
@@ -84,13 +90,24 @@ class Connection:
         """
         streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         process = self.start(command, **streams)
-        out, err = process.communicate(said)
-        if process.returncode == FAILED:
-            raise self.lost(err.decode(errors="replace"))
+        out: list[str] = []
+        err: list[str] = []
+        heard = [(process.stdout, out.append), (process.stderr, err.append)]
+        threads = [threading.Thread(target=pump, args=(*one, process.kill, ANSWER), daemon=True) for one in heard]
+        for thread in threads:
+            thread.start()
+        with contextlib.suppress(BrokenPipeError):
+            cast(IO[bytes], process.stdin).write(said)
+        with contextlib.suppress(BrokenPipeError):
+            cast(IO[bytes], process.stdin).close()
+        for thread in threads:
+            thread.join()
+        if process.wait() == FAILED:
+            raise self.lost("\n".join(err))
         if process.returncode != 0:
-            reason = last_line(err.decode(errors="replace")) or f"exit code {process.returncode}"
+            reason = last_line("\n".join(err)) or f"exit code {process.returncode}"
             raise EmqError(f"{self.host} answers: {reason}")
-        return out.decode(errors="replace")
+        return "\n".join(out)
 
     def lost(self, said: str = "") -> EmqError:
         """The sentence for a broken connection."""
@@ -108,10 +125,22 @@ def last_line(text: str) -> str:
     """The last line that says something; ssh's own notes about its shared connection do not."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(_NOTES)]
-    return (told or lines or [""])[-1].rstrip(".")
+    return plain_text((told or lines or [""])[-1].rstrip("."))
 
 
-def pump(stream: IO[bytes], into: Any) -> None:
-    """Hands every line of a stream on until it ends."""
-    for line in stream:
-        into(line.decode(errors="replace").rstrip())
+def pump(stream: IO[bytes], into: Any, give_up: Callable[[], object], most: int = LARGEST_TEXT) -> None:
+    """Hands every line of a stream on, as plain text, until it ends.
+
+    Args:
+        stream: what a device says.
+        into: receives each line.
+        give_up: called once where there are more than ``most`` bytes; the rest is not read.
+        most: bytes in all.
+    """
+    left = most
+    while line := stream.readline(left + 1):
+        left -= len(line)
+        if left < 0:
+            give_up()
+            return
+        into(plain_text(line.decode(errors="replace").rstrip()))

@@ -1,6 +1,6 @@
 """Runs one job on the device and never outlives the connection; copied there, needs Python 3.6 and nothing else.
 
-It stands in the job's directory next to ``job.json`` (``command``, ``environment``). Standard input is the life line:
+It stands in the job's directory next to ``job.json`` (``command``). Standard input is the life line:
 the workstation writes to it every few seconds; when it closes or falls silent, the job is ended. ``stop`` asks the job
 to finish with what it has. In the end the directory is removed.
 """
@@ -28,7 +28,7 @@ def main():  # type: ignore[no-untyped-def]  # the device's Python may be too ol
     child = None
     try:
         # Whatever the job and its libraries put into temporary files goes with the directory.
-        environment = dict(os.environ, TMPDIR=folder, **job["environment"])
+        environment = dict(os.environ, TMPDIR=folder)
         child = subprocess.Popen(
             job["command"], cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
         )

@@ -21,6 +21,7 @@ from emqdeploy.format.bundle import MANIFEST_FILE, Bundle, is_bundle
 from emqdeploy.format.card import Card
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.testset import limited, read_test_set, save_test_set
+from emqdeploy.processes import archive_command
 from emqdeploy.runtimes.source import describe, find_network
 
 IMAGE_BUDGET = 64 << 20
@@ -72,7 +73,7 @@ def pack(settings: BenchSettings) -> Parcel:
     """Collects what a bench needs; reading the network here finds a bad path before anything is copied."""
     path = find_network(settings.path)
     card, _ = describe(path)
-    parcel = Parcel(replace(settings, host=None, ssh="ssh", host_python=None))
+    parcel = Parcel(settings)
     if is_bundle(path):
         bundle = Bundle.open(path)
         names = {MANIFEST_FILE, *bundle.files, *(artefact.file for artefact in bundle.artefacts)}
@@ -121,11 +122,10 @@ def package() -> bytes:
 
 def job(settings: BenchSettings, python: str) -> dict[str, Path | bytes]:
     """The files that start it: this package, settings, the guard and what it is to run."""
-    command = [python, "-m", "emqdeploy.measuring", "settings.json"]
-    environment = {"PYTHONPATH": PACKAGE}
+    command = archive_command(python, PACKAGE, "emqdeploy.measuring", "settings.json")
     return {
         PACKAGE: package(),
         "settings.json": json.dumps(settings.to_dict()).encode(),
-        "job.json": json.dumps({"command": command, "environment": environment}).encode(),
+        "job.json": json.dumps({"command": command}).encode(),
         "guard.py": Path(__file__).with_name("guard.py"),
     }

@@ -1,11 +1,14 @@
 """Says what a device has; sent to its Python over standard input, needs Python 3.6 and nothing else."""
 
-import importlib.util
-import json
-import platform
-import shutil
 import sys
-import tempfile
+
+sys.path[:] = [entry for entry in sys.path if entry]  # before all else: without the directory that the shell starts in
+
+import importlib.util  # noqa: E402
+import json  # noqa: E402
+import platform  # noqa: E402
+import shutil  # noqa: E402
+import tempfile  # noqa: E402
 
 MODULES = ("numpy", "msgspec", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
 

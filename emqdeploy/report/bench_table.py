@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from emqdeploy.measuring.rows import BenchRow, rows_of
@@ -28,13 +27,13 @@ def _speed(result: dict[str, Any], rows: list[BenchRow]) -> Table:
     for row in rows:
         ratio, drop = row.ratio_to_first, row.accuracy_drop
         speed.add_row(
-            escape(row.label) + (" *" if row.disturbed else ""),
-            escape(row.runtime),
+            row.label + (" *" if row.disturbed else ""),
+            row.runtime,
             percent(row.accuracy),
             "-" if drop is None else f"{drop:.2f}",
             *(milliseconds(getattr(row.latency_ms, key, None)) for key in ("p50", "p90", "p99")),
             "-" if ratio is None else f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-            escape(row.computed_as or "-"),
+            row.computed_as or "-",
         )
     return speed
 
@@ -50,8 +49,8 @@ def _costs(result: dict[str, Any], rows: list[BenchRow]) -> Table:
     for row in rows:
         used, idle, switched = row.energy.energy_mj_per_inference, row.energy.idle_power_w, switching.get(row.label, {})
         costs.add_row(
-            escape(row.label),
-            escape(row.stored_as or "-"),
+            row.label,
+            row.stored_as or "-",
             size(row.size_bytes),
             size(row.rss_bytes),
             milliseconds(row.load_ms),
@@ -71,7 +70,7 @@ def _throughput(result: dict[str, Any]) -> list[Table]:
     throughput = table("Images per second", "", *(f"batch {batch}" for batch in batches))
     for label in dict.fromkeys(row["label"] for row in rows):
         found = [speed.get((label, batch)) for batch in batches]
-        throughput.add_row(escape(label), *("-" if value is None else f"{value:,.0f}" for value in found))
+        throughput.add_row(label, *("-" if value is None else f"{value:,.0f}" for value in found))
     return [throughput]
 
 

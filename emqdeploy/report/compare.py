@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from emqdeploy.report.terminal import milliseconds, size, table
@@ -43,7 +42,7 @@ def _speed(result: Mapping[str, Any]) -> Table:
     for row in result["rows"]:
         p50, p99, accuracy = row["p50"] or {}, row["p99"], row["accuracy"] or {}
         speed.add_row(
-            escape(row["label"]) + (" *" if row["disturbed"] else ""),
+            row["label"] + (" *" if row["disturbed"] else ""),
             milliseconds(p50.get("a_ms")),
             milliseconds(p50.get("b_ms")),
             ratio(row["p50"]),
@@ -63,7 +62,7 @@ def _costs(result: Mapping[str, Any]) -> Table:
     )
     for row in result["rows"]:
         costs.add_row(
-            escape(row["label"]),
+            row["label"],
             pair(row["size_bytes"], size),
             pair(row["rss_bytes"], size),
             pair(row["load_ms"], milliseconds),

@@ -14,7 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from emqdeploy.report.terminal import milliseconds, percent
+from emqdeploy.errors import plain_text
+from emqdeploy.report.terminal import milliseconds, percent, styled
 
 LINE_S = 2.0
 """Between two lines where there is no terminal."""
@@ -48,7 +49,7 @@ class LiveView:
             self._live.update(panel(shown), refresh=True)
         elif shown["seconds"] >= self._next_s:
             self._next_s = shown["seconds"] + LINE_S
-            print(line(shown), file=sys.stderr, flush=True)
+            print(plain_text(line(shown)), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +78,7 @@ def panel(shown: dict[str, Any]) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_column()
-    facts.add_row("setting", Text(shown["setting"], style="bold cyan"))
+    facts.add_row("setting", styled(shown["setting"], "bold cyan"))
     facts.add_row("state", Text(_WORDS[shown["state"]], style=_STYLES[shown["state"]]))
     if recent:
         percentiles = "  ".join(f"{name} {milliseconds(float(np.percentile(recent, q)))}" for name, q in
@@ -90,15 +91,15 @@ def panel(shown: dict[str, Any]) -> RenderableType:
     facts.add_row("accuracy", f"{percent(shown['accuracy'])} {labels}")
     power = shown["power_w"]
     missing = f"not measured: {shown['no_power'] or 'no reading'}"
-    facts.add_row("power", missing if power is None else f"{power:.2f} W")
+    facts.add_row("power", styled(missing) if power is None else f"{power:.2f} W")
     if shown["temperature_c"] is not None:
         facts.add_row("hottest", f"{shown['temperature_c']:.0f} °C")
     latest = shown["latest"]
     if latest:
-        facts.add_row("latest", f"{latest['class']} ({100 * latest['probability']:.0f} %)  {latest['file']}")
-    facts.add_row("decision", Text(shown["last_decision"], overflow="fold"))
+        facts.add_row("latest", styled(f"{latest['class']} ({100 * latest['probability']:.0f} %)  {latest['file']}"))
+    facts.add_row("decision", styled(shown["last_decision"]))
     footer = Text("Ctrl-C ends and prints the summary", style="dim")
-    return Panel(Group(facts, footer), title=f"emqdeploy run: {shown['policy']}", title_align="left")
+    return Panel(Group(facts, footer), title=styled(f"emqdeploy run: {shown['policy']}"), title_align="left")
 
 
 def _sparkline(values: Sequence[float], limit: float | None, width: int = 60) -> Text:

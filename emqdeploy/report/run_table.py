@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from emqdeploy.report.terminal import milliseconds, percent, table
+from emqdeploy.report.terminal import milliseconds, percent, styled, table
 
 
 def run_parts(result: dict[str, Any]) -> list[Table | str]:
@@ -14,7 +14,8 @@ def run_parts(result: dict[str, Any]) -> list[Table | str]:
     budgets = table(f"{result['images']} images in {result['seconds']:.1f} s under {result['policy']}",
                     "budget", "over the whole run", "")  # fmt: skip
     for budget in result["budgets"]:
-        verdict = {True: "[green]met", False: "[red]MISSED", None: "not measured"}[budget["met"]]
+        known = {True: styled("met", "green"), False: styled("MISSED", "red")}
+        verdict = known.get(budget["met"], "not measured")
         budgets.add_row(budget["budget"], budget["shown"], verdict)
     served = table("What served", "setting", "images", "accuracy")
     for setting, counts in result["by_setting"].items():

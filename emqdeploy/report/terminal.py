@@ -6,30 +6,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
+from emqdeploy.errors import plain_text
 from emqdeploy.format.card import Card, convert
 from emqdeploy.format.child import Widths, in_words
 
 
 def show(*parts: Table | str) -> None:
     """Prints tables and lines to standard output; a pipe gets the full width, not a terminal's."""
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=160)
+        console = Console(markup=False, highlight=False, emoji=False, width=160)
     for part in parts:
         if isinstance(part, str):
-            console.print(part, soft_wrap=True)
+            console.print(styled(part), soft_wrap=True)
             continue
         # A title or a caption inside the table would be wrapped to the table's width.
         if part.title:
-            console.print(part.title, style="bold", soft_wrap=True)
+            console.print(styled(part.title, "bold"), soft_wrap=True)
         for piece in fitting(part, console):
-            console.print(piece, markup=True)
+            console.print(piece)
         if part.caption:
-            console.print(part.caption, style="dim italic")
+            console.print(styled(part.caption, "dim italic"))
+
+
+def styled(words: object, style: str = "") -> Text:
+    """Words as they are, whatever brackets and control characters are in them; a style comes from here alone."""
+    return words if isinstance(words, Text) else Text(plain_text(words), style)
 
 
 def fitting(found: Table, console: Console) -> list[Table]:
@@ -48,9 +54,9 @@ def fitting(found: Table, console: Console) -> list[Table]:
 def _of_columns(columns: Sequence[Column]) -> Table:
     made = Table()
     for column in columns:
-        made.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+        made.add_column(styled(column.header), justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
     for cells in zip(*(column.cells for column in columns), strict=True):
-        made.add_row(*cells)
+        made.add_row(*map(styled, cells))
     return made
 
 
@@ -127,10 +133,10 @@ def verify_table(results: list[dict[str, Any]], images: str) -> Table:
                 str(rung["max_step_error"]) if rung["codes"] else "-",
                 f"{rung['max_output_steps']:.2g} steps",
                 rung["first_layer"] or "-",
-                "[green]ok" if rung["wrong"] is None else f"[red]{rung['wrong']}",
+                styled("ok", "green") if rung["wrong"] is None else styled(rung["wrong"], "red"),
             )
         for name, reason in entry["failed"].items():
-            result.add_row("", name, *[""] * 5, f"[red]{reason}")
+            result.add_row("", name, *[""] * 5, styled(reason, "red"))
         for name in entry["skipped"]:
             result.add_row("", name, *[""] * 5, "not run")
     # Reasons are whole sentences, the same at every child: below the table, or they would squeeze its columns.
@@ -253,8 +259,7 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
     checks = Table("part", "for", "state", "do", title=f"emqdeploy {result['version']}")
     for check in result["checks"]:
         colour = "green" if check["state"] == "ok" else "dim" if check["state"] == "not installed" else "red"
-        state = f"[{colour}]{check['state']}"
-        checks.add_row(check["part"], check["for"], state, escape(check["advice"]))
+        checks.add_row(check["part"], check["for"], styled(check["state"], colour), check["advice"])
     found = result["environment"]
     kernels = {
         "VNNI": "VNNI: 8-bit products are exact at full range; fewer bits run no faster",

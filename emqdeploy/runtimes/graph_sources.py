@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from emqdeploy.format.bundle import Artefact, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
+from emqdeploy.format.ir import Ir, read_ir
 from emqdeploy.format.precision import INT8, LayerPrecision
 from emqdeploy.graph.filling import filled_model
 
@@ -19,12 +19,12 @@ class Graphs:
 
     Attributes:
         input_shape: ``(C, H, W)`` of one image.
-        sources: per child, returns a serialised ONNX model or the path of a checked file.
+        sources: per child, returns a serialised ONNX model, or a network of OpenVINO that passed the gate.
         layers: per child, the layers as they are stored.
     """
 
     input_shape: tuple[int, ...]
-    sources: dict[Child, Callable[[], bytes | Path]]
+    sources: dict[Child, Callable[[], bytes | Ir]]
     layers: dict[Child, tuple[LayerPrecision, ...]]
 
     @classmethod
@@ -46,10 +46,15 @@ class Graphs:
 
     @classmethod
     def of_artefacts(cls, bundle: Bundle, artefacts: Sequence[Artefact]) -> Graphs:
-        """Reads files of one child each; of several for one child the newest."""
+        """Reads OpenVINO's files of one child each; of several for one child the newest."""
 
-        def source(artefact: Artefact) -> Callable[[], Path]:
-            return lambda: bundle.file_of(artefact)
+        def read(artefact: Artefact) -> Ir:
+            xml = bundle.content_of(artefact)
+            weights = b"".join(map(bundle.shared_content, artefact.shared))
+            return read_ir(xml, weights, bundle.card, bundle.path / artefact.file)
+
+        def source(artefact: Artefact) -> Callable[[], Ir]:
+            return lambda: read(artefact)
 
         held = {child: artefact for artefact in artefacts for child in bundle.children_of(artefact)}
         return cls(

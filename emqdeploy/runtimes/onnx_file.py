@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError, UsageError, require
+from emqdeploy.files import LARGEST_MODEL, read_bytes
 from emqdeploy.format.bundle import BASELINE, CHILD, SELECTOR, Bundle
 from emqdeploy.format.child import Child, ChildLike
+from emqdeploy.format.emq import SUFFIX
+from emqdeploy.format.gate import Expected, check_graph
 from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.format.seal import Sealed, read_seal
 from emqdeploy.graph.selector import selection, selector_values
-from emqdeploy.runtimes.base import Runtime, read_model_file
+from emqdeploy.runtimes.base import Runtime
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import SessionEngine, create_session, session_options
 from emqdeploy.runtimes.scratch import trim_heap
@@ -103,18 +106,21 @@ class OnnxFileRuntime(OnnxFiles):
     def precision(self, child: ChildLike) -> list[LayerPrecision]:
         """Reports every layer; kernels are read from a profile of one real inference."""
         child = self.find(child)
-        path = self._files[child]
-        kernels = profile_kernels(path, session_options(self.threads), None, self.input_shape, self.device)
-        return _precision(read_sealed(path), child, kernels)
+        about, data = open_sealed(self._files[child])
+        kernels = profile_kernels(data, self._options(child), None, self.input_shape, self.device)
+        return _precision(about, child, kernels)
 
     def _build(self, child: Child) -> SessionEngine:
         path = self._files[child]
-        held = read_sealed(path).read_children()
+        about, data = open_sealed(path)
+        held = about.read_children()
         if held != (child,):
             names = ", ".join(one.name for one in held)
             raise EmqError(f"{path} holds child {names}, not {child.name}; export the bundle again")
-        session = create_session(path, session_options(self.threads), None, self.device)
-        return SessionEngine(session, path.stat().st_size)
+        return SessionEngine(create_session(data, self._options(child), None, self.device), len(data))
+
+    def _options(self, child: Child) -> Any:
+        return session_options(self.threads, external_folder=self._files[child].absolute().parent)
 
 
 class OnnxSelectorRuntime(OnnxFiles):
@@ -146,11 +152,12 @@ class OnnxSelectorRuntime(OnnxFiles):
         self.threads = threads
         self.device = provider
         self._path = path
-        self._about = read_sealed(path)
+        self._about, data = open_sealed(path)
+        self._size_bytes = len(data)
         self._values = selector_values(self._about.read_children())
         self.card = self._about.card
         _require_selector_support(path)
-        self._session = create_session(path, session_options(threads), None, provider)
+        self._session = create_session(data, self._options(), None, provider)
         super().__init__(self._values, self.card.input_shape, children)
         for child in self._values:
             self._residency.get(child)
@@ -159,9 +166,10 @@ class OnnxSelectorRuntime(OnnxFiles):
     def precision(self, child: ChildLike) -> list[LayerPrecision]:
         """Reports every layer; kernels are read from a profile of one real inference."""
         child = self.find(child)
-        options, feeds = session_options(self.threads), selection(self._values[child])
-        kernels = profile_kernels(self._path, options, None, self.input_shape, self.device, feeds)
-        return _precision(self._about, child, kernels)
+        about, data = open_sealed(self._path)
+        feeds = selection(self._values[child])
+        kernels = profile_kernels(data, self._options(), None, self.input_shape, self.device, feeds)
+        return _precision(about, child, kernels)
 
     def close(self) -> None:
         """Drops the session."""
@@ -170,13 +178,35 @@ class OnnxSelectorRuntime(OnnxFiles):
 
     def _build(self, child: Child) -> SessionEngine:
         # The one session is counted once, at the widest child.
-        size = self._path.stat().st_size if child == self.children[-1] else 0
+        size = self._size_bytes if child == self.children[-1] else 0
         return SessionEngine(self._session, size, selection(self._values[child]))
+
+    def _options(self) -> Any:
+        return session_options(self.threads, external_folder=self._path.absolute().parent)
 
 
 def read_sealed(path: Path) -> Sealed:
-    """Checks a file's seal and returns what it says about itself."""
-    return read_seal(path, read_model_file(path))
+    """Checks a file's seal and its graph, and returns what it says about itself."""
+    return open_sealed(path)[0]
+
+
+def open_sealed(path: Path) -> tuple[Sealed, bytes]:
+    """The same with the bytes that were checked, so that no runtime reads the file another time."""
+    data = read_bytes(path, LARGEST_MODEL, "name an existing file")
+    return check_sealed(path, data), data
+
+
+def check_sealed(path: Path, data: bytes) -> Sealed:
+    """The same for bytes that were read already."""
+    about = read_seal(path, data)
+    check_graph(data, Expected(about.card, {}, _checkpoints_beside(path), about.selector is not None), path)
+    return about
+
+
+def _checkpoints_beside(path: Path) -> dict[str, int]:
+    """Sizes of the checkpoints in a file's own folder, which a ``master`` file reads its weights from; no links."""
+    found = path.absolute().parent.glob(f"*{SUFFIX}")
+    return {one.name: one.stat().st_size for one in found if one.is_file() and not one.is_symlink()}
 
 
 def _require_selector_support(path: Path) -> None:

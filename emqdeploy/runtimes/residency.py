@@ -12,6 +12,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import Child, in_order
 from emqdeploy.format.grid import Floats
 from emqdeploy.registry import Registry
+from emqdeploy.runtimes.forked import leave_behind, renew_after_fork
 
 
 class Engine(Protocol):
@@ -138,7 +139,7 @@ class Residency(Generic[E]):
         closed: the sentence for a use after `close`.
 
     Attributes:
-        active: what requests run on; None once closed.
+        active: what requests run on; None once closed, and in a forked child until it is built anew, see `in_use`.
     """
 
     def __init__(self, build: Callable[[Child], E], rule: Rule, closed: str) -> None:
@@ -148,10 +149,35 @@ class Residency(Generic[E]):
         self._closed_sentence = closed
         self._closed = False
         self._lock = threading.Lock()
+        renew_after_fork(self)
         # Least recently used first; an entry that is not done is being built.
         self._engines: dict[Child, Future[E]] = {}
         self._prefetched: Child | None = None
+        self._left: Child | None = None  # what was in use in the process that forked this one
         self._background: ThreadPoolExecutor | None = None
+
+    def renew(self) -> None:
+        """In a forked child: engines have threads, which are not here; each is built anew when it is wanted."""
+        leave_behind((self._engines, self.active))
+        if self.active is not None:
+            self._left = self.active.child
+        self._lock = threading.Lock()
+        self._background = self._prefetched = self.active = None
+        self._engines = {}
+
+    def in_use(self) -> Active[E]:
+        """What requests run on.
+
+        Raises:
+            EmqError: it is closed.
+        """
+        active = self.active
+        if active is None:
+            if self._left is None or self._closed:
+                raise self._closed_error()
+            self.switch(self._left)
+            return self.in_use()
+        return active
 
     @property
     def resident(self) -> tuple[Child, ...]:

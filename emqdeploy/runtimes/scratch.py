@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from emqdeploy.runtimes.forked import renew_after_fork
+
 IDLE_S = 1.0
 """Seconds after which memory that nobody uses goes back to the system."""
 
@@ -31,6 +33,13 @@ class Scratch:
         self._lock = threading.Lock()
         self._idle: NDArray[np.uint8] | None = None
         self._timer: threading.Timer | None = None
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """In a forked child: whoever borrows the memory in the parent keeps it there."""
+        self._lock = threading.Lock()
+        self._idle = None
+        self._timer = None
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[NDArray[np.uint8]]:

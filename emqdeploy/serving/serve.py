@@ -75,7 +75,7 @@ def serve(
         seen_s = 0.0
         for arrival in _paced(itertools.chain([first], stream), settings, state, stop):
             if arrival is not None:
-                _classify(arrival, source, state, log)
+                _classify(arrival, source, state, log, report)
             if state.seconds - seen_s >= VIEW_S:
                 seen_s = state.seconds
                 view(state.shown())
@@ -142,21 +142,21 @@ def _paced(
             return
 
 
-def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | None) -> None:
+def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | None, report: Report) -> None:
     network = state.network
     began = time.perf_counter()
     try:
         image = source.preprocessing.load_image(arrival.path)
-    except EmqError as error:
+        read_ms = 1e3 * (time.perf_counter() - began)
+        setting = network.setting
+        logits = network(image)
+        found = int(CLASSIFICATION.decide(logits)[0])
+    except Exception as error:  # whatever a picture causes ends at this picture: more are waiting
+        why = str(error) if isinstance(error, EmqError) else f"{type(error).__name__}: {error}"
         state.unreadable += 1
-        _write(
-            log, {"event": "unreadable", "t_s": round(state.seconds, 4), "file": str(arrival.path), "why": str(error)}
-        )
+        report(f"{arrival.path} is passed over: {why}")
+        _write(log, {"event": "unreadable", "t_s": round(state.seconds, 4), "file": str(arrival.path), "why": why})
         return
-    read_ms = 1e3 * (time.perf_counter() - began)
-    setting = network.setting
-    logits = network(image)
-    found = int(CLASSIFICATION.decide(logits)[0])
     assert network.last is not None
     taken = network.last.latency_ms
     correct = None if arrival.label is None else found == arrival.label
@@ -192,8 +192,11 @@ def _log(path: Path | None) -> Iterator[IO[str] | None]:
         file = path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
         raise cannot_write(path, error) from error
-    with file:
+    try:
         yield file
+    finally:
+        with contextlib.suppress(OSError):  # every line was written through, or its failure was said
+            file.close()
 
 
 def _write(log: IO[str] | None, entry: dict[str, Any]) -> None:

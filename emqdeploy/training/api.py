@@ -14,7 +14,7 @@ from rich.console import Console
 
 from emqdeploy.data import Dataset, Split, load_dataset, validation_split
 from emqdeploy.data.workers import usable_cores
-from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.errors import EmqError, UsageError, plain_text
 from emqdeploy.format.card import DataSource
 from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.format.runs import CHECKPOINT_FILE
@@ -102,11 +102,20 @@ def train(
     keep_freed_memory()
     world = world or World()
     console = console or Console(stderr=True, quiet=not world.leads)
+    run = RunDirectory(out, writes=world.leads)
+    with run.held():
+        return _train(config, run, resume, console, report_test, world)
+
+
+def _train(
+    config: TrainConfig, run: RunDirectory, resume: bool, console: Console, report_test: bool, world: World
+) -> TrainResult:
+    """Trains the networks one after the other, in a directory that is held."""
+    out = run.path
     if config.ghost_batches % world.size and config.ghost_batches > 1:
         raise UsageError(
             f"--ghost-batches is {config.ghost_batches}, but {world.size} processes train; give a multiple of it"
         )
-    run = RunDirectory(out, writes=world.leads)
     if world.leads and resume:
         config.check_resumes(stored_config(out), out)
     elif world.leads:
@@ -141,7 +150,7 @@ def _train_one(
     notes: list[str] = []
     network = spec.build(lambda model: notes.extend(_initial_weights(config, model)), users_code=True)
     for note in notes:
-        console.print(note, highlight=False)
+        console.print(plain_text(note), markup=False, highlight=False)
     network.to(images.labels.device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,6 +162,8 @@ def _train_one(
         state = run.load_state()
         if state is not None:
             trainer.restore(state)
+        else:  # stopped before anything was saved, perhaps after an epoch was noted
+            run.truncate_metrics(0)
     elif world.leads:  # only now, so that whatever was refused has written nothing
         run.start(write_options(config))
     trainer.fit()

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.files import LARGEST_TEXT, read_bytes
 from emqdeploy.format.child import ACTIVATION_BITS, FLOAT, SAME, Child, check_unique, children_between, parse_children
 from emqdeploy.options import nearest
 
@@ -53,10 +54,10 @@ def read_children(value: Any) -> tuple[Child, ...]:
 
 def _tables(path: Path) -> Any:
     try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; name a TOML file of children") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(read_bytes(path, LARGEST_TEXT, "name a TOML file of children").decode())
+    except EmqError as error:
+        raise UsageError(str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     if list(values) != ["children"]:
         raise UsageError(f"{path} must hold children and nothing else, for example {_EXAMPLE}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format.runs import RUNS_ROOT, next_run_path
+from emqdeploy.models.external import is_users
 from emqdeploy.training.api import TrainResult, train
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.distributed import join_world, leave_world
@@ -50,9 +51,20 @@ def _plan(
         # What is said again must be what the run was configured with.
         said = changed(stored, flags) if recipe is None and file is None else resolve(recipe, file, flags)
         said.check_resumes(stored, path)
+        _check_named(stored, flags)
         return stored, path, True
     config = resolve(recipe, file, flags)
+    _check_named(config, flags)
     if resume == AUTO and out is None:
         raise UsageError("--resume auto needs --out, the directory of the run to continue or to start")
     path = out or next_run_path(RUNS_ROOT, config.data, config.model)
     return config, path, resume == AUTO and RunDirectory.holds_run(path)
+
+
+def _check_named(config: TrainConfig, flags: Mapping[str, Any]) -> None:
+    """Raises where only a file names the user's own function: a file may not have code imported."""
+    if is_users(config.model) and not flags.get("model"):
+        raise UsageError(
+            f"the model is your own function {config.model}, and a file may not have code imported; name it yourself:"
+            f" --model {config.model}"
+        )

@@ -15,8 +15,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from emqdeploy.ending import ASKED
 from emqdeploy.errors import EmqError
 from emqdeploy.format.child import in_order
+from emqdeploy.models.external import is_users
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import ImageSource
 from emqdeploy.training.config import TrainConfig
@@ -257,9 +259,10 @@ class Trainer:
 
     def _stop(self) -> None:
         self._save()
+        named = f" --model {self.config.model}" if is_users(self.config.model) else ""
         raise TrainingStopped(
             f"stopped after step {self.progress.step} of {self.total_steps}, everything is saved; continue with:"
-            f" emqdeploy train --resume {self.run.path}"
+            f" emqdeploy train --resume {self.run.path}{named}"
         )
 
     def state(self) -> dict[str, Any]:
@@ -300,6 +303,7 @@ def _stop_signal(world: World) -> Iterator[threading.Event]:
         if event.is_set() and world.size == 1:
             raise KeyboardInterrupt
         event.set()
+        ASKED.append(number)
 
     for number in before:
         signal.signal(number, handle)

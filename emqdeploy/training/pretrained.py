@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import pickle
 import re
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.files import open_regular
 from emqdeploy.training.run import LATENT_FILE
 
 State = dict[str, Tensor]
@@ -121,6 +123,7 @@ def read_state(path: Path) -> State:
     if path.suffix.lower() not in SUFFIXES:
         hint = f"; the float weights of a run are in {LATENT_FILE} beside it" if path.suffix == ".emq" else ""
         raise UsageError(f"{path} is no file of float weights{hint}; known: {', '.join(SUFFIXES)}")
+    os.close(open_regular(path, "give float weights as .safetensors, .pth or .pt"))
     content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     for _ in range(2):
         if isinstance(content, dict):

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 WINDOW_S = 20.0
 """Seconds over which the speed is averaged."""
@@ -76,7 +77,7 @@ class TrainProgress:
             said = f"  validation {shown}" if accuracy else ""
             speed = f"  {self.speed}" if str(self.speed) else ""
             line = f"{phase} epoch {epoch + 1}/{epochs}  loss {loss:.3f}{said}{speed}"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def render(self) -> RenderableType:
         """The table and, below it, the bar."""
@@ -90,7 +91,7 @@ class TrainProgress:
         for name in shown:
             loss, percent = self.losses.get(name), self.accuracy.get(name)
             table.add_row(
-                name,
+                Text(name),
                 "" if loss is None else f"{loss:.3f}",
                 "-" if percent is None else f"{percent:.1f} %",
                 style="bold",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from emqdeploy.errors import EmqError, UsageError, writable_dir
 from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text, remove_leftovers
+from emqdeploy.locks import locked
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -37,16 +40,30 @@ class RunDirectory:
         """Whether a run was started in a directory."""
         return (path / CONFIG_FILE).exists()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out while the block runs; what is refused in it leaves no empty directory behind.
+
+        Raises:
+            EmqError: another process is at work here, or nothing can be written.
+        """
+        if not self.writes:
+            yield
+            return
+        busy = f"another process is working in {self.path}; wait for it or choose another --out"
+        with locked(writable_dir(self.path), busy):
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+
     def check_new(self) -> None:
-        """Raises where a run lies in the directory already, or nothing can be written."""
+        """Raises where a run lies in the directory already."""
         if self.holds_run(self.path):
             raise UsageError(
                 f"{self.path} already holds a run; continue it with --resume {self.path} or choose another --out"
             )
-        if self.writes and not self.path.exists():
-            writable_dir(self.path).rmdir()  # what is refused later leaves no empty directory behind
-        elif self.writes:
-            writable_dir(self.path)
 
     def start(self, config: str) -> None:
         """Begins a new run with its configuration, as TOML."""
@@ -109,8 +126,11 @@ class RunDirectory:
             return
         with atomic_path(self.path / name) as temporary:
             try:
-                torch.save(values, temporary)
-            except RuntimeError as error:  # torch reports a full disk as its own error
+                with temporary.open("wb") as file:
+                    torch.save(values, file)
+            except RuntimeError as error:  # torch makes an error of its own of a full disk
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
                 raise EmqError(f"cannot write {self.path / name}: {str(error).splitlines()[0]}") from error
 
 

@@ -114,6 +114,7 @@ class CommonOptions:
         "Depthwise layers: pin (8 bits) or layer (shared statistics).",
         parse=one_of("small-groups", "pin", "layer"),
     )
+    share_clips: bool = _quantization(True, "Children of one activation width learn their clips together.")
     quantizer: FamilyOptions = field(default_factory=lambda: family_options({"name": "tanh"}))
 
     device: str = _speed("auto", "auto, cpu or cuda.", parse=one_of("device", "auto", "cpu", "cuda"))
@@ -158,4 +159,6 @@ class CommonOptions:
 
     def insertion(self) -> InsertionConfig:
         """The quantizers that this run inserts."""
-        return InsertionConfig(self.quantizer, self.keep_8bit, self.small_groups, self.norm, self.keep_float)
+        return InsertionConfig(
+            self.quantizer, self.keep_8bit, self.small_groups, self.norm, self.keep_float, self.share_clips
+        )

@@ -60,6 +60,15 @@ def baseline_products(job: Job, run: Path) -> Iterator[Product]:
     yield _product(STATIC_INT8, target)
 
 
+def check_weights(run: Path) -> None:
+    """Raises where a run has no float weights to make baselines from."""
+    if not (run / LATENT_FILE).is_file():
+        raise EmqError(
+            f"--with-baselines needs the float weights of the run, and there is no {run / LATENT_FILE}; export from the"
+            " run directory or leave --with-baselines out"
+        )
+
+
 def float_onnx(card: Card, weights: Path, images: Floats) -> bytes:
     """Exports the float network of a run to ONNX.
 
@@ -78,11 +87,6 @@ def float_onnx(card: Card, weights: Path, images: Floats) -> bytes:
     from emqdeploy.models import create_model
     from emqdeploy.training.pretrained import QUANTIZER
 
-    if not weights.is_file():
-        raise EmqError(
-            f"--with-baselines needs the float weights of the run, and there is no {weights}; export from the run"
-            " directory or leave --with-baselines out"
-        )
     channels, height, _ = card.input_shape
     model = create_model(card.model, len(card.classes), channels, height)
     try:

@@ -13,13 +13,13 @@ from emqdeploy.export.selector import SELECTORS
 from emqdeploy.export.settings import ExportSettings
 from emqdeploy.export.storage import STORAGES
 from emqdeploy.format.bundle import BASELINE, Artefact, Bundle, is_bundle
-from emqdeploy.format.bundle_writer import BundleWriter
+from emqdeploy.format.bundle_writer import BundleWriter, open_or_repair
 from emqdeploy.format.card import Card
 from emqdeploy.format.child import Child, ChildLike, in_order, select_children
 from emqdeploy.format.emq import load_checkpoint, read_card
 from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.progress import Report, silent
-from emqdeploy.workflows.baselines import baseline_products, measure_baseline
+from emqdeploy.workflows.baselines import baseline_products, check_weights, measure_baseline
 from emqdeploy.workflows.comparing import PARITY_IMAGES, Prover, parity_images
 from emqdeploy.workflows.handlers import Proven, Target, find_target
 
@@ -46,7 +46,7 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
             _ = registry[name]  # an unknown name is refused before anything is read
     found = settings.path
     if found is not None and is_bundle(found):
-        bundle = Bundle.open(found)
+        bundle = open_or_repair(found, report)
         forms = target.forms(bundle, settings)
         if forms:
             return _build(bundle, target, forms, settings, report)
@@ -60,8 +60,10 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
     # A checkpoint that lies in a bundle is exported into that bundle.
     home = found.parent if is_bundle(found.parent) else found.parent / BUNDLE_DIRECTORY
     directory = settings.out or home
+    if settings.with_baselines:
+        check_weights(found.parent)
     rows = []
-    with BundleWriter(directory, card, network.children) as writer:
+    with BundleWriter(directory, card, network.children, report) as writer:
         emq = writer.stage_checkpoint(found)
         images = parity_images(card, _image_count(card), settings.data_dir)
         prover = Prover(checkpoint, images, settings.allow_float, settings.data_dir)
@@ -89,7 +91,7 @@ def materialize(
         data_dir: where the data set's files lie; without the data set the files are proven on noise.
         report: receives progress.
     """
-    bundle = Bundle.open(path)
+    bundle = open_or_repair(path, report)
     if bundle.checkpoint_path is None:
         raise EmqError(f"{path} holds no checkpoint to make files from; export it again")
     shared = {child for one in bundle.artefacts if one.flavour == "master" for child in bundle.children_of(one)}
@@ -102,7 +104,7 @@ def _build(
     bundle: Bundle, target: Target, forms: list[Artefact], settings: ExportSettings, report: Report
 ) -> dict[str, Any]:
     """Adds what a bundle lacks of files that a target builds from others in it, on the device."""
-    with BundleWriter(bundle.path, bundle.card, bundle.children) as writer:
+    with BundleWriter(bundle.path, bundle.card, bundle.children, report) as writer:
         built = target.build(bundle, forms, writer.staging, settings, report)
         rows = [_row(bundle.path, _add(writer, product, proven), product.children) for product, proven in built]
     checkpoint = bundle.checkpoint_path
@@ -136,7 +138,7 @@ def _add(writer: BundleWriter, product: Product, proven: Proven) -> Artefact:
 def _row(directory: Path, artefact: Artefact, children: Sequence[Child]) -> dict[str, Any]:
     own = [name for name in artefact.shared if name.startswith(str(Path(artefact.file).with_suffix("")))]
     return artefact.to_dict() | {
-        "bits": [child.bits for child in children],
+        "bits": sorted({child.bits for child in children}),
         "path": str(directory / artefact.file),
         "total_bytes": artefact.size_bytes + sum((directory / name).stat().st_size for name in own),
         "stored_as": artefact.stored_as,

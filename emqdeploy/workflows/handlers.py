@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from emqdeploy.errors import EmqError
 from emqdeploy.export.products import Job, Product
 from emqdeploy.export.settings import ExportSettings
-from emqdeploy.format.bundle import NOT_RUN, VERIFIED, Artefact, Bundle, sha256
+from emqdeploy.format.bundle import NOT_RUN, VERIFIED, Artefact, Bundle, SharedFile, sha256
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.precision import UNKNOWN, LayerPrecision, float_layers
@@ -160,6 +160,7 @@ def staged(product: Product, checkpoint: Checkpoint) -> tuple[Bundle, Artefact]:
     """A product as an artefact of a bundle that lies in the staging directory, so that it is opened like any other."""
     network, path = checkpoint.network, product.path
     widest = product.children[-1]
+    files = {one.name: SharedFile(sha256(one), one.stat().st_size) for one in product.companions.values()}
     artefact = Artefact(
         id=product.id,
         children=tuple(child.name for child in product.children),
@@ -170,9 +171,10 @@ def staged(product: Product, checkpoint: Checkpoint) -> tuple[Bundle, Artefact]:
         sha256=sha256(path),
         size_bytes=path.stat().st_size,
         status=NOT_RUN,
+        shared=tuple(files),
         layers=tuple(
             LayerPrecision(name, network.grid_bits(name, widest), product.stored_as[name]) for name in network.layers
         ),
         built_for=product.built_for,
     )
-    return Bundle(path.parent, checkpoint.card, network.children, (artefact,), {}, None), artefact
+    return Bundle(path.parent, checkpoint.card, network.children, (artefact,), files, None), artefact

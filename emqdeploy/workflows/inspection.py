@@ -61,7 +61,7 @@ def inspect(path: Path | None) -> dict[str, Any]:
     ]
     return {
         "path": str(found),
-        "bits": [child.bits for child in network.children],
+        "bits": sorted({child.bits for child in network.children}),
         "children": children,
         "weights": network.weight_count(),
         "size_bytes": checkpoint.size_bytes,

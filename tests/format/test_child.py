@@ -12,6 +12,7 @@ from emqdeploy.errors import UsageError
 from emqdeploy.format.child import (
     FLOAT,
     Child,
+    check_unique,
     children_between,
     find_child,
     in_order,
@@ -58,6 +59,7 @@ def test_short_forms(text: str, activations: int | str, expected: list[str]) -> 
         ("8-2", "has the range '8-2'; write the smaller width first"),
         ("4,4", "names child '4' twice; name each once"),
         ("4,w4a8", "names child '4' twice"),
+        ("32a8", "the float network is 32 in weights and activations, write 32"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_sentence(text: str, message: str) -> None:
@@ -88,6 +90,19 @@ def test_names_are_safe_as_keys_and_file_names(name: str) -> None:
     """They stand in files, tables and paths."""
     with pytest.raises(UsageError, match="cannot name a child"):
         Child(name, 4)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("5", 2), ("w4", 2), ("2-4", 2), ("4a2", 4), ("float", 4), ("Float", 4)])
+def test_a_name_means_what_it_says(name: str, weights: int) -> None:
+    """``--bits 5`` must never give a network of 2 bits."""
+    with pytest.raises(UsageError, match="reads as other widths than the child has"):
+        Child(name, weights)
+
+
+def test_names_that_differ_in_case_alone_are_one() -> None:
+    """They become file names."""
+    with pytest.raises(UsageError, match="names child 'big' twice"):
+        check_unique([Child("big", 4), Child("BIG", 2)])
 
 
 def test_a_map_that_leaves_a_layer_out_takes_the_default() -> None:
@@ -131,9 +146,6 @@ def test_a_width_alone_means_the_only_child_of_that_width() -> None:
 @pytest.mark.parametrize("wanted", [3, "3", "8a4", "x", True, 8.0, Child("mixed", 4)])
 def test_what_is_not_there_lists_what_is(wanted: Any) -> None:
     """One sentence, and what to name instead."""
-    if isinstance(wanted, Child):
-        assert find_child(STORED, wanted) == MIXED
-        return
     with pytest.raises(UsageError, match="available: 2a4, 2, 4, mixed, 8"):
         find_child(STORED, wanted)
 

@@ -19,7 +19,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format import emq as module
 from emqdeploy.format.card import Card, DataSource, Pixels
 from emqdeploy.format.child import Child
-from emqdeploy.format.emq import Checkpoint, load_checkpoint, places_in, read_card, save_checkpoint
+from emqdeploy.format.emq import load_checkpoint, places_in, read_card, save_checkpoint
 from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.format.grid import unpack_planes
 from emqdeploy.format.tensor_file import ALIGNMENT, TensorFile, hash_tensor, hash_text, write_tensors
@@ -300,11 +300,11 @@ def _first(values: dict[str, Any], kind: str) -> dict[str, Any]:
         (lambda header: header.update(children=[]), "length >= 1"),
         (lambda header: header["children"][0].update(weights=9), "weight width 9; allowed: 1..8"),
         (lambda header: header["children"][0].update(activations=1), "activation width 1; allowed: 2..8"),
-        (lambda header: header["children"][1].update(name="1"), "names child '1' twice"),
+        (lambda header: header["children"].append(header["children"][0]), "names child '1' twice"),
         (lambda header: header["children"][0].update(name="a b"), "cannot name a child"),
-        (lambda header: header["children"][0].update(weights=32, activations=32), "no file holds a child in float"),
-        (lambda header: header["children"][0].update(weights={"*": 1, "conv9": 2}), "layer 'conv9'"),
-        (lambda header: header["children"][0].update(weights={"*": 1, "conv1": 2}), "stays at 8 bits"),
+        (lambda header: header["children"][0].update(name="float", weights=32, activations=32), "in float"),
+        (lambda header: header["children"][0].update(name="x", weights={"*": 1, "conv9": 2}), "layer 'conv9'"),
+        (lambda header: header["children"][0].update(name="x", weights={"*": 1, "conv1": 2}), "stays at 8 bits"),
         (lambda header: header["children"].pop(0), "needs bits and a scale for each child"),
         (lambda header: header["card"].update(accuracy={"9": 50.0}), "accuracy names child '9'"),
         (lambda header: header["card"].update(trained=["9"]), "trained names child '9'"),
@@ -371,10 +371,10 @@ def test_numbers_that_no_kernel_takes_are_refused(
     assert_one_sentence(error, path)
 
 
-def test_a_graph_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_swells_is_refused(small: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few bytes may unpack to gigabytes; a graph without weights has a limit."""
     path = tmp_path / "bomb.emq"
-    save_checkpoint(path, Checkpoint(EMPTY, bytes(1 << 20), CARD))
+    save_checkpoint(path, small.checkpoint)
     load_checkpoint(path)
     monkeypatch.setattr(module, "LARGEST_SKELETON", 1 << 10)
     with pytest.raises(EmqError, match="its graph is cut off, or larger than"):

@@ -8,7 +8,7 @@ import pytest
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
 from emqdeploy.format.frozen import FrozenSite, check_layers
-from emqdeploy.format.grid import CodeRange
+from emqdeploy.format.grid import CodeRange, needs_clamp
 
 from ..conftest import Deployed
 from ..mixing import NARROW, WIDE, mixed_network
@@ -56,10 +56,10 @@ def test_pinned_layers_do_not_switch(small: Deployed) -> None:
 def test_sites_are_clamped_where_uint8_is_too_wide() -> None:
     """A signed 8-bit tensor uses every code and needs no clamp, unless some child has fewer."""
     four, eight = Child.of(4), Child.of(8)
-    assert not FrozenSite(True, {four: 8, eight: 8}, {four: 0.1, eight: 0.1}).clamped
-    assert FrozenSite(True, {four: 4, eight: 8}, {four: 0.1, eight: 0.1}).clamped
-    assert FrozenSite(False, {eight: 8}, {eight: 0.1}).clamped
-    assert FrozenSite(True, {four: 4, eight: 8}, {}).code_range(four) == CodeRange(128, 120, 135)
+    assert not needs_clamp(True, (8, 8))
+    assert needs_clamp(True, (4, 8))
+    assert needs_clamp(False, (8,))
+    assert FrozenSite(True, {four: 4, eight: 8}, {}, True).code_range(four) == CodeRange(128, 120, 135)
 
 
 def test_a_child_that_is_not_stored(small: Deployed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.emq import read_card
 from emqdeploy.measuring.bench import bench
+from emqdeploy.measuring.journal import Journal
 from emqdeploy.measuring.result import load_result, save_result
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.testset import limited, load_test_set, read_test_set, save_test_set
@@ -162,6 +164,69 @@ def test_an_interrupted_bench_keeps_what_it_has(digits: Path, tmp_path: Path) ->
     assert result["complete"] is False
     assert all(row["latency_ms"]["samples"] > 0 and row["accuracy"] is None for row in result["rows"])
     assert "interrupted: what was measured until then is here" in printed
+
+
+def test_a_killed_bench_goes_on(digits: Path, tmp_path: Path) -> None:
+    """Finished scenarios are on the disk, are not measured again, and the result says that it has two halves."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal\n"
+        "from emqdeploy.cli import main\n"
+        "from emqdeploy.measuring.scenarios import SCENARIOS\n"
+        "@SCENARIOS.register('deadly')\n"
+        "def deadly(bench):\n"
+        "    if not os.path.exists('again'):\n"
+        "        open('again', 'w').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return {'survived': True}\n"
+        "main()\n"
+    )
+    search = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), "bench", *arguments]
+        environment = os.environ | search
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    scenarios = "single,switch,deadly"
+    fixed = ("--bits", "8,2", "--samples", "20", "--switches", "10", "--limit", "20", "--energy", "none")
+    killed = call(str(digits), *fixed, "--scenario", scenarios, "--out", "bench.json")
+    assert killed.returncode == -signal.SIGKILL
+    partial = load_result(tmp_path / "bench.json.partial")
+    assert not (tmp_path / "bench.json").exists()
+    assert partial["complete"] is False
+    assert list(partial["scenarios"]) == ["single", "switch"]
+    refused = call("--resume", "bench.json", "--samples", "30")
+    assert refused.returncode == 2
+    assert "leave out --samples, or leave out --resume" in refused.stderr
+    done = call("--resume", "bench.json")
+    assert done.returncode == 0, done.stderr
+    assert "timing" not in done.stderr
+    result = load_result(tmp_path / "bench.json")
+    assert result["complete"] is True
+    assert list(result["scenarios"]) == ["single", "switch", "deadly"]
+    assert [row["samples_ms"] for row in result["rows"]] == [row["samples_ms"] for row in partial["rows"]]
+    assert all(row["accuracy"] is not None and row["rss_bytes"] for row in result["rows"])
+    assert len(result["switches"]) == 10
+    assert "resumed after an interruption: single, switch measured before it, deadly after it" in result["notes"]
+    assert not (tmp_path / "bench.json.partial").exists()
+    nothing = call("--resume", "bench.json")
+    assert nothing.returncode == 2
+    assert "nothing to resume" in nothing.stderr
+
+
+def test_two_halves_are_of_one_network(digits: Path, measured: dict[str, Any], tmp_path: Path) -> None:
+    """A journal of another network or machine is refused before anything is timed."""
+    changes: list[tuple[str, dict[str, Any], str]] = [
+        ("source", {"sha256": "0" * 64}, "another network"),
+        ("environment", {"cpu": "abacus"}, "another cpu"),
+    ]
+    for part, change, reason in changes:
+        save_result(tmp_path / "bench.json.partial", measured | {part: measured[part] | change})
+        journal = Journal(tmp_path / "bench.json")
+        journal.resume()
+        with pytest.raises(EmqError, match=reason):
+            bench(BenchSettings.from_dict(measured["settings"]), journal=journal)
 
 
 def test_a_scenario_that_fails_loses_nothing(digits: Path) -> None:

@@ -20,7 +20,7 @@ READ = Readers(("conv",))
 
 def site(signed: bool, setting: int | str = 8, clip: float = 1.5, **options: float) -> ActivationQuantizer:
     """A site whose clip was learned for 2, 4 and 8 bits."""
-    quantizer = ActivationQuantizer(signed, READ, parse_children("2,4,8", setting), **options)
+    quantizer = ActivationQuantizer(signed, READ, parse_children("2,4,8", setting), shares=False, **options)
     with torch.no_grad():
         quantizer.log_clip.fill_(math.log(clip))
     return quantizer
@@ -102,9 +102,24 @@ def test_every_trained_child_has_a_clip_and_the_others_interpolate(setting: int 
     assert len(quantizer(torch.linspace(0, 2, 1000)).unique()) == (8 if setting == "same" else 128)
 
 
+def test_children_of_one_activation_width_share_a_clip() -> None:
+    """By default: the clip in use learns from all of them, trained or drawn, and another width has its own."""
+    quantizer = ActivationQuantizer(False, READ, parse_children("2,4,8,4a2"))
+    assert quantizer.log_clip.shape == (2,)
+    quantizer.set_clip(Child.of(2), 3.0)
+    assert list(quantizer.clips().values()) == pytest.approx([3, 3, 3, 1])
+    for child in (Child.of(8), Child.of(5), Child("drawn", 3, 8)):
+        assert quantizer.scale(child) == pytest.approx(3 / 127)
+        quantizer.log_clip.grad = None
+        quantizer.use(child)
+        quantizer(torch.rand(10)).sum().backward()
+        assert quantizer.log_clip.grad is not None
+        assert (quantizer.log_clip.grad != 0).tolist() == [True, False]
+
+
 def test_children_of_one_width_may_differ_in_their_activations() -> None:
     """4 bits with 8-bit and with 2-bit activations are two children, each with its own clip."""
-    quantizer = ActivationQuantizer(False, READ, parse_children("4,4a2"))
+    quantizer = ActivationQuantizer(False, READ, parse_children("4,4a2"), shares=False)
     wide, narrow = quantizer.trained
     quantizer.set_clip(wide, 3.0)
     quantizer.set_clip(narrow, 1.0)

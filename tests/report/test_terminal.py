@@ -5,18 +5,31 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from emqdeploy.cli import main
+from emqdeploy.cli.common import say
 from emqdeploy.measuring.comparison import compare
 from emqdeploy.report import terminal
 from emqdeploy.report.bench_csv import save_csv
 from emqdeploy.report.bench_table import bench_parts
 from emqdeploy.report.compare import compare_parts
-from emqdeploy.report.terminal import accuracy_table, fitting, inspect_parts, quantize_table, show, table
+from emqdeploy.report.live import LiveView, panel
+from emqdeploy.report.terminal import (
+    accuracy_table,
+    doctor_parts,
+    fitting,
+    inspect_parts,
+    quantize_table,
+    show,
+    styled,
+    table,
+    verify_table,
+)
 
 RESULT = Path(__file__).parents[1] / "data" / "bench.json"
 
@@ -105,11 +118,52 @@ def test_brackets_are_text(printed: Any) -> None:
     result["rows"][0]["label"] = "[/x] 1 bit"
     result["notes"] = ['run: pip install "emqdeploy[tensorrt]"']
     colours = table("[/title]", "", caption="[/caption]")
-    colours.add_row("[green]ok")
+    colours.add_row("[bold]plain")
+    colours.add_row(styled("styled", "green"))
     text = printed(*bench_parts(result), *compare_parts(compare(result, result, ("[/a]", "b"))), colours)
     for words in ("[/x] 1 bit", "emqdeploy[tensorrt]", "[/title]", "[/caption]", "[/a]"):
         assert words in text
-    assert "[green]" not in text
+    assert "[bold]plain" in text
+    assert "styled" in text
+
+
+HOSTILE = "cat\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r[red]\udcff"
+"""Sets the title, clears the screen, turns text around, returns to the start of the line; no character at the end."""
+
+
+def test_no_escape_sequence_reaches_the_terminal(printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Titles, headings, cells, captions, lines, progress, errors, and the picture of a stream."""
+    hostile = table(HOSTILE, HOSTILE, caption=HOSTILE)
+    hostile.add_row(HOSTILE)
+    doctor = {
+        **{"version": "1", "runtimes": {}, "integer_kernels": "other", "providers": []},
+        "checks": [
+            {"part": "x", "for": "y", "state": f"missing ({HOSTILE})", "advice": 'pip install "emqdeploy[train]"'}
+        ],
+        "environment": {"cpu": HOSTILE, "cores": 1, "python": "3", "packages": {}},
+    }
+    bad = {"wrong": HOSTILE, "images": 1, "flips": 1, "codes": 0, "max_output_steps": 1.0, "first_layer": HOSTILE}
+    rung = {"child": "4", "rungs": {HOSTILE: bad}, "failed": {"t": "emqdeploy[openvino]"}, "skipped": {}}
+    shown = {
+        **{"recent_ms": [1.0], "limits": {}, "setting": HOSTILE, "state": "met", "images": 1, "seconds": 1.0},
+        **{"unreadable": 0, "labelled": 0, "accuracy": None, "power_w": None, "no_power": HOSTILE},
+        **{"temperature_c": None, "last_decision": HOSTILE, "policy": HOSTILE, "switches": 0},
+        "latest": {"class": HOSTILE, "probability": 0.5, "file": HOSTILE},
+    }
+    screen = Console(file=io.StringIO(), width=200, color_system=None, force_terminal=True)
+    screen.print(panel(shown))
+    text = printed(hostile, HOSTILE, *doctor_parts(doctor), verify_table([rung], HOSTILE))
+    text += cast(io.StringIO, screen.file).getvalue()
+    say(HOSTILE)
+    LiveView(Console(file=io.StringIO()))({**shown, "seconds": 9.0})
+    with pytest.raises(SystemExit):
+        main(["inspect", HOSTILE])
+    text += "".join(capsys.readouterr())
+    assert not set(text) & set("\x1b\x07\u202e\x9b\r\udcff")
+    assert "cat\\x1b]0;owned" in text
+    assert "[red]" in text
+    assert "emqdeploy[train]" in text
+    assert "emqdeploy[openvino]" in text
 
 
 def test_a_table_that_fits_stays_whole() -> None:

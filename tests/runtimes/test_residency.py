@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -251,3 +253,27 @@ def test_resident_children_switch_without_building(small: Deployed) -> None:
             network.set_bits(bits)
         assert network.resident == _at(2, 4)
         assert network.bits == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_child_switches_and_prefetches(small: Deployed, threads: int) -> None:
+    """Neither the thread that prefetches nor those of a session are there; what was being built is built again."""
+    images = np.zeros((1, *small.checkpoint.card.input_shape), np.float32)
+    with open_runtime(small.checkpoint, "onnxruntime", threads=threads, children=[8]) as runtime:
+        expected = runtime.run(images)
+        runtime.prefetch(2)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(WAIT_S)  # a hanging child ends without a word
+            try:
+                runtime.prefetch(4)
+                same = bool((runtime.run(images) == expected).all()) and runtime.bits == 8
+                for bits in (2, 4, 8):
+                    runtime.set_bits(bits)
+                    runtime.run(images)
+                os._exit(0 if same else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        runtime.set_bits(2)
+        assert runtime.run(images).shape == expected.shape

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emqdeploy.errors import UsageError
 from emqdeploy.format.emq import save_checkpoint
+from emqdeploy.runtimes import Runtime
 from emqdeploy.runtimes.use import evaluate, predict
 
 from ..mixing import mixed_network
@@ -45,3 +47,25 @@ def test_an_image_is_classified_at_a_child(path: Path, tmp_path: Path) -> None:
     assert odds == sorted(odds, reverse=True)
     assert found["class"] == found["predictions"][0]["class"]
     assert predict(path, image, None)["child"] == "8"
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
+def test_a_pixel_that_is_no_number_is_refused(runtime: str, path: Path) -> None:
+    """No code stands for it, so that a network would answer anything; what is large but finite is clipped."""
+    with Runtime.from_bundle(path, runtime, bits=4, threads=1) as network:
+        network.check_finite = True
+        for wrong in (np.nan, np.inf, -np.inf):
+            images = np.zeros((3, *network.input_shape), np.float32)
+            images[2, 0, 1, 1] = wrong
+            with pytest.raises(UsageError, match="images hold a pixel that is infinite or not a number"):
+                network.run(images)
+            with pytest.raises(UsageError, match="not a number"):
+                network(images[:, :, ::-1])
+        network.check_finite = False
+        network.run(images)
+        network.check_finite = True
+        images[2, 0, 1, 1] = 3e38
+        assert np.isfinite(network.run(images)).all()
+        with pytest.raises(UsageError, match=r"\(N, 1, 8, 8\)"):
+            network.run(images[0])

@@ -20,6 +20,7 @@ from msgspec import structs
 from PIL import Image
 from rich.console import Console
 
+from emqdeploy.data.preprocessing import Preprocessing
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.report.live import LiveView, line
@@ -185,3 +186,24 @@ def test_ctrl_c_ends_with_a_summary(network: Path, photos: Path) -> None:
     assert result["interrupted"] is True
     assert result["images"] == 7
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ValueError("strange bytes"), EmqError("cannot run this")])
+def test_whatever_a_picture_causes_ends_at_that_picture(
+    network: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It is named, with the reason, and the next one is classified."""
+    real = Preprocessing.load_image
+
+    def load(self: Preprocessing, path: Path) -> Any:
+        if path.name == "beach.png":
+            raise error
+        return real(self, path)
+
+    monkeypatch.setattr(Preprocessing, "load_image", load)
+    told: list[str] = []
+    result = serve(settings(network, photos), report=told.append)
+    assert (result["images"], result["unreadable"]) == (6, 2)
+    passed = [line for line in told if "beach.png is passed over" in line]
+    assert len(passed) == 1
+    assert str(error) in passed[0]

@@ -102,3 +102,29 @@ def test_a_run_lies_where_it_lies(tmp_path: Path) -> None:
         train_from_flags(nothing, None, None, Path("other"), str(tmp_path))
     with pytest.raises(UsageError, match="holds no run to resume; start one with: emqdeploy train --out"):
         train_from_flags(nothing, None, None, None, str(tmp_path))
+
+
+@pytest.mark.parametrize("given", [["--resume", "run"], ["--config", "run/config.toml"]])
+def test_a_file_names_no_code(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user's own function is imported where it stands on this command line, and only there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_network.py").write_text(
+        "from pathlib import Path\nfrom emqdeploy.models import create_model\nPath('ran').touch()\n"
+        "def net(num_classes, in_channels, image_size):\n"
+        "    return create_model('resnet8', num_classes, in_channels, image_size)\n"
+    )
+    named = ["--model", "own_network:net"]
+    code, _, said = run(capsys, "train", *named, *QUICK, "--bits", "8", "--out", "run", "--json")
+    assert code == 0, said
+    sys.modules.pop("own_network")
+    (tmp_path / "ran").unlink()
+    code, _, said = run(capsys, "train", *given)
+    assert code == 2
+    assert "a file may not have code imported; name it yourself: --model own_network:net" in said
+    assert not (tmp_path / "ran").exists()
+    code, _, said = run(capsys, "train", *given, *named, "--json", *(["--out", "other"] if "--config" in given else []))
+    assert code == 0, said
+    assert (tmp_path / "ran").exists()
+    sys.modules.pop("own_network")

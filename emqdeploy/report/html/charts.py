@@ -54,7 +54,7 @@ def _pareto(points: Sequence[Point], name: str, form: Format, width: float) -> D
     costs, accuracies = [cost for _, cost, _ in points], [accuracy for _, _, accuracy in points]
     intervals = [_interval(row) if name.startswith("latency") else None for row, _, _ in points]
     reach = costs + [edge for interval in intervals if interval for edge in interval]
-    log = max(reach) / min(reach) > 8
+    log = max(reach) > 8 * min(reach)
     low, high = (min(reach) / 1.2, max(reach) * 1.2) if log else span(reach, 0.2 * float(np.median(costs)))
     y = Scale(*span(accuracies, 1.0), height - bottom, top)
     room = CHARACTER * max(len(row.label) for row, _, _ in points) + 12
@@ -127,9 +127,9 @@ def _distributions(rows: Sequence[BenchRow], width: float) -> Drawing:
     left, right, top, band = (8.0 if narrow else 150.0), (8.0 if narrow else 210.0), 12.0, (58.0 if narrow else 46.0)
     height = top + band * len(rows) + 46
     samples = [np.asarray(row.samples_ms) for row in rows]
-    low = min(float(values.min()) for values in samples) * 0.97
+    low = max(min(float(values.min()) for values in samples) * 0.97, 1e-9)
     high = max(float(np.percentile(values, 99)) for values in samples) * 1.06
-    log = high / low > 4
+    log = high > 4 * low
     x = Scale(low, high, left, width - right, log)
     drawing = Drawing(width, height, "Latency distributions")
     drawing.x_axis(x, height - 46, top, "latency of one inference" + (" (log scale)" if log else ""), duration,

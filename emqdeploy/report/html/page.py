@@ -125,7 +125,7 @@ def _switching(result: dict[str, Any], rows: Sequence[BenchRow]) -> str:
 
 
 def _adaptive(run: dict[str, Any] | None) -> str:
-    if not run or not run["t_s"]:
+    if not run or not run.get("t_s"):
         return ""
     phases = table(
         ["phase", "inferences", "p50", "p99", "over the budget", "switches", "within the budget after"],

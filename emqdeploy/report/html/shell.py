@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError
+from emqdeploy.files import LARGEST_TEXT, read_bytes
 
 _OPEN = '<script type="application/gzip" id="result">'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -53,16 +54,21 @@ def carried_data(path: Path) -> Any:
     Raises:
         EmqError: the file is no page of ours, or damaged.
     """
+    page = read_bytes(path, LARGEST_TEXT, "name a report that bench --html wrote")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EmqError(f"cannot read {path}: {error}; name a report that bench --html wrote") from error
+        text = page.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EmqError(f"cannot read {path}: it is not text; name a report that bench --html wrote") from error
     _, found, rest = text.partition(_OPEN)
     if not found:
         return None
+    inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        return json.loads(gzip.decompress(base64.b64decode(rest.partition("</script>")[0], validate=True)))
-    except (ValueError, EOFError, OSError, zlib.error) as error:
+        data = inflater.decompress(base64.b64decode(rest.partition("</script>")[0], validate=True), LARGEST_TEXT)
+        if not inflater.eof:
+            raise ValueError("it is cut off, or too large")
+        return json.loads(data)
+    except (ValueError, RecursionError, zlib.error) as error:
         raise EmqError(f"{path} is damaged: the data in it cannot be read; measure again") from error
 
 

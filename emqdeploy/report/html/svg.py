@@ -14,6 +14,10 @@ CHARACTER = 6.3
 """Width of an average character of a label, in pixels."""
 
 
+_LEAST, _LEAST_SHARE = 1e-12, 1e-9
+"""Where an axis of a logarithm begins at least: a value, and a share of its end."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """Maps values to pixels.
@@ -31,6 +35,13 @@ class Scale:
     start: float
     end: float
     log: bool = False
+
+    def __post_init__(self) -> None:
+        """Gives equal ends some room, and a logarithm nothing that it has none of."""
+        low = max(self.low, self.high * _LEAST_SHARE, _LEAST) if self.log else self.low
+        object.__setattr__(self, "low", low)
+        if not self.high > low:
+            object.__setattr__(self, "high", low + max(abs(low), 1.0) * 1e-3)
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""

@@ -49,7 +49,7 @@ def _switches(taken: Sequence[Switch], children: Sequence[Child], width: float) 
     drawing.path([*steps, (width - right, steps[-1][1])], "stairs")
     values = [value for one in taken for value in (one.first_output_ms, one.steady_ms)]
     low, high = min(values) * 0.85, float(np.percentile(values, 99)) * 1.2
-    log = high / low > 8
+    log = high > 8 * low
     cost = Scale(low if log else 0.0, high, height - bottom, middle + 40, log)
     drawing.text(2, middle + 29, "first output after a switch (dots), then steady (bars)", "name")
     drawing.y_axis(cost, left, width - right, duration, 4)

@@ -120,11 +120,10 @@ class OpenVinoRuntime(Runtime):
 
     def _build(self, child: Child) -> _CompiledEngine:
         graph = self._graphs.sources[child]()
-        if isinstance(graph, bytes):
-            graph = _rounding(graph)
-        size = len(graph) if isinstance(graph, bytes) else _size_of_ir(graph)
+        parts = (_rounding(graph),) if isinstance(graph, bytes) else (graph.xml, graph.weights)
+        size = sum(map(len, parts))
         try:
-            model = self._core.read_model(graph if isinstance(graph, bytes) else str(graph))
+            model = self._core.read_model(*parts)
             compiled = self._core.compile_model(model, self.device, self._settings)
         except Exception as error:
             raise EmqError(f"OpenVINO cannot load child {child.name}: {_sentence(error)}") from error
@@ -156,11 +155,6 @@ def executed_as(compiled: Any) -> dict[str, Arithmetic]:
             for name in str(info.get("originalLayersNames", "")).split(","):
                 found[name.partition("/WithoutBiases")[0]] = computed
     return found
-
-
-def _size_of_ir(path: Path) -> int:
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
 
 
 def _sentence(error: Exception) -> str:

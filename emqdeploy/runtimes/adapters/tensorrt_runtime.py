@@ -217,8 +217,7 @@ class TensorRtRuntime(Runtime):
         return _Choice(self._selector, values[child], self._selector.size_bytes if child == self.children[-1] else 0)
 
     def _load(self, artefact: Artefact) -> _Engine:
-        path = self._bundle.file_of(artefact)
-        return _Engine(self._shared, path.read_bytes(), str(path))
+        return _Engine(self._shared, self._bundle.content_of(artefact), str(self._bundle.path / artefact.file))
 
 
 def _for_this_device(engines: Sequence[Artefact]) -> list[Artefact]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from emqdeploy.data import Dataset, load_dataset
 from emqdeploy.data.splits import stratified
 from emqdeploy.data.workers import usable_cores
-from emqdeploy.errors import EmqError, UsageError, writable_dir
+from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.card import DataSource
 from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.format.frozen import FrozenNetwork
@@ -32,6 +32,7 @@ from emqdeploy.training.posttraining.clips import calibrate_clips
 from emqdeploy.training.posttraining.config import FEWEST_IMAGES, QuantizeConfig
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 from emqdeploy.training.pretrained import load_pretrained
+from emqdeploy.training.run import RunDirectory
 
 BATCH = 128
 
@@ -71,6 +72,11 @@ def quantize(config: QuantizeConfig, out: Path, report: Report = silent, threads
     Raises:
         EmqError: the weights do not belong to the model, the data are missing or too few, or ``out`` cannot be written.
     """
+    with RunDirectory(out).held():
+        return _quantize(config, out, report, threads)
+
+
+def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | None) -> QuantizeResult:
     if (out / CHECKPOINT_FILE).exists():
         raise UsageError(f"{out} already holds a checkpoint; choose another --out")
     torch.manual_seed(config.seed)
@@ -88,7 +94,6 @@ def quantize(config: QuantizeConfig, out: Path, report: Report = silent, threads
         report(note)
     batches = calibration_batches(dataset, config.images, config.seed)
     images = sum(map(len, batches))
-    writable_dir(out)
     # The model as it came: equalization and statistics leave its function, but not its last bits, unchanged.
     test = image_source(dataset.test, pre, "none", torch.device("cpu"))
     report(f"accuracy of the float model on {len(dataset.test)} test images")

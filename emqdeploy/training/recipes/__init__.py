@@ -10,7 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.files import LARGEST_TEXT, read_bytes
 from emqdeploy.options import from_table, nearest, options_of
 from emqdeploy.training.choices import choices
 from emqdeploy.training.config import TrainConfig
@@ -81,10 +82,10 @@ def load_recipe(name: str) -> Values:
 def read_options(path: Path) -> Values:
     """Reads and checks a TOML file of options."""
     try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; name a TOML file of options") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(read_bytes(path, LARGEST_TEXT, "name a TOML file of options").decode())
+    except EmqError as error:
+        raise UsageError(str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     return _checked(values, str(path))
 

@@ -22,7 +22,7 @@ from emqdeploy.format.grid import Codes, Floats
 from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.graph.parity import Parity
 from emqdeploy.graph.reference import quantized_tensors
-from emqdeploy.runtimes.onnx_file import OnnxFileRuntime, OnnxSelectorRuntime
+from emqdeploy.runtimes.onnx_file import OnnxFileRuntime, OnnxSelectorRuntime, open_sealed
 from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 from emqdeploy.workflows.comparing import Prover
 from emqdeploy.workflows.cost import measured_cost
@@ -93,6 +93,6 @@ def _product(
 
 def _first_difference(path: Path, tensors: list[str], images: Floats, codes: Mapping[str, Codes]) -> str | None:
     """Runs an exported file once more with every quantized tensor as an output."""
-    session = create_session(with_outputs(path.read_bytes(), tensors), session_options(external_folder=path.parent))
+    session = create_session(with_outputs(open_sealed(path)[1], tensors), session_options(external_folder=path.parent))
     found = dict(zip(tensors, session.run(tensors, {INPUT: images}), strict=True))
     return next((name for name in tensors if not np.array_equal(found[name], codes[name])), None)

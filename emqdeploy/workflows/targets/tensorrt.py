@@ -25,7 +25,6 @@ from emqdeploy.format.bundle import CHILD, INPUT, NOT_RUN, SELECTOR, Artefact, B
 from emqdeploy.format.child import Child, in_order, select_children
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats
-from emqdeploy.format.seal import read_seal
 from emqdeploy.format.tasks import TASKS
 from emqdeploy.graph.reference import CODES_SUFFIX, quantized_tensors
 from emqdeploy.graph.selector import selection, selector_values
@@ -33,6 +32,7 @@ from emqdeploy.graph.tensorrt_flavours import CLASSIC, RTX, is_installed, load_t
 from emqdeploy.progress import Report
 from emqdeploy.runtimes import cuda
 from emqdeploy.runtimes.adapters.tensorrt_runtime import TensorRtRuntime
+from emqdeploy.runtimes.onnx_file import check_sealed
 from emqdeploy.runtimes.onnx_session import create_session, session_options
 from emqdeploy.runtimes.tensorrt_engines import built_elsewhere
 from emqdeploy.workflows.comparing import Prover
@@ -99,9 +99,8 @@ class TensorRtForm(Target):
     def open(self, bundle: Bundle, artefact: Artefact, child: Child, checkpoint: Checkpoint) -> Rung:
         """In onnxruntime without its fusions, with every code that no branch of a selector hides."""
         onnx = require("onnx", "export")
-        path = bundle.file_of(artefact)
-        data = path.read_bytes()
-        held = read_seal(path, data).read_children()
+        path, data = bundle.path / artefact.file, bundle.content_of(artefact)
+        held = check_sealed(path, data).read_children()
         if child not in held or (artefact.role != SELECTOR and len(held) > 1):
             names = ", ".join(one.name for one in held)
             raise EmqError(f"{path} holds child {names}, not {child.name}; export the bundle again")
@@ -216,7 +215,9 @@ class TensorRtRtx(Target):
                 continue
             name = form.id.replace(FORM, flavour)
             report(f"building the engine {name} for compute capability {', '.join(wanted)}, which can take minutes")
-            engine = _build(flavour, bundle.file_of(form).read_bytes(), settings)
+            data = bundle.content_of(form)
+            check_sealed(bundle.path / form.file, data)
+            engine = _build(flavour, data, settings)
             path = staging / f"{name}.engine"
             path.write_bytes(engine.data)
             product = Product(

@@ -1,0 +1,116 @@
+"""How a command ends that is stopped, or that cannot write: one sentence or silence, the usual code, no leftovers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NETWORK = Path(__file__).parent / "data" / "format3.emq"
+COMMAND = f"{sys.executable} -m emqdeploy"
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a line of bash in a folder of its own."""
+    path = str(Path(__file__).parent.parent)
+    command = ["bash", "-c", f"set -o pipefail; {line}"]
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
+    """``| head -1``: silence, and no failure in a pipe that looks at codes."""
+    for arguments in (f"inspect {NETWORK}", f"inspect {NETWORK} --json", "train --help"):
+        done = shell(f"{COMMAND} {arguments} | (head -c 1 >/dev/null; exec <&-)", tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_full_output_is_one_sentence(tmp_path: Path, option: str) -> None:
+    """The interpreter's own complaint at the end would have code 120."""
+    done = shell(f"{COMMAND} inspect {NETWORK} {option} > /dev/full", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_output_is_nowhere(tmp_path: Path) -> None:
+    """Neither a failure nor, worse, a file of ours that takes the place of the output."""
+    done = shell(f"{COMMAND} export {NETWORK} --bits 8 --out closed >&- 2>&-", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = shell(f"{COMMAND} export {NETWORK} --bits 8 --out open >/dev/null", tmp_path)
+    names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("closed", "open")]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (tmp_path / "closed" / name).read_bytes()[:20] == (tmp_path / "open" / name).read_bytes()[:20]
+    done = shell(f"{COMMAND} inspect nothing 2>&-", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_importing(tmp_path: Path, name: str, code: int) -> None:
+    """The first moments are imports, in which libraries turn an interruption into errors of their own."""
+    (tmp_path / "early.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'emqdeploy.cli.measuring':\n"
+        "            try:\n"
+        f"                os.kill(os.getpid(), signal.{name})\n"
+        "            except BaseException:\n"
+        "                raise ImportError('made of an interruption')\n"
+        "from emqdeploy.__main__ import main\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "main()\n"
+    )
+    done = shell(f"exec {sys.executable} early.py inspect {NETWORK}", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_in_an_export(tmp_path: Path, name: str, code: int) -> None:
+    """What was staged goes away, and so does a directory that holds nothing yet."""
+    (tmp_path / "late.py").write_text(
+        "import os, signal\n"
+        "from emqdeploy.__main__ import main\n"
+        "from emqdeploy.workflows import export\n"
+        f"export.Prover = lambda *_: os.kill(os.getpid(), signal.{name})\n"
+        "main()\n"
+    )
+    done = shell(f"exec {sys.executable} late.py export {NETWORK} --bits 8 --out bundle", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "error: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["late.py"]
+
+
+@pytest.mark.parametrize("limit", [8, 12, 16, 20])
+def test_few_open_files_are_enough_or_named(tmp_path: Path, limit: int) -> None:
+    """Whatever could not be opened, the sentence says why; it is not a defect."""
+    done = shell(f"ulimit -n {limit}; {COMMAND} export {NETWORK} --bits 8 --out bundle", tmp_path)
+    assert "defect" not in done.stderr
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert not (tmp_path / "bundle" / "manifest.json").exists()
+
+
+def test_no_home_and_no_place_for_temporary_files(tmp_path: Path) -> None:
+    """An export needs neither."""
+    done = shell(f"unset HOME; TMPDIR=/nonexistent {COMMAND} export {NETWORK} --bits 8 --out bundle", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--csv", "--html"])
+def test_a_bench_knows_first_where_it_cannot_write(tmp_path: Path, option: str) -> None:
+    """Before anything is measured."""
+    for place in ("/dev/full", "missing/file", "."):
+        done = shell(f"{COMMAND} bench {NETWORK} {option} {place}", tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: cannot write")
+        assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
