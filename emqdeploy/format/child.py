@@ -256,7 +256,8 @@ def find_child(children: Sequence[Child], wanted: ChildLike) -> Child:
     if isinstance(wanted, Child):
         if wanted in children:
             return wanted
-        raise UsageError(f"no child {wanted.name!r} of these widths here; {_available(children)}")
+        other = " of these widths" if any(child.name == wanted.name for child in children) else ""
+        raise UsageError(f"no child {wanted.name!r}{other} here; {_available(children)}")
     # numpy's whole numbers are welcome; True, 8.0 and lists are somebody's mistake.
     if not isinstance(wanted, (Integral, str)) or isinstance(wanted, bool):
         raise UsageError(f"{wanted!r} names no child; {_available(children)}")

@@ -8,6 +8,6 @@ from emqdeploy.format.child import Child
 
 def test_every_child_has_a_tag_of_its_own() -> None:
     """Widths read as before, other names as they are, and none of them twice."""
-    names = ["4", "2a4", "mixed", "w4", "ww4", "3x"]
-    tags = [tag(Child(name, 4)) for name in names]
+    children = [Child.of(4), Child.of(2, 4), *(Child(name, 4) for name in ("mixed", "w4", "ww4", "3x"))]
+    tags = [tag(child) for child in children]
     assert tags == ["w4", "w2a4", "mixed", "ww4", "www4", "w3x"]

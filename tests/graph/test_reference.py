@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from emqdeploy.errors import EmqError
-from emqdeploy.format.child import Child, activation_width
+from emqdeploy.format.child import Child
 from emqdeploy.graph.parity import Parity
 from emqdeploy.graph.reference import IntegerReference, quantized_tensors
 from emqdeploy.quant.build import NetworkSpec
@@ -38,7 +38,7 @@ def assert_parity(deployed: Deployed, child: Child, count: int) -> None:
 
 def variant(model: str, size: int, channels: int, activation_bits: int | str) -> Deployed:
     """A network with random weights at one activation setting."""
-    children = {bits: Child(f"{bits}", bits, activation_width(activation_bits, bits)) for bits in ALL_BITS}
+    children = {bits: Child.of(bits, activation_bits) for bits in ALL_BITS}
     trained = [children.pop(bits) for bits in (2, 4, 8)]
     return deploy(NetworkSpec(model, 10, (channels, size, size), 2.0, tuple(trained), tuple(children.values())))
 

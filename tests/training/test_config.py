@@ -62,11 +62,12 @@ def test_children_come_from_bits_and_tables() -> None:
 
 
 def test_a_name_stands_for_one_child() -> None:
-    """A table may take the name of a child between, which then is none; of a trained one it may not."""
+    """A table may not take a name that reads as other widths, nor that of a trained child."""
     table = {"weights": {"*": 3, "conv1": 8}}
-    assert [child.name for child in TrainConfig(bits=(2, 4), children={"3": table}).between] == []
+    with pytest.raises(UsageError, match="'3' reads as other widths than the child has"):
+        TrainConfig(bits=(2, 4), children={"3": table})
     with pytest.raises(UsageError, match="--bits with --children names child '4' twice"):
-        TrainConfig(bits=(2, 4), children={"4": table})
+        TrainConfig(bits=(2, 4), children={"4": {"weights": 4}})
 
 
 def test_configuration_survives_json() -> None:

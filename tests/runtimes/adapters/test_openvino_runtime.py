@@ -72,7 +72,7 @@ def test_answers_are_close_to_onnxruntime(small: Deployed, runtime: OpenVinoRunt
 @pytest.fixture(scope="module")
 def coarse() -> Deployed:
     """The same network with 4-bit activations, whose rounding weighs more."""
-    return deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (Child("2", 2, 4), Child("8", 8, 4))))
+    return deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (Child.of(2, 4), Child.of(8, 4))))
 
 
 def test_coarse_activations_are_rounded_as_trained(coarse: Deployed) -> None:
