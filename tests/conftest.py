@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -56,6 +57,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for skip in _unexpected:
             terminalreporter.write_line(f"skipped, though CI should run it: {skip}", red=True)
 
+
+# A busy machine is slow, which is no fault of the code.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Two threads on two busy cores wait for one another; these networks are too small to gain from them.
 torch.set_num_threads(1)

@@ -39,6 +39,7 @@ def test_measuring_imports_nothing_from_the_working_directory(digits: Path, host
     assert not hostile.exists()
 
 
+@pytest.mark.slow
 def test_the_module_as_a_program_leaves_the_working_directory(hostile: Path) -> None:
     """Also where a person starts it with ``python -m``."""
     command = [sys.executable, "-m", "emqdeploy", "doctor", "--json"]

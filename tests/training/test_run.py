@@ -72,6 +72,7 @@ def test_what_is_refused_leaves_no_directory(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_no_epoch_stands_twice(tmp_path: Path) -> None:
     """A run that was killed between the metrics of its first epoch and its first save starts over."""
     config = TrainConfig(epochs=2, limit=300)
