@@ -92,7 +92,7 @@ class Target(ABC):
             settings: what the user asked for.
             report: receives progress.
         """
-        raise NotImplementedError
+        raise EmqError("this target builds nothing from the files of a bundle; name its checkpoint")
 
     def compare(self, prover: Prover, product: Product) -> tuple[Parity, tuple[LayerPrecision, ...]]:
         """Compares a staged file with the reference at each of its children.

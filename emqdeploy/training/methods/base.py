@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -76,7 +77,7 @@ class Setting:
     run: RunDirectory
 
 
-class Method:
+class Method(ABC):
     """Trains one network; the loop asks it what to do. `length`, `plan` and `losses` are every method's own.
 
     Args:
@@ -100,16 +101,16 @@ class Method:
 
     # --- the course of training ---
 
+    @abstractmethod
     def length(self, epoch: int) -> int:
         """How many steps an epoch has, known before it begins."""
-        raise NotImplementedError
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before an epoch, not where one is resumed in the middle."""
 
+    @abstractmethod
     def plan(self, epoch: int) -> Sequence[Step]:
         """The steps of an epoch, its images fixed, because they are decoded ahead; rebuilt the same after a resume."""
-        raise NotImplementedError
 
     def next_step(self, planned: Step) -> Step:
         """The step to run now; asked after the update before, so that its children may depend on what was learned."""
@@ -121,9 +122,9 @@ class Method:
 
     # --- one step ---
 
+    @abstractmethod
     def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Loss per image ``(B,)`` of logits ``(B, classes)`` for the images ``indices``."""
-        raise NotImplementedError
 
     def cost(self, child: Child) -> Tensor | None:
         """What is added to the mean loss of a child's pass, with its gradient."""
