@@ -76,10 +76,6 @@ class MultiBitNetwork(nn.Module):
         """The normalizations that fuse into a layer, by name."""
         return {name: self.graph.get_submodule(name) for name in self.norm_of.values()}  # type: ignore[misc]
 
-    def quantizer_parameters(self) -> list[nn.Parameter]:
-        """What the quantizers of weights learn, such as steps; weight decay would shrink it to nothing."""
-        return [parameter for layer in self.layers.values() for parameter in layer.quantizer.parameters()]
-
     def use(self, child: ChildLike) -> None:
         """Sets the child of the next forward passes.
 

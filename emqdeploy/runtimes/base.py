@@ -50,8 +50,8 @@ class Runtime(ABC):
         library: the Python module that it computes with; its memory is not the network's.
         targets: what of a bundle it runs, by the artefacts' targets.
         device: what computes, in the runtime's own words.
-        check_finite: whether `run` refuses pixels that are infinite or not a number; off, because it costs 2.5 % of a
-            tiny network (a microsecond an image).
+        check_finite: whether `run` refuses pixels that are infinite or not a number; off, because looking at every
+            pixel takes a share of a tiny network's time.
         children: those that it can have, by ascending width.
         card: what the bundle or checkpoint says about the network; None where it was not opened by `from_bundle`.
 

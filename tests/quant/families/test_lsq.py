@@ -18,6 +18,7 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.families.base import family_options
 from emqdeploy.quant.families.lsq import LsqOptions, LsqQuantizer
 from emqdeploy.quant.insertion import InsertionConfig
+from emqdeploy.training.optimizers import parameter_groups
 
 WIDTHS = tuple(range(2, 9))
 
@@ -91,8 +92,11 @@ def test_steps_are_parameters_that_travel_with_the_weights() -> None:
     """They are trained without decay and kept beside the float weights."""
     spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, parse_children("2,4"), (), InsertionConfig(LsqOptions()))
     network = spec.build()
-    steps = network.quantizer_parameters()
+    steps = [layer.quantizer.step for layer in network.layers.values() if not layer.pinned]
+    decayed, kept = (group["params"] for group in parameter_groups(network, 0.1))
     assert len(steps) == len(network.switchable)
     assert all(isinstance(step, nn.Parameter) for step in steps)
+    assert {id(step) for step in steps} <= {id(parameter) for parameter in kept}
+    assert decayed
     assert sum(name.endswith("quantizer.step") for name in network.float_state()) == len(steps)
     assert family_options(LsqOptions("channel").to_dict()) == LsqOptions("channel")
