@@ -42,6 +42,9 @@ BIAS_HEADROOM = 2.0**30
 SMALLEST_SCALE = 1e-20
 """A scale must be positive and its products must stay normal float32 numbers."""
 
+_BLOCK = 1 << 15
+"""Words of eight codes that are transposed at a time: they stay in the cache."""
+
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -71,27 +74,35 @@ def pack_planes(codes: Codes, planes: int = MASTER_BITS) -> list[Codes]:
     """Splits flat master codes into bit-planes, most significant first, eight weights in a byte, the first lowest."""
     padded = np.zeros(-(-codes.size // 8) * 8, np.uint8)
     padded[: codes.size] = codes.reshape(-1)
-    rows = _transpose_bits(padded.view("<u8")).view(np.uint8).reshape(-1, 8)
+    words, spare = padded.view("<u8"), np.empty(min(padded.size // 8, _BLOCK), "<u8")
+    for start in range(0, len(words), _BLOCK):
+        _transpose_bits(words[start : start + _BLOCK], spare)
+    rows = padded.reshape(-1, 8)
     return [np.ascontiguousarray(rows[:, 7 - plane]) for plane in range(planes)]
 
 
 def unpack_planes(planes: Sequence[Codes], count: int) -> Codes:
     """Rebuilds ``count`` flat codes from their leading bit-planes; the bits of absent planes are zero."""
     rows = np.zeros((-(-count // 8), 8), np.uint8)
-    for plane, packed in enumerate(planes):
-        rows[:, 7 - plane] = packed
-    return _transpose_bits(rows.reshape(-1).view("<u8")).view(np.uint8)[:count]
+    words, spare = rows.reshape(-1).view("<u8"), np.empty(min(len(rows), _BLOCK), "<u8")
+    for start in range(0, len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        for plane, packed in enumerate(planes):
+            rows[part, 7 - plane] = packed[part]
+        _transpose_bits(words[part], spare)
+    return rows.reshape(-1)[:count]
 
 
-def _transpose_bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Transposes every 64-bit word as an 8 x 8 bit matrix, in place and in blocks that stay in the cache."""
-    steps = ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0))
-    for start in range(0, len(words), 1 << 15):
-        block = words[start : start + (1 << 15)]
-        for shift, mask in steps:
-            swap = ((block >> np.uint64(shift)) ^ block) & np.uint64(mask)
-            block ^= swap ^ (swap << np.uint64(shift))
-    return words
+def _transpose_bits(words: NDArray[np.uint64], spare: NDArray[np.uint64]) -> None:
+    """Transposes every 64-bit word as an 8 x 8 bit matrix, in place; ``spare`` is memory for as many or more."""
+    swap = spare[: len(words)]
+    for shift, mask in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
+        np.right_shift(words, np.uint64(shift), out=swap)
+        np.bitwise_xor(swap, words, out=swap)
+        np.bitwise_and(swap, np.uint64(mask), out=swap)
+        np.bitwise_xor(words, swap, out=words)
+        np.left_shift(swap, np.uint64(shift), out=swap)
+        np.bitwise_xor(words, swap, out=words)
 
 
 # --- the integer grid of a layer's weights ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,8 +34,7 @@ _TENSOR = {1, 2, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14}
 _ATTRIBUTE = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 20}
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True):
     """A constant.
 
     Attributes:
@@ -69,8 +69,7 @@ class Tensor:
         return self.count * np.dtype(DTYPES[self.kind]).itemsize
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """An operator: attributes are whole numbers, lists of them, bytes, tensors, or graphs."""
 
     operator: str
@@ -80,8 +79,7 @@ class Node:
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class ValueInfo:
+class ValueInfo(msgspec.Struct, frozen=True):
     """An input or output: its type and its shape, None for a side that is free."""
 
     name: str

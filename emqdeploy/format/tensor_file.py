@@ -25,6 +25,7 @@ ALIGNMENT = 64
 
 _KEY = "emqdeploy"
 _DIGEST = "digest"
+_OLD_DIGEST = 32
 _LARGEST_HEADER = 64 << 20
 _BLOCK = 1 << 20
 _DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "I64": np.int64, "F64": np.float64, "I32": np.int32}
@@ -43,12 +44,24 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def hash_text(text: str) -> str:
     """Digest of a header."""
-    return _hash(text.encode())
+    return _hash(hashlib.sha256(), text.encode())
 
 
 def hash_tensor(array: NDArray[Any]) -> str:
     """Digest of a tensor, its type and shape included: safetensors' own table, which holds them, has no hash."""
-    return _hash(f"{array.dtype.str}{list(array.shape)}".encode(), np.ascontiguousarray(array).data)
+    return _hash(hashlib.sha256(), *_content(array))
+
+
+def _content(array: NDArray[Any]) -> tuple[Any, ...]:
+    return f"{array.dtype.str}{list(array.shape)}".encode(), np.ascontiguousarray(array).data
+
+
+def _matches(digest: str | None, *data: Any) -> bool:
+    """Whether a digest is that of the data: SHA-256, for which processors have instructions, or in the first files of
+    format 3 BLAKE2b of 128 bits.
+    """
+    kind = hashlib.blake2b(digest_size=16) if len(digest or "") == _OLD_DIGEST else hashlib.sha256()
+    return _hash(kind, *data) == digest
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], header: str) -> int:
@@ -157,7 +170,7 @@ class TensorFile:
         entry = self._entry(name)
         start, end = entry.data_offsets
         array = np.frombuffer(self._pread(self._start + start, end - start), _DTYPES[entry.dtype]).reshape(entry.shape)
-        if hash_tensor(array) != self.hashes.get(name):
+        if not _matches(self.hashes.get(name), *_content(array)):
             raise self.fail(f"was altered: tensor {name!r} does not match its hash")
         return array
 
@@ -178,7 +191,7 @@ class TensorFile:
             self._table = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in table.items()}
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as error:
             raise self.fail(foreign) from error
-        if hash_text(self.header) != texts.get(_DIGEST):
+        if not _matches(texts.get(_DIGEST), self.header.encode()):
             raise self.fail("was altered: its metadata does not match its hash")
         self._start = 8 + length
         self._check_extents()
@@ -214,11 +227,11 @@ class TensorFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _hash(*data: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _hash(digest: Any, *data: Any) -> str:
     for part in data:
         digest.update(part)
-    return digest.hexdigest()
+    found: str = digest.hexdigest()
+    return found
 
 
 def flat(arrays: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
