@@ -1,0 +1,88 @@
+/* emqdeploy's native runtime: a multi-bit network that switches its child at no cost. Plain C.
+ *
+ * Functions return 0, or -1 where `emq_error` then gives one sentence of this thread. A network may be run from any
+ * number of threads; each request keeps the child that it names. Close it once no request is running.
+ */
+#ifndef EMQ_H
+#define EMQ_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define EMQ_API __attribute__((visibility("default")))
+#else
+#define EMQ_API
+#endif
+
+#define EMQ_VERSION 1
+
+typedef struct emq_network emq_network;
+
+/* What a child makes of a layer: arrays of one number per output channel. The integer weight of a code of `bits` bits,
+ * the most significant of the stored ones, is gain * code + shift. */
+typedef struct {
+    const int32_t *gain, *shift, *bias;
+    const uint8_t *bits;
+    const float *scale; /* of one integer step of a weight */
+} emq_layer_numbers;
+
+typedef struct {
+    const char *name;
+    int64_t outputs, fan_in;           /* the shape of `codes` */
+    const uint8_t *codes;              /* of 8 bits; of a pinned layer its int8 weights plus 128 */
+    const emq_layer_numbers *children; /* one per child */
+} emq_layer;
+
+/* An activation tensor: per child the value of one step, and the codes that it keeps to. */
+typedef struct {
+    const char *name;
+    const float *scales;
+    const int32_t *lows, *highs;
+} emq_site;
+
+/* A network whose numbers the caller has; everything is copied. */
+typedef struct {
+    const uint8_t *graph; /* the weightless ONNX graph */
+    size_t graph_size;
+    int32_t channels, height, width, classes; /* of the image, and of the answer */
+    int32_t child_count, layer_count, site_count;
+    const char *const *child_names;
+    const emq_layer *layers;
+    const emq_site *sites;
+    int32_t threads; /* 0: as many as the process may use */
+} emq_source;
+
+/* Given a tensor's codes in the order (channels, height, width), as soon as they are computed. */
+typedef void (*emq_watch)(void *context, const char *site, const uint8_t *codes, int32_t channels, int32_t height,
+                          int32_t width);
+
+EMQ_API int32_t emq_version(void);
+/* The sentence of the last call that failed in this thread. */
+EMQ_API const char *emq_error(void);
+/* The instruction sets that this processor has kernels for, best first, separated by spaces; the first one is used
+ * unless the environment variable EMQ_ISA names another of them. */
+EMQ_API const char *emq_instruction_sets(void);
+
+EMQ_API int emq_create(const emq_source *source, emq_network **network);
+EMQ_API void emq_close(emq_network *network);
+EMQ_API int32_t emq_child_count(const emq_network *network);
+EMQ_API const char *emq_child_name(const emq_network *network, int32_t child);
+/* Bytes that the network keeps, all children together; working memory comes on top for each request that runs. */
+EMQ_API size_t emq_size_bytes(const emq_network *network);
+/* How a layer is computed at a child, such as "2-bit lookup"; null where there is no such layer or child. */
+EMQ_API const char *emq_layer_method(const emq_network *network, int32_t child, const char *layer);
+/* images: normalised float32 (count, channels, height, width). logits: (count, classes). */
+EMQ_API int emq_run(emq_network *network, int32_t child, const float *images, int64_t count, float *logits);
+/* The same for one image, showing every quantized tensor. */
+EMQ_API int emq_trace(emq_network *network, int32_t child, const float *image, float *logits, emq_watch watch,
+                      void *context);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,139 @@
+// What a kernel is given, and the tables of kernels of every instruction set.
+//
+// Activations are int8, centred: code minus zero point, so that padding is zero and never-negative tensors lie in
+// 0..127. Tensors are NHWC. Weights are one master for every child, see `packing.h`: a kernel reads the leading bits of
+// each code and turns `sum code * a` into `sum z * a = gain * sum code * a + shift * sum a`, the affine map of a child.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace emq {
+
+// Channels of one vector of 32-bit sums in the master's layout; a block has up to `block_vectors` of them.
+constexpr int vector_channels = 16;
+constexpr int block_vectors = 4;
+constexpr int block_channels = vector_channels * block_vectors;
+
+// Bytes that may be read behind the last byte of a tensor or of packed weights.
+constexpr size_t slack = 128;
+
+// A convolution, or a linear layer as one: output position p reads, for tap t, `depth` bytes of pixel
+// position[p] + tap[t], and writes its channels at output[target[p]].
+struct Window {
+    int taps;
+    int channels;  // of a tap
+    int depth;     // those rounded up to a multiple of 4; what is read beyond `channels` meets weights of zero
+    int outputs;   // channels of the layer
+    int positions;
+    const int32_t *tap;       // in pixels
+    const int32_t *position;  // in pixels
+    const int32_t *target;    // in bytes
+    int pixels;               // of the padded input
+    int stride;               // bytes of a pixel of it
+    bool whole;               // whether a tap is a whole pixel and not one group of its channels
+};
+
+// What turns sums into output codes; arrays have `outputs` numbers, rounded up to whole blocks.
+struct Scaling {
+    const int32_t *gain;
+    const int32_t *shift;
+    const int32_t *drop;  // low bits of the codes that the channel does not use
+    const int32_t *bias;
+    const float *scale;  // of one accumulator step, in output steps
+    float low, high;     // of the output's centred codes
+};
+
+// Everything that one layer's kernel reads and writes.
+struct LayerCall {
+    Window window;
+    Scaling scaling;
+    const uint8_t *codes;   // the master, see packing.h
+    const uint8_t *mask;    // bytes of the codes that count, four alike per channel, for whole blocks
+    const uint8_t *tables;  // the planes as indices of look-up tables, or null
+    int bits;               // the largest number of leading bits that a channel uses
+    int smallest, largest;  // centred codes that the input can have
+    const int8_t *input;
+    int8_t *output;
+    float *answer;    // instead of `output`: the sums times `scale`, for the last layer
+    uint8_t *scratch; // `scratch_bytes` of the kernel
+    int32_t *sums;    // sums of the input per pixel and then per position: pixels + positions numbers
+};
+
+using LayerKernel = void (*)(const LayerCall &call, int from, int to);
+
+// A way to compute layers. `prepare` runs over ranges of all pixels of the input, and when it is done `run` over ranges of positions.
+struct LayerMethod {
+    const char *name;
+    bool (*able)(const LayerCall &call);
+    size_t (*scratch_bytes)(const Window &window);
+    LayerKernel prepare;
+    LayerKernel run;
+    // Methods that look sums up keep the leading planes of the codes as indices, made once from the master.
+    size_t (*table_bytes)(const Window &window);
+    void (*pack)(const Window &window, const uint8_t *codes, uint8_t *tables);
+};
+
+// Where the code of input `c` of tap `t` of channel `n` lies in the master: blocks of up to four vectors of sixteen
+// channels, in them one step of four inputs behind the other, in a step the vectors, in a vector four bytes a channel.
+inline size_t master_place(const Window &window, int n, int t, int c) {
+    const size_t steps = static_cast<size_t>(window.taps) * static_cast<size_t>(window.depth) / 4;
+    const size_t vectors = static_cast<size_t>(window.outputs + vector_channels - 1) / vector_channels;
+    const size_t vector = static_cast<size_t>(n) / vector_channels, block = vector / block_vectors;
+    const size_t left = vectors - block * block_vectors, width = left < block_vectors ? left : block_vectors;
+    const size_t step = (static_cast<size_t>(t) * static_cast<size_t>(window.depth) + static_cast<size_t>(c)) / 4;
+    const size_t at = block * block_vectors * steps + step * width + vector % block_vectors;
+    return at * 64 + static_cast<size_t>(n % vector_channels) * 4 + static_cast<size_t>(c % 4);
+}
+
+inline size_t master_bytes(const Window &window) {
+    const size_t vectors = static_cast<size_t>(window.outputs + vector_channels - 1) / vector_channels;
+    return vectors * static_cast<size_t>(window.taps) * static_cast<size_t>(window.depth) / 4 * 64;
+}
+
+struct DepthwiseCall {
+    int taps, channels, stride;
+    const int32_t *tap, *position, *target;
+    const int8_t *weights;  // (taps, channels)
+    const int32_t *bias;
+    const float *scale;
+    float low, high;
+    const int8_t *input;
+    int8_t *output;
+};
+
+struct AddCall {
+    size_t count;
+    const int8_t *a, *b;
+    int8_t *output;
+    float ratio_a, ratio_b, fixed;  // output code = ratio_a * code_a + (ratio_b * code_b + fixed), fused
+    int zero_a, zero_b, zero;
+    float low, high;  // codes, not centred
+};
+
+struct Kernels {
+    const char *name;
+    const LayerMethod *const *methods;  // ends with a null
+    void (*depthwise)(const DepthwiseCall &call, int from, int to);
+    void (*add)(const AddCall &call);
+    // output[i] = max(output[i], input[i])
+    void (*maximum)(int8_t *output, const int8_t *input, size_t count);
+    // sums[c] += input[c]
+    void (*accumulate)(int32_t *sums, const int8_t *input, size_t count);
+    // One row of `width` pixels of a plane into channel 0 of pixels of `stride` bytes: round(x / scale), -128..127
+    // after the zero point is taken off again.
+    void (*quantize)(int8_t *output, int stride, const float *input, int width, float scale, int zero);
+};
+
+extern const Kernels portable_kernels;
+#ifdef EMQ_X86
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;  // VNNI
+extern const Kernels vbmi_kernels;    // VNNI and VBMI
+#endif
+#ifdef EMQ_ARM
+extern const Kernels neon_kernels;
+extern const Kernels dotprod_kernels;
+#endif
+
+}  // namespace emq

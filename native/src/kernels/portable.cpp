@@ -1,0 +1,87 @@
+// Plain C++: the kernels that every processor has, and that the others are held to.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+
+namespace emq {
+namespace {
+
+bool always(const LayerCall &) { return true; }
+size_t none(const Window &) { return 0; }
+void nothing(const LayerCall &, int, int) {}
+
+void run(const LayerCall &call, int from, int to) {
+    const Window &w = call.window;
+    const Scaling &s = call.scaling;
+    for (int p = from; p < to; p++) {
+        for (int n = 0; n < w.outputs; n++) {
+            int32_t sum = 0, plain = 0;
+            for (int t = 0; t < w.taps; t++) {
+                const int8_t *a = call.input + static_cast<ptrdiff_t>(w.position[p] + w.tap[t]) * w.stride;
+                for (int c = 0; c < w.channels; c++) {
+                    sum += (call.codes[master_place(w, n, t, c)] & call.mask[4 * n]) * a[c];
+                    plain += a[c];
+                }
+            }
+            const int32_t total = s.gain[n] * (sum >> s.drop[n]) + s.shift[n] * plain + s.bias[n];
+            const float value = static_cast<float>(total) * s.scale[n];
+            if (call.answer != nullptr) {
+                call.answer[static_cast<size_t>(p) * static_cast<size_t>(w.outputs) + static_cast<size_t>(n)] = value;
+            } else {
+                call.output[w.target[p] + n] =
+                    static_cast<int8_t>(std::nearbyint(std::min(std::max(value, s.low), s.high)));
+            }
+        }
+    }
+}
+
+const LayerMethod direct = {"int8, portable", always, none, nothing, run, none, nullptr};
+const LayerMethod *const methods[] = {&direct, nullptr};
+
+void depthwise(const DepthwiseCall &call, int from, int to) {
+    for (int p = from; p < to; p++) {
+        for (int c = 0; c < call.channels; c++) {
+            int32_t sum = call.bias[c];
+            for (int t = 0; t < call.taps; t++) {
+                sum += call.input[static_cast<ptrdiff_t>(call.position[p] + call.tap[t]) * call.stride + c] *
+                       call.weights[t * call.channels + c];
+            }
+            const float value = static_cast<float>(sum) * call.scale[c];
+            call.output[call.target[p] + c] =
+                static_cast<int8_t>(std::nearbyint(std::min(std::max(value, call.low), call.high)));
+        }
+    }
+}
+
+void add(const AddCall &call) {
+    for (size_t i = 0; i < call.count; i++) {
+        const float a = static_cast<float>(call.a[i] + call.zero_a), b = static_cast<float>(call.b[i] + call.zero_b);
+        const float total = std::fma(a, call.ratio_a, std::fma(b, call.ratio_b, call.fixed));
+        const float code = std::nearbyint(std::min(std::max(total, call.low), call.high));
+        call.output[i] = static_cast<int8_t>(static_cast<int>(code) - call.zero);
+    }
+}
+
+void maximum(int8_t *output, const int8_t *input, size_t count) {
+    for (size_t i = 0; i < count; i++) output[i] = std::max(output[i], input[i]);
+}
+
+void accumulate(int32_t *sums, const int8_t *input, size_t count) {
+    for (size_t i = 0; i < count; i++) sums[i] += input[i];
+}
+
+void quantize(int8_t *output, int stride, const float *input, int width, float scale, int zero) {
+    const float low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
+    for (int x = 0; x < width; x++) {
+        const float code = std::nearbyint(input[x] / scale);
+        // Comparisons in this order take a pixel that is not a number to the lowest code, as the runtimes do.
+        output[static_cast<ptrdiff_t>(x) * stride] = static_cast<int8_t>(code > low ? std::min(code, high) : low);
+    }
+}
+
+}  // namespace
+
+const Kernels portable_kernels = {"portable", methods, depthwise, add, maximum, accumulate, quantize};
+
+}  // namespace emq

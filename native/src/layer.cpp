@@ -1,0 +1,300 @@
+#include "layer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <tuple>
+
+#include "failure.h"
+
+namespace emq {
+namespace {
+
+constexpr int master_bits = 8;
+constexpr int tuning_rounds = 3;
+
+size_t count(int number) { return static_cast<size_t>(number); }
+
+// Whether the environment variable EMQ_KERNEL, for tests and measurements, asks for a method by how its name begins.
+bool is_asked_for(const LayerMethod &method) {
+    const char *wanted = std::getenv("EMQ_KERNEL");
+    return wanted != nullptr && *wanted != '\0' && std::strncmp(method.name, wanted, std::strlen(wanted)) == 0;
+}
+
+}  // namespace
+
+Layer::Layer(const emq_layer &source, int children, const Step &step, const Tensor &input, const Tensor *output,
+             const Kernels &kernels)
+    : name_(source.name), kernels_(kernels) {
+    place(source, step, input, output);
+    const Window &w = windows_.window;
+    if (source.outputs != outputs() || source.fan_in != static_cast<int64_t>(w.taps) * w.channels) {
+        throw Failure("layer " + name_ + " has other weights than its graph");
+    }
+    depthwise_ = windows_.groups > 1 && windows_.group_inputs == 1 && windows_.group_outputs == 1;
+    const size_t padded = padded_outputs() * count(windows_.groups);
+    for (int child = 0; child < children; child++) {
+        const emq_layer_numbers &given = source.children[child];
+        Numbers numbers;
+        numbers.gain = Array<int32_t>(padded);
+        numbers.shift = Array<int32_t>(padded);
+        numbers.drop = Array<int32_t>(padded);
+        numbers.bias = Array<int32_t>(padded);
+        numbers.weight_scale = Array<float>(padded);
+        numbers.scale = Array<float>(padded);
+        numbers.mask = Array<uint8_t>(4 * padded);
+        for (int n = 0; n < outputs(); n++) {
+            const int group = n / windows_.group_outputs, inside = n % windows_.group_outputs;
+            const size_t at = count(group) * padded_outputs() + count(inside);
+            const int bits = given.bits[n];
+            if (bits < 1 || bits > master_bits) throw Failure("layer " + name_ + " has a channel of 0 bits");
+            numbers.gain[at] = given.gain[n];
+            numbers.shift[at] = given.shift[n];
+            numbers.drop[at] = master_bits - bits;
+            numbers.bias[at] = given.bias[n];
+            numbers.weight_scale[at] = given.scale[n];
+            std::fill_n(&numbers.mask[4 * at], 4, static_cast<uint8_t>(0xff << (master_bits - bits)));
+            numbers.bits = std::max(numbers.bits, bits);
+        }
+        if (depthwise_) pack_depthwise(source, numbers);
+        children_.push_back(std::move(numbers));
+    }
+    if (!depthwise_) pack(source);
+}
+
+size_t Layer::padded_outputs() const {
+    return count((windows_.group_outputs + block_channels - 1) / block_channels * block_channels);
+}
+
+void Layer::place(const emq_layer &source, const Step &step, const Tensor &input, const Tensor *output) {
+    Geometry g = step.geometry;
+    const Shape in = input.shape;
+    if (step.flat) {
+        g.kernel_height = in.height;
+        g.kernel_width = in.width;
+    }
+    if (g.groups < 1 || in.channels % g.groups != 0) throw Failure("layer " + name_ + " has groups that do not divide");
+    const int channels = in.channels / g.groups;
+    const int rows = (in.height + g.top + g.bottom - (g.kernel_height - 1) * g.dilation_height - 1) / g.stride_height + 1;
+    const int columns = (in.width + g.left + g.right - (g.kernel_width - 1) * g.dilation_width - 1) / g.stride_width + 1;
+    for (int y = 0; y < g.kernel_height; y++) {
+        for (int x = 0; x < g.kernel_width; x++) {
+            windows_.tap.push_back(y * g.dilation_height * input.row() + x * g.dilation_width);
+        }
+    }
+    for (int y = 0; y < rows; y++) {
+        for (int x = 0; x < columns; x++) {
+            windows_.position.push_back((y * g.stride_height - g.top) * input.row() + x * g.stride_width - g.left +
+                                        input.first());
+            windows_.target.push_back(
+                output == nullptr ? 0 : (y * output->row() + x + output->first()) * output->stride());
+        }
+    }
+    const int outputs = static_cast<int>(source.outputs) / g.groups;
+    if (outputs < 1 || (output == nullptr && (g.groups > 1 || rows * columns > 1))) {
+        throw Failure("layer " + name_ + " answers for the network and is no linear layer");
+    }
+    windows_.groups = g.groups;
+    windows_.group_inputs = channels;
+    windows_.group_outputs = outputs;
+    windows_.window = {static_cast<int>(windows_.tap.size()),
+                       channels,
+                       (channels + 3) / 4 * 4,
+                       outputs,
+                       rows * columns,
+                       windows_.tap.data(),
+                       windows_.position.data(),
+                       windows_.target.data(),
+                       input.pixels(),
+                       input.stride(),
+                       g.groups == 1};
+}
+
+void Layer::pack(const emq_layer &source) {
+    const Window &w = windows_.window;
+    const size_t bytes = master_bytes(w);
+    codes_ = Array<uint8_t>(bytes * count(windows_.groups));
+    for (int n = 0; n < outputs(); n++) {
+        uint8_t *group = codes_.data() + bytes * count(n / windows_.group_outputs);
+        for (int c = 0; c < w.channels; c++) {
+            for (int t = 0; t < w.taps; t++) {
+                const int64_t at = (n * static_cast<int64_t>(w.channels) + c) * w.taps + t;
+                group[master_place(w, n % windows_.group_outputs, t, c)] = source.codes[at];
+            }
+        }
+    }
+    for (const LayerMethod *const *method = kernels_.methods; *method != nullptr; method++) {
+        const size_t size = (*method)->table_bytes(w);
+        tables_.emplace_back(size * count(windows_.groups));
+        for (int group = 0; size > 0 && group < windows_.groups; group++) {
+            (*method)->pack(w, codes_.data() + bytes * count(group), tables_.back().data() + size * count(group));
+        }
+    }
+}
+
+void Layer::pack_depthwise(const emq_layer &source, Numbers &numbers) const {
+    const Window &w = windows_.window;
+    const size_t channels = count(outputs());
+    numbers.depthwise = Array<int8_t>(count(w.taps) * channels);
+    Array<int32_t> bias(channels);
+    Array<float> scale(channels);
+    for (size_t n = 0; n < channels; n++) {
+        const size_t at = n * padded_outputs();
+        for (int t = 0; t < w.taps; t++) {
+            const int code = source.codes[n * count(w.taps) + count(t)] >> numbers.drop[at];
+            numbers.depthwise[count(t) * channels + n] =
+                static_cast<int8_t>(numbers.gain[at] * code + numbers.shift[at]);
+        }
+        bias[n] = numbers.bias[at];
+        scale[n] = numbers.weight_scale[at];
+    }
+    // One number per channel, without the gaps between groups.
+    numbers.bias = std::move(bias);
+    numbers.weight_scale = std::move(scale);
+    numbers.scale = Array<float>(channels);
+    for (Array<int32_t> *unused : {&numbers.gain, &numbers.shift, &numbers.drop}) *unused = Array<int32_t>();
+    numbers.mask = Array<uint8_t>();
+}
+
+void Layer::set_grids(int child, float input_scale, float output_scale, int smallest, int largest, float low,
+                      float high) {
+    Numbers &numbers = children_[count(child)];
+    for (size_t n = 0; n < numbers.scale.size(); n++) {
+        // In this order, each product rounded: as the reference computes it.
+        const float scale = input_scale * numbers.weight_scale[n];
+        numbers.scale[n] = scale / output_scale;
+    }
+    numbers.smallest = smallest;
+    numbers.largest = largest;
+    numbers.low = low;
+    numbers.high = high;
+}
+
+size_t Layer::bytes() const {
+    size_t total = codes_.bytes();
+    for (const Array<uint8_t> &table : tables_) total += table.bytes();
+    for (const Numbers &numbers : children_) {
+        total += 4 * numbers.gain.bytes() + numbers.weight_scale.bytes() + numbers.scale.bytes() +
+                 numbers.mask.bytes() + numbers.depthwise.bytes();
+    }
+    return total;
+}
+
+size_t Layer::scratch_bytes() const {
+    size_t most = 0;
+    for (const LayerMethod *const *method = kernels_.methods; !depthwise_ && *method != nullptr; method++) {
+        most = std::max(most, (*method)->scratch_bytes(windows_.window));
+    }
+    return most;
+}
+
+size_t Layer::sums_count() const { return count(windows_.window.pixels + windows_.window.positions); }
+
+LayerCall Layer::call(int child, int group, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch,
+                      int32_t *sums) const {
+    const Numbers &numbers = children_[count(child)];
+    const size_t first = count(group) * padded_outputs();
+    const Array<uint8_t> &tables = tables_[numbers.method];
+    LayerCall call{};
+    call.window = windows_.window;
+    call.scaling = {numbers.gain.data() + first, numbers.shift.data() + first, numbers.drop.data() + first,
+                    numbers.bias.data() + first, numbers.scale.data() + first, numbers.low,
+                    numbers.high};
+    call.codes = codes_.data() + master_bytes(windows_.window) * count(group);
+    call.mask = numbers.mask.data() + 4 * first;
+    call.tables = tables.data() + tables.size() / count(windows_.groups) * count(group);
+    call.bits = numbers.bits;
+    call.smallest = numbers.smallest;
+    call.largest = numbers.largest;
+    call.input = input + group * windows_.group_inputs;
+    call.output = output + group * windows_.group_outputs;
+    call.answer = answer == nullptr ? nullptr : answer + group * windows_.group_outputs;
+    call.scratch = scratch;
+    call.sums = sums;
+    return call;
+}
+
+void Layer::prepare(int child, const int8_t *input, uint8_t *scratch, int32_t *sums, int from, int to) const {
+    // What is prepared for one group would overwrite that of the one before: `run` does it where there are several.
+    if (depthwise_ || windows_.groups > 1) return;
+    kernels_.methods[children_[count(child)].method]->prepare(
+        call(child, 0, input, nullptr, nullptr, scratch, sums), from, to);
+}
+
+void Layer::run(int child, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch, int32_t *sums,
+                int from, int to) const {
+    const Numbers &numbers = children_[count(child)];
+    const Window &w = windows_.window;
+    if (depthwise_) {
+        const DepthwiseCall depthwise = {w.taps,           outputs(),
+                                         w.stride,         w.tap,
+                                         w.position,       w.target,
+                                         numbers.depthwise.data(), numbers.bias.data(),
+                                         numbers.scale.data(),     numbers.low,
+                                         numbers.high,     input,
+                                         output};
+        kernels_.depthwise(depthwise, from, to);
+        return;
+    }
+    const LayerMethod &method = *kernels_.methods[numbers.method];
+    for (int group = 0; group < windows_.groups; group++) {
+        const LayerCall one = call(child, group, input, output, answer, scratch, sums);
+        if (windows_.groups > 1) method.prepare(one, 0, w.pixels);
+        method.run(one, from, to);
+    }
+}
+
+void Layer::tune() {
+    if (depthwise_) return;
+    const Window &w = windows_.window;
+    Array<int8_t> input(count(w.pixels) * count(w.stride)), output(count(w.positions) * count(outputs()) + slack);
+    Array<uint8_t> scratch(scratch_bytes());
+    Array<int32_t> sums(sums_count());
+    Array<float> answer(count(w.positions) * count(outputs()));
+    std::map<std::tuple<int, int, int>, size_t> known;
+    for (size_t child = 0; child < children_.size(); child++) {
+        Numbers &numbers = children_[child];
+        const auto key = std::make_tuple(numbers.bits, numbers.smallest, numbers.largest);
+        const auto found = known.find(key);
+        if (found != known.end()) {
+            numbers.method = found->second;
+            continue;
+        }
+        for (size_t i = 0; i < input.size(); i++) {
+            const int codes = numbers.largest - numbers.smallest + 1;
+            input[i] = static_cast<int8_t>(numbers.smallest + static_cast<int>(i * 37 % 251) % codes);
+        }
+        double least = std::numeric_limits<double>::infinity();
+        size_t best = 0;
+        const int number = static_cast<int>(child);
+        for (size_t index = 0; kernels_.methods[index] != nullptr; index++) {
+            numbers.method = index;
+            // Into an answer in float, so that no place of the network's own tensors is written.
+            const LayerCall tried = call(number, 0, input.data(), nullptr, answer.data(), scratch.data(), sums.data());
+            if (!kernels_.methods[index]->able(tried)) continue;
+            if (is_asked_for(*kernels_.methods[index])) {
+                best = index;
+                break;
+            }
+            for (int round = 0; round < tuning_rounds; round++) {
+                const auto start = std::chrono::steady_clock::now();
+                prepare(number, input.data(), scratch.data(), sums.data(), 0, w.pixels);
+                run(number, input.data(), nullptr, answer.data(), scratch.data(), sums.data(), 0, w.positions);
+                const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+                if (taken.count() >= least) continue;
+                least = taken.count();
+                best = index;
+            }
+        }
+        numbers.method = known[key] = best;
+    }
+}
+
+const char *Layer::method(int child) const {
+    return depthwise_ ? "int8, depthwise" : kernels_.methods[children_[count(child)].method]->name;
+}
+
+}  // namespace emq

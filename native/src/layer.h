@@ -1,0 +1,75 @@
+// One layer of a network: its weights packed once, the numbers of every child, and the way each child is computed.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "emq.h"
+#include "kernels/kernels.h"
+#include "memory.h"
+#include "program.h"
+
+namespace emq {
+
+// Where a layer's windows lie, for one group of channels.
+struct Windows {
+    std::vector<int32_t> tap, position, target;
+    Window window{};
+    int group_inputs = 0, group_outputs = 0, groups = 1;
+};
+
+class Layer {
+  public:
+    // `output` is null for a layer that answers in float.
+    Layer(const emq_layer &source, int children, const Step &step, const Tensor &input, const Tensor *output,
+          const Kernels &kernels);
+
+    const std::string &name() const { return name_; }
+    int outputs() const { return windows_.groups * windows_.group_outputs; }
+    int positions() const { return windows_.window.positions; }
+    int64_t fan_in() const { return static_cast<int64_t>(windows_.window.taps) * windows_.window.channels; }
+    bool grouped() const { return windows_.groups > 1 && !depthwise_; }
+    size_t bytes() const;
+    size_t scratch_bytes() const;
+    size_t sums_count() const;
+
+    // Sets what depends on the grids around the layer: `scale` of its input, and of its output or 1.
+    void set_grids(int child, float input_scale, float output_scale, int smallest, int largest, float low, float high);
+    // Chooses the fastest way for every child by timing each on made-up codes.
+    void tune();
+    const char *method(int child) const;
+
+    int pixels() const { return windows_.window.pixels; }
+    // First `prepare` over all pixels of the input, then `run` over all positions; either in any number of parts.
+    void prepare(int child, const int8_t *input, uint8_t *scratch, int32_t *sums, int from, int to) const;
+    void run(int child, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch, int32_t *sums, int from,
+             int to) const;
+
+  private:
+    struct Numbers {
+        Array<int32_t> gain, shift, drop, bias;
+        Array<float> weight_scale, scale;
+        Array<uint8_t> mask;
+        Array<int8_t> depthwise;  // the integer weights (taps, channels)
+        int bits = 0, smallest = 0, largest = 0;
+        float low = 0, high = 0;
+        size_t method = 0;  // index among those of the kernels
+    };
+
+    void place(const emq_layer &source, const Step &step, const Tensor &input, const Tensor *output);
+    void pack(const emq_layer &source);
+    void pack_depthwise(const emq_layer &source, Numbers &numbers) const;
+    LayerCall call(int child, int group, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch,
+                   int32_t *sums) const;
+    size_t padded_outputs() const;  // of one group
+
+    std::string name_;
+    const Kernels &kernels_;
+    bool depthwise_ = false;
+    Windows windows_;
+    Array<uint8_t> codes_;                // group behind group
+    std::vector<Array<uint8_t>> tables_;  // per method of the kernels; empty where it has none
+    std::vector<Numbers> children_;
+};
+
+}  // namespace emq

@@ -1,0 +1,340 @@
+#include "network.h"
+
+#include <algorithm>
+#include <cmath>
+#include <thread>
+
+#include "failure.h"
+
+namespace emq {
+namespace {
+
+// Multiplications below which a step is not worth sharing among threads.
+constexpr int64_t shared_work = 60000;
+constexpr int chunks_per_thread = 3;
+
+size_t at(int index) { return static_cast<size_t>(index); }
+
+class Shapes : public LayerShapes {
+  public:
+    explicit Shapes(const emq_source &source) : source_(source) {}
+    int outputs(const std::string &layer) const override {
+        for (int i = 0; i < source_.layer_count; i++) {
+            if (layer == source_.layers[i].name) return static_cast<int>(source_.layers[i].outputs);
+        }
+        throw Failure("the graph has a layer " + layer + ", the numbers have none");
+    }
+
+  private:
+    const emq_source &source_;
+};
+
+int threads_of(int wanted) {
+    const int there = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    return wanted > 0 ? std::min(wanted, 64) : there;
+}
+
+int8_t rounded(float value, float low, float high) {
+    return static_cast<int8_t>(std::nearbyint(std::min(std::max(value, low), high)));
+}
+
+}  // namespace
+
+Network::Network(const emq_source &source, const Kernels &kernels)
+    : kernels_(kernels),
+      image_{source.channels, source.height, source.width},
+      classes_(source.classes),
+      pool_(threads_of(source.threads)) {
+    for (int child = 0; child < source.child_count; child++) children_.emplace_back(source.child_names[child]);
+    const Shapes shapes(source);
+    program_ = lower(read_graph(source.graph, source.graph_size), image_, shapes);
+    for (int i = 0; i < source.site_count; i++) {
+        const emq_site &given = source.sites[i];
+        Site one{given.name, program_.zero_point(given.name), {}};
+        for (size_t child = 0; child < children_.size(); child++) {
+            one.children.push_back({given.scales[child], given.lows[child], given.highs[child]});
+        }
+        sites_.push_back(std::move(one));
+    }
+    bind(source);
+}
+
+const Network::Site &Network::site(const std::string &name) const {
+    for (const Site &one : sites_) {
+        if (one.name == name) return one;
+    }
+    throw Failure("the graph has a tensor " + name + ", the numbers have none");
+}
+
+// Centred bounds of a step's output at a child.
+Network::Grid Network::bounds(const Bound &bound, int child) const {
+    const int zero = bound.output->zero_point;
+    const Grid &grid = bound.output->children[at(child)];
+    if (bound.clamp == nullptr) return {grid.scale, -zero, 255 - zero};
+    const Grid &clamp = bound.clamp->children[at(child)];
+    return {grid.scale, clamp.low - zero, clamp.high - zero};
+}
+
+void Network::bind(const emq_source &source) {
+    const int children = static_cast<int>(children_.size());
+    for (const Step &step : program_.steps) {
+        Bound bound;
+        bound.step = step;
+        for (const std::string &name : step.input_sites) bound.inputs.push_back(&site(name));
+        if (!step.site.empty()) bound.output = &site(step.site);
+        if (!step.clamp.empty()) bound.clamp = &site(step.clamp);
+        // A maximum keeps the bounds that its input has.
+        const bool checked = bound.output != nullptr && step.kind != Kind::maximum;
+        for (int child = 0; checked && child < children; child++) {
+            const Grid grid = bounds(bound, child);
+            if (grid.low < -128 || grid.high > 127 || grid.low > grid.high) {
+                throw Failure("tensor " + step.site + " has codes beyond a centred byte; run this network in onnxruntime");
+            }
+        }
+        steps_.push_back(std::move(bound));
+    }
+    for (Bound &bound : steps_) {
+        if (bound.step.kind != Kind::layer) continue;
+        const emq_layer *given = nullptr;
+        for (int i = 0; i < source.layer_count; i++) {
+            if (bound.step.name == source.layers[i].name) given = &source.layers[i];
+        }
+        if (given == nullptr) throw Failure("the graph has a layer " + bound.step.name + ", the numbers have none");
+        const Tensor &input = program_.tensors[at(bound.step.inputs[0])];
+        const Tensor *output = bound.step.output < 0 ? nullptr : &program_.tensors[at(bound.step.output)];
+        layers_.push_back(std::make_unique<Layer>(*given, children, bound.step, input, output, kernels_));
+        bound.layer = layers_.back().get();
+        if (output == nullptr && bound.layer->outputs() != classes_) throw Failure("the graph has other classes");
+        for (int child = 0; child < children; child++) {
+            const Site &from = *bound.inputs[0];
+            const Grid in = from.children[at(child)];
+            const Grid out = bound.output == nullptr ? Grid{1, 0, 0} : bounds(bound, child);
+            bound.layer->set_grids(child, in.scale, out.scale, std::min(0, in.low - from.zero_point),
+                                   in.high - from.zero_point, static_cast<float>(out.low),
+                                   static_cast<float>(out.high));
+        }
+        bound.layer->tune();
+        scratch_bytes_ = std::max(scratch_bytes_, bound.layer->scratch_bytes());
+        sums_count_ = std::max(sums_count_, bound.layer->sums_count());
+    }
+}
+
+size_t Network::bytes() const {
+    size_t total = 0;
+    for (const auto &layer : layers_) total += layer->bytes();
+    return total;
+}
+
+const Layer *Network::find(const std::string &layer) const {
+    for (const auto &one : layers_) {
+        if (one->name() == layer) return one.get();
+    }
+    return nullptr;
+}
+
+std::unique_ptr<Network::Workspace> Network::borrow() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!idle_.empty()) {
+            std::unique_ptr<Workspace> work = std::move(idle_.back());
+            idle_.pop_back();
+            return work;
+        }
+    }
+    auto work = std::make_unique<Workspace>();
+    for (const Tensor &tensor : program_.tensors) {
+        work->tensors.emplace_back(at(tensor.pixels()) * at(tensor.stride()));
+    }
+    work->scratch = Array<uint8_t>(scratch_bytes_);
+    work->sums = Array<int32_t>(sums_count_);
+    return work;
+}
+
+void Network::run(int child, const float *images, int64_t count, float *logits, emq_watch watch, void *context) {
+    if (child < 0 || at(child) >= children_.size()) {
+        throw Failure("child " + std::to_string(child) + " is none of 0.." + std::to_string(children_.size() - 1));
+    }
+    std::unique_ptr<Workspace> work = borrow();
+    for (int64_t i = 0; i < count; i++) {
+        run_image(child, images + i * static_cast<int64_t>(image_.values()), logits + i * classes_, *work, watch, context);
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(work));
+}
+
+void Network::run_image(int child, const float *image, float *logits, Workspace &work, emq_watch watch,
+                        void *context) {
+    for (const Bound &bound : steps_) {
+        switch (bound.step.kind) {
+            case Kind::quantize: quantize(bound, child, image, work); break;
+            case Kind::layer: run_layer(bound, child, work, logits); break;
+            case Kind::add: add(bound, child, work); break;
+            case Kind::maximum: maximum(bound, work); break;
+            case Kind::mean: mean(bound, child, work); break;
+            case Kind::join: join(bound, child, work); break;
+            case Kind::answer: answer(bound, child, work, logits); break;
+        }
+        if (watch != nullptr && bound.step.shown) show(bound, work, watch, context);
+    }
+}
+
+void Network::run_layer(const Bound &bound, int child, Workspace &work, float *logits) {
+    const Layer &layer = *bound.layer;
+    const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
+    int8_t *output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
+    float *answer = output == nullptr ? logits : nullptr;
+    const auto shared = [&](int items, int64_t work_items, const auto &part) {
+        const int chunks = work_items < shared_work ? 1 : std::min(items, pool_.threads() * chunks_per_thread);
+        pool_.run(chunks, [&](int chunk) {
+            const auto edge = [&](int index) { return static_cast<int>(static_cast<int64_t>(items) * index / chunks); };
+            part(edge(chunk), edge(chunk + 1));
+        });
+    };
+    shared(layer.pixels(), layer.pixels() * int64_t{16},
+           [&](int from, int to) { layer.prepare(child, input, work.scratch.data(), work.sums.data(), from, to); });
+    const int64_t products = static_cast<int64_t>(layer.positions()) * layer.fan_in() * layer.outputs();
+    // Groups prepare and compute in turns with one scratch, so one thread does them.
+    shared(layer.grouped() ? 1 : layer.positions(), products, [&](int from, int to) {
+        const int end = layer.grouped() ? layer.positions() : to;
+        layer.run(child, input, output, answer, work.scratch.data(), work.sums.data(), from, end);
+    });
+}
+
+void Network::quantize(const Bound &bound, int child, const float *image, Workspace &work) {
+    const Tensor &tensor = program_.tensors[at(bound.step.output)];
+    int8_t *output = work.tensors[at(bound.step.output)].data();
+    const float scale = bound.output->children[at(child)].scale;
+    for (int y = 0; y < image_.height; y++) {
+        int8_t *row = output + (tensor.first() + y * tensor.row()) * tensor.stride();
+        for (int c = 0; c < image_.channels; c++) {
+            const float *plane = image + (static_cast<int64_t>(c) * image_.height + y) * image_.width;
+            kernels_.quantize(row + c, tensor.stride(), plane, image_.width, scale, bound.output->zero_point);
+        }
+    }
+}
+
+void Network::add(const Bound &bound, int child, Workspace &work) {
+    const Tensor &out = program_.tensors[at(bound.step.output)], &a = program_.tensors[at(bound.step.inputs[0])],
+                 &b = program_.tensors[at(bound.step.inputs[1])];
+    const Site &site_a = *bound.inputs[0], &site_b = *bound.inputs[1];
+    const float scale = bound.output->children[at(child)].scale;
+    AddCall call{};
+    call.ratio_a = site_a.children[at(child)].scale / scale;
+    call.ratio_b = site_b.children[at(child)].scale / scale;
+    call.zero_a = site_a.zero_point;
+    call.zero_b = site_b.zero_point;
+    call.zero = bound.output->zero_point;
+    // Each product and sum rounded by itself, as the reference does it.
+    const float zeros_a = call.ratio_a * static_cast<float>(call.zero_a);
+    const float zeros_b = call.ratio_b * static_cast<float>(call.zero_b);
+    const float zeros = zeros_a + zeros_b;
+    call.fixed = static_cast<float>(call.zero) - zeros;
+    const Grid grid = bounds(bound, child);
+    call.low = static_cast<float>(grid.low + call.zero);
+    call.high = static_cast<float>(grid.high + call.zero);
+    call.count = at(out.shape.width) * at(out.stride());
+    for (int y = 0; y < out.shape.height; y++) {
+        call.a = work.tensors[at(bound.step.inputs[0])].data() + (a.first() + y * a.row()) * a.stride();
+        call.b = work.tensors[at(bound.step.inputs[1])].data() + (b.first() + y * b.row()) * b.stride();
+        call.output = work.tensors[at(bound.step.output)].data() + (out.first() + y * out.row()) * out.stride();
+        kernels_.add(call);
+    }
+}
+
+void Network::maximum(const Bound &bound, Workspace &work) {
+    const Tensor &in = program_.tensors[at(bound.step.inputs[0])], &out = program_.tensors[at(bound.step.output)];
+    const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
+    int8_t *output = work.tensors[at(bound.step.output)].data();
+    const Geometry &g = bound.step.geometry;
+    const size_t channels = at(in.shape.channels);
+    for (int y = 0; y < out.shape.height; y++) {
+        for (int x = 0; x < out.shape.width; x++) {
+            int8_t *pixel = output + (out.first() + y * out.row() + x) * out.stride();
+            std::fill_n(pixel, channels, int8_t{-128});
+            for (int dy = 0; dy < g.kernel_height; dy++) {
+                const int from_y = y * g.stride_height - g.top + dy;
+                if (from_y < 0 || from_y >= in.shape.height) continue;
+                for (int dx = 0; dx < g.kernel_width; dx++) {
+                    const int from_x = x * g.stride_width - g.left + dx;
+                    if (from_x < 0 || from_x >= in.shape.width) continue;
+                    kernels_.maximum(pixel, input + (in.first() + from_y * in.row() + from_x) * in.stride(), channels);
+                }
+            }
+        }
+    }
+}
+
+void Network::mean(const Bound &bound, int child, Workspace &work) {
+    const Tensor &in = program_.tensors[at(bound.step.inputs[0])], &out = program_.tensors[at(bound.step.output)];
+    const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
+    int8_t *output = work.tensors[at(bound.step.output)].data() + out.first() * out.stride();
+    std::vector<int32_t> sums(at(in.stride()));
+    for (int y = 0; y < in.shape.height; y++) {
+        for (int x = 0; x < in.shape.width; x++) {
+            kernels_.accumulate(sums.data(), input + (in.first() + y * in.row() + x) * in.stride(), sums.size());
+        }
+    }
+    const Grid grid = bounds(bound, child);
+    const float area = static_cast<float>(in.shape.height * in.shape.width);
+    const float step = grid.scale * area;
+    const float scale = bound.inputs[0]->children[at(child)].scale / step;
+    for (int c = 0; c < in.shape.channels; c++) {
+        output[c] = rounded(static_cast<float>(sums[at(c)]) * scale, static_cast<float>(grid.low),
+                            static_cast<float>(grid.high));
+    }
+}
+
+void Network::join(const Bound &bound, int child, Workspace &work) {
+    const Tensor &out = program_.tensors[at(bound.step.output)];
+    const Grid grid = bounds(bound, child);
+    int first = 0;
+    for (size_t i = 0; i < bound.step.inputs.size(); i++) {
+        const Tensor &in = program_.tensors[at(bound.step.inputs[i])];
+        const float step = bound.inputs[i]->children[at(child)].scale;
+        int8_t table[256];
+        for (int code = -128; code < 128; code++) {
+            const float value = static_cast<float>(code) * step;
+            table[code + 128] = rounded(std::nearbyint(value / grid.scale), static_cast<float>(grid.low),
+                                        static_cast<float>(grid.high));
+        }
+        for (int y = 0; y < out.shape.height; y++) {
+            for (int x = 0; x < out.shape.width; x++) {
+                const int8_t *from = work.tensors[at(bound.step.inputs[i])].data() +
+                                     (in.first() + y * in.row() + x) * in.stride();
+                int8_t *to = work.tensors[at(bound.step.output)].data() +
+                             (out.first() + y * out.row() + x) * out.stride() + first;
+                for (int c = 0; c < in.shape.channels; c++) to[c] = table[from[c] + 128];
+            }
+        }
+        first += in.shape.channels;
+    }
+}
+
+void Network::answer(const Bound &bound, int child, const Workspace &work, float *logits) const {
+    const Tensor &in = program_.tensors[at(bound.step.inputs[0])];
+    if (in.shape.height != 1 || in.shape.width != 1 || in.shape.channels != classes_) {
+        throw Failure("the graph answers with another shape than its classes");
+    }
+    const int8_t *codes = work.tensors[at(bound.step.inputs[0])].data() + in.first() * in.stride();
+    const float scale = bound.inputs[0]->children[at(child)].scale;
+    for (int c = 0; c < classes_; c++) logits[c] = static_cast<float>(codes[c]) * scale;
+}
+
+void Network::show(const Bound &bound, const Workspace &work, emq_watch watch, void *context) const {
+    const Tensor &tensor = program_.tensors[at(bound.step.output)];
+    const int8_t *codes = work.tensors[at(bound.step.output)].data();
+    std::vector<uint8_t> shown(tensor.shape.values());
+    size_t next = 0;
+    for (int c = 0; c < tensor.shape.channels; c++) {
+        for (int y = 0; y < tensor.shape.height; y++) {
+            for (int x = 0; x < tensor.shape.width; x++) {
+                const int code = codes[(tensor.first() + y * tensor.row() + x) * tensor.stride() + c];
+                shown[next++] = static_cast<uint8_t>(code + bound.output->zero_point);
+            }
+        }
+    }
+    watch(context, bound.step.site.c_str(), shown.data(), tensor.shape.channels, tensor.shape.height,
+          tensor.shape.width);
+}
+
+}  // namespace emq

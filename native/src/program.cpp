@@ -1,0 +1,338 @@
+#include "program.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "failure.h"
+
+namespace emq {
+namespace {
+
+constexpr int largest_side = 1 << 20;
+
+// What a value of the graph is while it is lowered.
+struct Value {
+    enum Form { image, codes, quantized, accumulated, sum, mean, joined, parameter } form;
+    int tensor = -1;
+    std::string site;  // of codes; the layer of a parameter
+    int step = -1;     // that makes it, where its grid is not known yet
+    bool flat = false;
+};
+
+bool starts_open(const std::map<std::string, Constant> &constants, const std::string &name) {
+    const auto found = constants.find(name);
+    return found != constants.end() && found->second.open;
+}
+
+std::string without(const std::string &name, const std::string &ending) {
+    if (name.size() <= ending.size() || name.compare(name.size() - ending.size(), ending.size(), ending) != 0) {
+        throw Failure("the graph calls " + name + " what should end in " + ending);
+    }
+    return name.substr(0, name.size() - ending.size());
+}
+
+int side(int64_t number) {
+    if (number < 0 || number > largest_side) throw Failure("the graph has a side of " + std::to_string(number));
+    return static_cast<int>(number);
+}
+
+class Lowering {
+  public:
+    Lowering(const Graph &graph, Shape image, const LayerShapes &layers) : graph_(graph), layers_(layers), image_(image) {}
+
+    Program run() {
+        values_[graph_.input] = {Value::image, -1, "", -1, false};
+        for (const Node &node : graph_.nodes) visit(node);
+        finish();
+        return std::move(program_);
+    }
+
+  private:
+    void visit(const Node &node) {
+        const std::string &operation = node.operation;
+        if (operation == "Shape") return;
+        if (operation == "DequantizeLinear" && starts_open(graph_.constants, node.inputs.at(0))) {
+            const std::string &name = node.inputs[0];
+            const bool weight = name.size() > 7 && name.compare(name.size() - 7, 7, ".weight") == 0;
+            values_[node.outputs[0]] = {Value::parameter, -1, without(name, weight ? ".weight" : ".bias"), -1, false};
+            return;
+        }
+        std::vector<Value> inputs;
+        for (const std::string &name : node.inputs) {
+            const auto found = values_.find(name);
+            if (found != values_.end()) inputs.push_back(found->second);
+        }
+        if (inputs.empty()) return;  // arithmetic on sizes
+        const Value value = lowered(node, inputs);
+        if (value.form == Value::codes && node.outputs[0] == value.site + "/codes") maker(value.tensor).shown = true;
+        values_[node.outputs[0]] = value;
+    }
+
+    Step &maker(int tensor) {
+        for (Step &step : program_.steps) {
+            if (step.output == tensor) return step;
+        }
+        throw Failure("the graph reads a tensor that nothing makes");
+    }
+
+    Value lowered(const Node &node, std::vector<Value> &inputs) {
+        const std::string &operation = node.operation;
+        const Value &first = inputs[0];
+        const bool all_quantized = std::all_of(inputs.begin(), inputs.end(), [](const Value &value) {
+            return value.form == Value::quantized || value.form == Value::parameter;
+        });
+        if (operation == "QuantizeLinear") return quantize(node, first);
+        if (operation == "DequantizeLinear" && first.form == Value::codes) {
+            return {Value::quantized, first.tensor, first.site, -1, first.flat};
+        }
+        if (operation == "Clip" && first.form == Value::codes) return clip(node, first);
+        if (operation == "Identity") return first;
+        // Moves of values take codes as well as codes with their grid.
+        if (first.form == Value::codes || first.form == Value::quantized) {
+            if (operation == "MaxPool") return maximum(node, first);
+            if (flattens(node)) return {first.form, first.tensor, first.site, -1, true};
+        }
+        if (!all_quantized || first.form != Value::quantized) refuse(node);
+        if (operation == "Conv") return convolution(node, inputs);
+        if (operation == "Gemm") return linear(node, inputs);
+        if (operation == "Add" && inputs.size() == 2) return pending(node, Kind::add, Value::sum, inputs);
+        if (operation == "GlobalAveragePool") return pending(node, Kind::mean, Value::mean, inputs);
+        if (operation == "Concat" && node.number("axis", 1) == 1) {
+            return pending(node, Kind::join, Value::joined, inputs);
+        }
+        refuse(node);
+    }
+
+    [[noreturn]] static void refuse(const Node &node) {
+        throw Failure("operator " + node.operation + " (" + node.name +
+                      ") has no integer kernel of its own; run this network in onnxruntime");
+    }
+
+    // Whether a move of values leaves one row of features; other shapes have no use between integer kernels here.
+    bool flattens(const Node &node) const {
+        if (node.operation == "Flatten") return node.number("axis", 1) == 1;
+        if (node.operation != "Reshape" && node.operation != "Squeeze") return false;
+        if (node.operation == "Squeeze") return true;
+        const auto shape = graph_.constants.find(node.inputs.at(1));
+        return shape != graph_.constants.end() && shape->second.integers.size() == 2;
+    }
+
+    int add_tensor(Shape shape) {
+        for (const int number : {shape.channels, shape.height, shape.width}) {
+            if (number < 1) throw Failure("the graph has a tensor without values");
+        }
+        program_.tensors.push_back({shape, 0, 0});
+        return static_cast<int>(program_.tensors.size()) - 1;
+    }
+
+    void read(int tensor, int border) {
+        Tensor &one = program_.tensors.at(static_cast<size_t>(tensor));
+        one.border = std::max(one.border, border);
+        one.readers++;
+    }
+
+    Step &add_step(const Node &node, Kind kind, const std::vector<Value> &inputs) {
+        Step step;
+        step.kind = kind;
+        step.name = node.name;
+        for (const Value &value : inputs) {
+            if (value.form == Value::parameter) continue;
+            step.inputs.push_back(value.tensor);
+            step.input_sites.push_back(value.site);
+        }
+        program_.steps.push_back(std::move(step));
+        return program_.steps.back();
+    }
+
+    int last_step() const { return static_cast<int>(program_.steps.size()) - 1; }
+
+    const Tensor &tensor(int index) const { return program_.tensors.at(static_cast<size_t>(index)); }
+
+    // --- steps whose output gets its grid from the quantizer behind them ---
+
+    Value pending(const Node &node, Kind kind, Value::Form form, const std::vector<Value> &inputs) {
+        for (const Value &value : inputs) {
+            if (value.flat && form != Value::sum) refuse(node);
+            read(value.tensor, 0);
+        }
+        add_step(node, kind, inputs);
+        return {form, -1, "", last_step(), false};
+    }
+
+    Value convolution(const Node &node, const std::vector<Value> &inputs) {
+        if (inputs.size() != 3) refuse(node);
+        const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
+                                   &strides = node.numbers("strides"), &dilations = node.numbers("dilations");
+        if (kernel.size() != 2 || pads.size() != 4 || strides.size() != 2 || dilations.size() != 2) refuse(node);
+        Step &step = add_step(node, Kind::layer, inputs);
+        step.name = inputs[1].site;
+        step.geometry = {side(kernel[0]),    side(kernel[1]),    side(strides[0]), side(strides[1]),
+                         side(pads[0]),      side(pads[1]),      side(pads[2]),    side(pads[3]),
+                         side(dilations[0]), side(dilations[1]), side(node.number("group", 1))};
+        read(inputs[0].tensor, static_cast<int>(*std::max_element(pads.begin(), pads.end())));
+        return {Value::accumulated, -1, "", last_step(), false};
+    }
+
+    Value linear(const Node &node, const std::vector<Value> &inputs) {
+        if (inputs.size() != 3 || node.number("transB", 0) != 1) refuse(node);
+        Step &step = add_step(node, Kind::layer, inputs);
+        step.name = inputs[1].site;
+        step.flat = true;
+        read(inputs[0].tensor, 0);
+        return {Value::accumulated, -1, "", last_step(), false};
+    }
+
+    Value maximum(const Node &node, const Value &input) {
+        const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
+                                   &strides = node.numbers("strides");
+        if (kernel.size() != 2 || node.number("ceil_mode", 0) != 0 || input.flat) refuse(node);
+        for (const int64_t dilation : node.numbers("dilations")) {
+            if (dilation != 1) refuse(node);
+        }
+        Step &step = add_step(node, Kind::maximum, {input});
+        const auto at = [](const std::vector<int64_t> &numbers, size_t index, int otherwise) {
+            return index < numbers.size() ? side(numbers[index]) : otherwise;
+        };
+        step.geometry = {side(kernel[0]),    side(kernel[1]),    at(strides, 0, 1), at(strides, 1, 1),
+                         at(pads, 0, 0),     at(pads, 1, 0),     at(pads, 2, 0),    at(pads, 3, 0),
+                         1,                  1,                  1};
+        step.site = input.site;
+        const int index = last_step();
+        read(input.tensor, 0);
+        const Shape shape = output_shape(program_.steps.back(), tensor(input.tensor).shape.channels);
+        program_.steps[static_cast<size_t>(index)].output = add_tensor(shape);
+        return {input.form, program_.steps[static_cast<size_t>(index)].output, input.site, -1, false};
+    }
+
+    Shape output_shape(const Step &step, int channels) const {
+        const Shape in = tensor(step.inputs[0]).shape;
+        switch (step.kind) {
+            case Kind::mean: return {in.channels, 1, 1};
+            case Kind::add: return in;
+            case Kind::join: {
+                int total = 0;
+                for (const int input : step.inputs) total += tensor(input).shape.channels;
+                return {total, in.height, in.width};
+            }
+            default: break;
+        }
+        if (step.flat) return {channels, 1, 1};
+        const Geometry &g = step.geometry;
+        const auto sides = [](int size, int before, int after, int kernel, int dilation, int stride) {
+            const int room = size + before + after - ((kernel - 1) * dilation + 1);
+            return room < 0 || stride < 1 ? 0 : room / stride + 1;
+        };
+        return {channels, sides(in.height, g.top, g.bottom, g.kernel_height, g.dilation_height, g.stride_height),
+                sides(in.width, g.left, g.right, g.kernel_width, g.dilation_width, g.stride_width)};
+    }
+
+    // --- grids ---
+
+    Value quantize(const Node &node, const Value &input) {
+        const std::string site = without(node.inputs.at(1), ".scale");
+        note_zero_point(site, node.inputs.at(2));
+        int index = input.step;
+        switch (input.form) {
+            case Value::image:
+                add_step(node, Kind::quantize, {});
+                index = last_step();
+                break;
+            case Value::quantized:
+                if (input.site == site) return {Value::codes, input.tensor, site, -1, input.flat};
+                if (input.flat) refuse(node);
+                read(input.tensor, 0);
+                add_step(node, Kind::join, {input});
+                index = last_step();
+                break;
+            case Value::accumulated:
+            case Value::sum:
+            case Value::mean:
+            case Value::joined: break;
+            default: refuse(node);
+        }
+        Step &step = program_.steps.at(static_cast<size_t>(index));
+        if (step.output >= 0) throw Failure("the graph quantizes " + step.name + " twice");
+        Shape shape = image_;
+        if (input.form != Value::image) {
+            shape = output_shape(step, step.kind == Kind::layer ? layers_.outputs(step.name) : 0);
+        }
+        if (input.form == Value::sum) check_alike(step);
+        const int made = add_tensor(shape);
+        step.output = made;
+        step.site = site;
+        return {Value::codes, made, site, -1, input.form == Value::accumulated && step.flat};
+    }
+
+    void check_alike(const Step &step) const {
+        const Shape a = tensor(step.inputs[0]).shape, b = tensor(step.inputs[1]).shape;
+        if (a.channels != b.channels || a.height != b.height || a.width != b.width) {
+            throw Failure("the graph adds tensors of different shapes (" + step.name +
+                          "); run this network in onnxruntime");
+        }
+    }
+
+    void note_zero_point(const std::string &site, const std::string &constant) {
+        const auto found = graph_.constants.find(constant);
+        if (found == graph_.constants.end() || found->second.integers.size() != 1) {
+            throw Failure("the graph has no zero point for " + site);
+        }
+        for (const auto &known : program_.zero_points) {
+            if (known.first == site) return;
+        }
+        program_.zero_points.emplace_back(site, static_cast<int>(found->second.integers[0]));
+    }
+
+    // The bounds of a site hold already where its codes are made: a maximum of bounded codes is bounded.
+    Value clip(const Node &node, const Value &input) {
+        const std::string site = without(node.inputs.at(1), ".low");
+        int at = input.tensor;
+        while (true) {
+            Step &made = maker(at);
+            made.clamp = site;
+            if (made.kind != Kind::maximum) return input;
+            at = made.inputs[0];
+            if (tensor(at).readers != 1) refuse(node);
+        }
+    }
+
+    void finish() {
+        const auto found = values_.find(graph_.output);
+        if (found == values_.end()) throw Failure("the graph has no output");
+        const Value &value = found->second;
+        if (value.form == Value::accumulated && program_.steps.at(static_cast<size_t>(value.step)).output < 0) {
+            if (value.step != last_step()) throw Failure("the graph goes on behind its output");
+            return;
+        }
+        if (value.form != Value::quantized) {
+            throw Failure("the graph ends in an operator without an integer kernel; run this network in onnxruntime");
+        }
+        Step step;
+        step.kind = Kind::answer;
+        step.inputs = {value.tensor};
+        step.input_sites = {value.site};
+        program_.steps.push_back(step);
+        read(value.tensor, 0);
+    }
+
+    const Graph &graph_;
+    const LayerShapes &layers_;
+    const Shape image_;
+    std::map<std::string, Value> values_;
+    Program program_;
+};
+
+}  // namespace
+
+int Program::zero_point(const std::string &site) const {
+    for (const auto &known : zero_points) {
+        if (known.first == site) return known.second;
+    }
+    throw Failure("the graph has no zero point for " + site);
+}
+
+Program lower(const Graph &graph, Shape image, const LayerShapes &layers) {
+    return Lowering(graph, image, layers).run();
+}
+
+}  // namespace emq

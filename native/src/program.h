@@ -1,0 +1,68 @@
+// What a network computes, step by step, in integers: lowered from the graph, the same for every child.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "graph.h"
+
+namespace emq {
+
+struct Shape {
+    int channels = 0, height = 1, width = 1;
+    size_t values() const { return static_cast<size_t>(channels) * height * width; }
+};
+
+// A tensor of codes in NHWC. `border` pixels of zeros stand around it, as much as any reader pads.
+struct Tensor {
+    Shape shape;
+    int border = 0;
+    int readers = 0;
+
+    int stride() const { return (shape.channels + 3) / 4 * 4; }  // bytes of a pixel
+    int row() const { return shape.width + 2 * border; }         // pixels
+    int pixels() const { return (shape.height + 2 * border) * row(); }
+    int first() const { return border * row() + border; }  // pixel of the upper left value
+};
+
+struct Geometry {
+    int kernel_height = 1, kernel_width = 1;
+    int stride_height = 1, stride_width = 1;
+    int top = 0, left = 0, bottom = 0, right = 0;
+    int dilation_height = 1, dilation_width = 1;
+    int groups = 1;
+};
+
+enum class Kind { quantize, layer, add, maximum, mean, join, answer };
+
+struct Step {
+    Kind kind;
+    std::string name;                      // of a layer; else of the operator
+    std::vector<int> inputs;               // tensors
+    std::vector<std::string> input_sites;  // the grids that they are on
+    int output = -1;                       // tensor; -1 where the step answers in float
+    std::string site;                      // the grid of the output
+    std::string clamp;                     // the site whose bounds the output keeps; empty for all of a byte
+    Geometry geometry;
+    bool flat = false;   // a layer that reads all pixels of its input at once
+    bool shown = false;  // whether the output is what the graph calls the codes of its site
+};
+
+struct Program {
+    std::vector<Tensor> tensors;
+    std::vector<Step> steps;
+    std::vector<std::pair<std::string, int>> zero_points;  // per site
+    int zero_point(const std::string &site) const;
+};
+
+// Lowers a graph. `layer_outputs` gives the output channels of a layer by name.
+// Throws `Failure` with the name of an operator that has no integer kernel here.
+class LayerShapes {
+  public:
+    virtual ~LayerShapes() = default;
+    virtual int outputs(const std::string &layer) const = 0;
+};
+
+Program lower(const Graph &graph, Shape image, const LayerShapes &layers);
+
+}  // namespace emq
