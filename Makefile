@@ -26,22 +26,32 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak lint format clean
+.PHONY: help demo test test-all sanitize soak architectures lint format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
-demo: $(VENV)/.emqdeploy-all ## install and run the demo: train, export, switch precision, report
+demo: $(VENV)/.emqdeploy-all $(VENV)/.emqdeploy-native ## install and run the demo: train, export, switch precision, report
 	$(RUN) -m emqdeploy demo
 
-test: $(VENV)/.emqdeploy-dev ## run the quick tests
+test: $(VENV)/.emqdeploy-dev $(VENV)/.emqdeploy-native ## run the quick tests
 	$(RUN) -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/.emqdeploy-dev ## run all tests but those that need a GPU
+test-all: $(VENV)/.emqdeploy-dev $(VENV)/.emqdeploy-native ## run all tests but those that need a GPU
 	$(RUN) -m pytest -m "not gpu"
 
-soak: $(VENV)/.emqdeploy-dev ## read damaged files for MINUTES (10), on from where the last sitting ended
-	$(RUN) -m benchmarks.soak --minutes $(or $(MINUTES),10)
+soak: $(VENV)/.emqdeploy-dev ## damage, kill and switch for MINUTES (10), or COUNT of each KIND, on from the last sitting
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.soak $(addprefix --kind ,$(KIND)) \
+		$(if $(COUNT),--count $(COUNT),--minutes $(or $(MINUTES),10))
+
+architectures: $(VENV)/.emqdeploy-dev ## try every architecture of benchmarks/zoo.py and write docs/architectures.md (40 minutes)
+	$(RUN) -m benchmarks.architectures
+
+SANITIZERS = $(foreach name,libasan.so libubsan.so,$(shell c++ -print-file-name=$(name)))
+sanitize: $(VENV)/.emqdeploy-dev ## run the native tests under address and undefined-behaviour sanitizers
+	$(PIP) install --upgrade --target build/sanitized --config-settings=cmake.define.EMQ_SANITIZE=ON ./native
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized OMP_NUM_THREADS=1 \
+		$(RUN) -m pytest tests/runtimes/adapters/test_native.py
 
 lint: $(VENV)/.emqdeploy-dev ## check style, format and types
 	$(RUN) -m ruff check .
@@ -63,6 +73,13 @@ $(VENV)/.emqdeploy-all: pyproject.toml | $(RUN)
 $(VENV)/.emqdeploy-dev: pyproject.toml | $(RUN)
 	$(call install,all$(comma)dev)
 	@touch $(VENV)/.emqdeploy-all
+
+# The compiled part is built here; where that is not possible everything else works, and this says what is lost.
+NATIVE := $(wildcard native/*.txt native/*.toml native/include/* native/src/* native/src/kernels/*)
+$(VENV)/.emqdeploy-native: $(NATIVE) | $(RUN)
+	@if command -v c++ >/dev/null; then echo "building native/ (a minute the first time)" && $(PIP) install ./native; \
+	else echo "no C++ compiler here: runtime 'native' is left out"; fi
+	@touch $@
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)

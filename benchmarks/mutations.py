@@ -13,7 +13,6 @@ import random
 import re
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from emqdeploy.format.protobuf import BYTES, VARINT, fields
@@ -62,13 +61,12 @@ def damaged_bytes(data: bytes, dice: random.Random) -> bytes:
 
 
 def damaged_json(values: Any, dice: random.Random) -> Any:
-    """A few values replaced, lost, repeated or swapped, anywhere in it."""
-    found = copy.deepcopy(values)
+    """A few values replaced, lost, repeated or swapped, anywhere in it; what is given is changed."""
     for _ in range(dice.choice((1, 1, 1, 2, 4))):
-        places = _places(found)
-        if not places:
+        place = _somewhere(values, dice)
+        if place is None:
             return dice.choice(ODD)
-        holder, key = dice.choice(places)
+        holder, key = place
         kind = dice.randrange(6)
         if kind == 0:
             del holder[key]
@@ -77,28 +75,24 @@ def damaged_json(values: Any, dice: random.Random) -> Any:
         elif kind == 1:
             holder[dice.choice(("a", "*", "schema", "\x1b", "x" * 600))] = copy.deepcopy(holder[key])
         elif kind == 2:
-            other, place = dice.choice(places)
-            if key in (range(len(holder)) if isinstance(holder, list) else holder):
-                holder[key] = copy.deepcopy(other[place])
+            other, name = _somewhere(values, dice) or place
+            holder[key] = copy.deepcopy(other[name])
         elif kind == 3 and isinstance(holder[key], (int, float)):
             holder[key] = holder[key] * dice.choice((-1, 2, 10, 1000)) + dice.choice((-1, 0, 1))
         elif kind == 4 and isinstance(holder[key], str):
             holder[key] = damaged_bytes(holder[key].encode("utf-8", "replace"), dice).decode("utf-8", "replace")
         else:
             holder[key] = copy.deepcopy(dice.choice(ODD))
-    return found
+    return values
 
 
-def _places(values: Any) -> list[tuple[Any, Any]]:
-    """Every value in nested values, by what holds it and under which key."""
-    places, waiting = [], [values]
-    while waiting and len(places) < 20_000:
-        one = waiting.pop()
-        if isinstance(one, (dict, list)):
-            keys: Any = one if isinstance(one, dict) else range(len(one))
-            places += [(one, key) for key in keys]
-            waiting += [one[key] for key in keys]
-    return places
+def _somewhere(values: Any, dice: random.Random) -> tuple[Any, Any] | None:
+    """A value in nested values, by what holds it and under which key; deep ones are as likely as shallow ones."""
+    place = None
+    while isinstance(values, (dict, list)) and values and (place is None or dice.random() < 0.8):
+        place = values, dice.choice(list(values)) if isinstance(values, dict) else dice.randrange(len(values))
+        values = values[place[1]]
+    return place
 
 
 def as_json(values: Any) -> bytes:
@@ -231,12 +225,50 @@ def resealed(data: bytes, dice: random.Random) -> bytes:
     return whole[:start] + seal._digest(whole[:start] + b"0" * 32 + whole[end:]).encode() + whole[end:]
 
 
+_TAG = re.compile(rb"<(\w+)[^<>]*?(?:/>|>)")
+_VALUE = re.compile(rb'="([^"]*)"')
+
+
+def damaged_xml(data: bytes, dice: random.Random) -> bytes:
+    """A few elements lost, repeated or moved, or values of attributes changed."""
+    for _ in range(dice.choice((1, 1, 1, 2, 4))):
+        if dice.random() < 0.5:
+            start, end = _random_match(_VALUE, data, dice).span(1)
+            data = data[:start] + _other_value(data, data[start:end], dice) + data[end:]
+            continue
+        found = _random_match(_TAG, data, dice)
+        start, end = found.span()
+        closing = b"</" + found[1] + b">"
+        if not found[0].endswith(b"/>") and (inside := data.find(closing, end)) >= 0:
+            end = inside + len(closing)  # an element with what it holds
+        kind = dice.randrange(3)
+        piece = data[start:end]
+        if kind != 1:
+            data = data[:start] + data[end:]
+        if kind != 0:
+            place = _random_match(_TAG, data, dice).start()
+            data = data[:place] + piece + data[place:]
+    return data
+
+
+def _random_match(pattern: re.Pattern[bytes], data: bytes, dice: random.Random) -> re.Match[bytes]:
+    """One of the matches, or an empty one in data that has none."""
+    found = pattern.search(data, dice.randrange(len(data) + 1)) or pattern.search(data)
+    return found or next(re.finditer(rb"()", data))
+
+
+def _other_value(data: bytes, value: bytes, dice: random.Random) -> bytes:
+    kind = dice.randrange(4)
+    if kind == 0:
+        return _random_match(_VALUE, data, dice)[1]
+    if kind == 1 and value.isdigit():
+        return b"%d" % (int(value) * dice.choice((-1, 1, 2, 1000, 1 << 40)) + dice.choice((-1, 0, 1)))
+    if kind == 2:
+        return damaged_bytes(value, dice).translate(None, b'"<')
+    return str(dice.choice(ODD[:-8])).encode("utf-8", "replace").translate(None, b'"<')
+
+
 def as_report(values: Any) -> bytes:
     """A page that carries values."""
     packed = base64.b64encode(gzip.compress(as_json(values), 1))
     return b'<html><script type="application/gzip" id="result">' + packed + b"</script></html>"
-
-
-def strict(data: bytes) -> Any:
-    """Plain values of JSON."""
-    return msgspec.json.decode(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from emqdeploy.ending import ASKED, exit_code, heed_signals, open_missing_streams
+from emqdeploy.ending import ASKED, exit_code, heed_signals, open_missing_streams, speak_any_encoding
 from emqdeploy.processes import leave_working_directory
 
 leave_working_directory()
@@ -14,6 +14,7 @@ def main() -> None:
     """Runs the command line; a Ctrl-C is also heard while the commands are imported."""
     heed_signals()
     open_missing_streams()
+    speak_any_encoding()
     try:
         from emqdeploy import cli  # only now: it imports what lies in the search path, and that takes a while
     except BaseException:

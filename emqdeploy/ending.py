@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import select
 import signal
 import sys
 from types import FrameType
+
+_SPELLED = {"µ": "u", "±": "+-", "°": "deg ", "…": "...", "→": "->", "·": "-"}
+"""Our letters beyond ASCII where an output does not know them."""
 
 ASKED: list[int] = []
 """Numbers of the signals that asked this process to end, in order."""
@@ -58,6 +63,20 @@ def open_missing_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for as long as the process lives)
+
+
+def speak_any_encoding() -> None:
+    """Lets an output that knows few characters have their nearest spelling: no result is lost for a letter."""
+    codecs.register_error("spelled", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spelled")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    return _SPELLED.get(character) or character.encode("unicode_escape").decode(), error.start + 1
 
 
 def nobody_listens() -> bool:

@@ -39,9 +39,16 @@ def plain_text(text: object) -> str:
 
 
 class EmqError(Exception):
-    """Something that the user can put right; the message is the one sentence shown."""
+    """Something that the user can put right.
+
+    Args:
+        sentence: what is shown; what it quotes from a file or a device comes out as plain text in one line.
+    """
 
     exit_code = 1
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(plain_text(" ".join(sentence.split())))
 
 
 class UsageError(EmqError):

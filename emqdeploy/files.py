@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -78,7 +79,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary file lies in the same directory (a rename is atomic only within a file system) and
     keeps the suffix (some writers choose or append one). It is flushed to the disk before the
-    rename, and removed when the block fails. A link is followed, so that its target is replaced.
+    rename, and removed when the block fails; what a killed process left goes with the next write of the same
+    file. A link is followed, so that its target is replaced.
 
     Args:
         path: The file to write; its directory must exist.
@@ -95,10 +97,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if os.path.isdir(target):
             raise cannot_write(path, IsADirectoryError(errno.EISDIR, "is a directory"))
         raise EmqError(f"cannot write {os.fspath(path)}: it is not a regular file; name a file")
-    temporary = target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")  # see _LEFTOVER
+    lock: int | None = None
+    temporary = target
     try:
-        # Not tempfile: it creates files that only their owner may read, whatever the umask says.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        _remove_leftovers(target)
+        temporary, lock = _claimed(target)
         yield temporary
         flush(temporary)
         os.replace(temporary, target)
@@ -108,22 +111,45 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         raise cannot_write(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            os.close(lock)
     # The rename itself reaches the disk with its directory; some file systems cannot flush those.
     with contextlib.suppress(OSError):
         flush(target.parent)
 
 
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+def _claimed(target: Path) -> tuple[Path, int]:
+    """A new file beside a target, and the descriptor that locks it: by that others see that it is being written."""
+    while True:
+        path = target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")
+        # Not tempfile: it creates files that only their owner may read, whatever the umask says.
+        try:
+            lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except OSError as error:
+            error.filename = str(target)  # nobody knows the other name
+            raise
+        with contextlib.suppress(OSError):  # some file systems know no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            return path, lock
+        os.close(lock)  # somebody took it for a leftover before it was locked
 
 
-def remove_leftovers(directory: str | os.PathLike[str]) -> None:
-    """Remove the temporary files of writes that were killed; nobody else may be writing there."""
-    for path in Path(directory).iterdir():
-        if _LEFTOVER.fullmatch(path.name) and path.is_file():
-            with contextlib.suppress(OSError):
-                path.unlink()
+def _remove_leftovers(target: Path) -> None:
+    """Removes what earlier writes of a target left that were killed: nobody holds their lock any more."""
+    left = re.compile(re.escape(f".{target.stem[:64]}.") + "[0-9a-f]{8}" + re.escape(target.suffix))
+    with contextlib.suppress(OSError):
+        for path in target.parent.iterdir():
+            if left.fullmatch(path.name) and not path.is_symlink() and path.is_file():
+                with contextlib.suppress(OSError):
+                    lock = os.open(path, os.O_RDONLY)
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        path.unlink()
+                    finally:
+                        os.close(lock)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

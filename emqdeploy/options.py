@@ -93,7 +93,10 @@ class Option:
         """
         named = f"{where}: {self.name}" if where else f"--{self.flag}"
         if self.parse is not None:
-            return self.parse(value)
+            try:
+                return self.parse(value)
+            except UsageError as error:
+                raise UsageError(f"{where}: {error}" if where else str(error)) from error
         if self.kind is Path and isinstance(value, (str, Path)):
             return Path(value)
         if type(value) is not self.kind and not (self.kind is float and type(value) is int):

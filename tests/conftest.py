@@ -125,6 +125,7 @@ def deploy(spec: NetworkSpec, children: Sequence[Child] | None = None) -> Deploy
         preprocessing=Preprocessing(*spec.input_shape, (0.5,) * channels, (0.25,) * channels).pixels(),
         data=DataSource("digits"),
         trained=tuple(child.name for child in spec.trained if child.name in names),
+        levels=spec.insertion.levels,
         structure=spec.to_dict(),
     )
     checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, spec.input_shape), card)
@@ -145,3 +146,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     result = train(TrainConfig(epochs=2, limit=400), tmp_path_factory.mktemp("digits"))
     return Path(result.checkpoints[0])
+
+
+@pytest.fixture(scope="session")
+def float_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float ResNet-8 for the digits, untrained, whose normalizations know these images."""
+    from emqdeploy.data import load_dataset
+    from emqdeploy.models import create_model
+
+    torch.manual_seed(1)
+    digits, model = load_dataset("digits"), create_model("resnet8", 10, 1, 8)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+            module.momentum = None  # the plain mean
+    with torch.no_grad():
+        model.train()(torch.from_numpy(digits.preprocessing.normalize(digits.train.images[:256])))
+    path = tmp_path_factory.mktemp("float") / "digits.pth"
+    torch.save(model.state_dict(), path)
+    return path

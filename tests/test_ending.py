@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,17 @@ def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
     for arguments in (f"inspect {NETWORK}", f"inspect {NETWORK} --json", "train --help"):
         done = shell(f"{COMMAND} {arguments} | (head -c 1 >/dev/null; exec <&-)", tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_of_few_characters_gets_their_spelling(tmp_path: Path) -> None:
+    """A log in ASCII costs no result: not at a bench's last line, nor at a name in another script."""
+    bench = f"bench {NETWORK} --bits 8 --samples 10 --scenario single --energy none"
+    done = shell(f"PYTHONIOENCODING=ascii {COMMAND} {bench}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"8 bits.* onnxruntime .*\d (us|ms)", done.stdout)
+    done = shell(f"PYTHONIOENCODING=ascii {COMMAND} inspect netzwerk-für-µ", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: netzwerk-f\\xfcr-u does not exist")
 
 
 @pytest.mark.parametrize("option", ["", "--json"])

@@ -68,3 +68,10 @@ def test_writable_dir_notices_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_unusual_reasons_are_passed_on() -> None:
     """A reason that we have no words for is still shown."""
     assert "Input/output error" in str(cannot_write("x", OSError(errno.EIO, "Input/output error")))
+
+
+def test_a_sentence_is_one_line_of_plain_text() -> None:
+    """What it quotes from a file or a device can neither command a terminal nor look like a line of ours."""
+    assert str(EmqError("unknown settings \x1b[2J\na\u202eb; measure\n  again")) == (
+        "unknown settings \\x1b[2J a\\u202eb; measure again"
+    )

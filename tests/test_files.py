@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from emqdeploy.errors import EmqError
-from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text, remove_leftovers
+from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text
 
 
 def test_bytes_and_text_arrive(tmp_path: Path) -> None:
@@ -139,12 +140,18 @@ def test_errors_about_other_files_pass_through(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
-    """What a killed process left goes; every other file stays, hidden ones too."""
-    with atomic_path(tmp_path / "state.pt") as temporary:
-        left = temporary.name
-    (tmp_path / left).write_text("half")
-    for name in (".hidden", ".config.toml", "a.0123abcd.pt"):
+def test_the_next_write_takes_away_what_a_killed_one_left(tmp_path: Path) -> None:
+    """Of the same file only, and never what another process is writing at this moment."""
+    child = os.fork()
+    if child == 0:
+        with atomic_path(tmp_path / "state.pt"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.iterdir()] == [left.name for left in tmp_path.glob(".state.*.pt")]
+    for name in (".hidden", ".config.toml", ".other.0123abcd.pt"):
         (tmp_path / name).write_text("mine")
-    remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".config.toml", ".hidden", "a.0123abcd.pt", "state.pt"]
+    with atomic_path(tmp_path / "state.pt") as mine:
+        atomic_write_text(tmp_path / "state.pt", "of another")
+        mine.write_text("whole")
+    assert (tmp_path / "state.pt").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {".config.toml", ".hidden", ".other.0123abcd.pt", "state.pt"}

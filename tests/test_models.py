@@ -44,7 +44,7 @@ def test_trace_gives_the_same_logits(name: str, in_channels: int) -> None:
     with torch.no_grad():
         logits = model(x)
         assert logits.shape == (2, 7)
-        torch.testing.assert_close(trace(model)(x), logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(trace(model).module(x), logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "convolutions"), [("resnet8", 7), ("resnet20", 19)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +19,9 @@ from emqdeploy.cli.common import (
     finish,
     say,
 )
-from emqdeploy.cli.generated import with_options
+from emqdeploy.cli.lazy import lazily
 from emqdeploy.ending import exit_code
 from emqdeploy.errors import UsageError
-from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.options import from_flags
-from emqdeploy.remote.place import Place
 
 
 @app.command("eval")
@@ -31,7 +29,7 @@ def evaluate(
     path: PathArgument = None,
     bits: BitsOption = None,
     runtime: Annotated[
-        str, typer.Option(help="onnxruntime, openvino, tensorrt, or torch (the reference).")
+        str, typer.Option(help="onnxruntime, openvino, tensorrt, native, or torch (the reference).")
     ] = "onnxruntime",
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
@@ -52,12 +50,18 @@ def evaluate(
 
     result = use.evaluate(path, bits, runtime, data_dir, threads)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
-    finish(result, json_, accuracy_table(title, result["accuracy"], result["trained"], result["method"]))
+    unproven = [result["unproven"]] if result["unproven"] else []
+    finish(result, json_, accuracy_table(title, result["accuracy"], result["trained"], result["method"]), *unproven)
 
 
-@app.command()
-@with_options(BenchSettings, Place)
-def bench(
+def _classes() -> Sequence[type]:
+    from emqdeploy.measuring.settings import BenchSettings
+    from emqdeploy.remote.place import Place
+
+    return [BenchSettings, Place]
+
+
+def _bench(
     context: typer.Context,
     path: PathArgument = None,
     *,
@@ -73,31 +77,14 @@ def bench(
     json_: JsonOption = False,
     **flags: Any,
 ) -> None:
-    """Measure latency, accuracy, size, memory, load time and switching of every bit-width on this machine.
-
-    Bit-widths take turns, so that a drifting clock hits all alike; whatever disturbed the run is named.
-
-    [bold]Examples[/bold]
-
-      emqdeploy bench --device cpu
-
-      emqdeploy bench runs/digits-resnet8-001 --bits 2,8 --threads 1 --out bench.json
-
-      emqdeploy bench --scenario single,offline,switch --batch 1,8 --trace round-robin
-
-      emqdeploy bench --device jetson --host user@192.168.55.1 --out orin.json
-
-      emqdeploy bench --scenario single,switch,adaptive --policy "latency_p99=20ms" --html report.html
-
-      emqdeploy bench --replay report.html --out again.json
-
-      emqdeploy bench --resume bench.json
-    """
     from emqdeploy.files import check_writable
     from emqdeploy.measuring.bench import bench as measure
     from emqdeploy.measuring.journal import Journal
     from emqdeploy.measuring.result import save_result
+    from emqdeploy.measuring.settings import BenchSettings
+    from emqdeploy.options import from_flags
     from emqdeploy.remote.bench import bench_there
+    from emqdeploy.remote.place import Place
     from emqdeploy.report.bench_csv import save_csv
     from emqdeploy.report.bench_table import bench_parts
     from emqdeploy.report.html.page import save_html
@@ -128,6 +115,30 @@ def bench(
     finish(result, json_, *bench_parts(result))
     if not result["complete"]:
         raise typer.Exit(exit_code(1))
+
+
+@app.command(cls=lazily(_bench, _classes))
+def bench() -> None:
+    """Measure latency, accuracy, size, memory, load time and switching of every bit-width on this machine.
+
+    Bit-widths take turns, so that a drifting clock hits all alike; whatever disturbed the run is named.
+
+    [bold]Examples[/bold]
+
+      emqdeploy bench --device cpu
+
+      emqdeploy bench runs/digits-resnet8-001 --bits 2,8 --threads 1 --out bench.json
+
+      emqdeploy bench --scenario single,offline,switch --batch 1,8 --trace round-robin
+
+      emqdeploy bench --device jetson --host user@192.168.55.1 --out orin.json
+
+      emqdeploy bench --scenario single,switch,adaptive --policy "latency_p99=20ms" --html report.html
+
+      emqdeploy bench runs/digits-resnet8-001 --replay report.html --out again.json
+
+      emqdeploy bench runs/digits-resnet8-001 --resume bench.json
+    """
 
 
 @app.command()

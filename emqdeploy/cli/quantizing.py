@@ -11,6 +11,7 @@ import typer
 from emqdeploy.cli.app import app
 from emqdeploy.cli.common import JsonOption, finish, say
 from emqdeploy.cli.lazy import lazily
+from emqdeploy.errors import EmqError
 
 
 def _classes() -> Sequence[type]:
@@ -42,22 +43,30 @@ def _quantize(
     config = QuantizeConfig(file, model, data, **from_flags(QuantizeConfig, flags))
     result = quantize(config, out or next_run_path(RUNS_ROOT, data, model), say, threads)
     values = {
-        "checkpoint": str(result.checkpoint),
+        "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
         "float_accuracy": result.float_accuracy,
         "accuracy": {child.name: percent for child, percent in result.accuracy.items()},
+        "fidelity": {child.name: found.to_dict() for child, found in result.fidelity.items()},
+        "wrong": result.wrong,
         "usable": [child.name for child in result.usable],
         "calibration_images": result.images,
         "seconds": round(result.seconds, 3),
         "recipe": config.to_dict(),
     }
-    finish(values, json_, quantize_table(values, config.usable_drop), advice(config, result))
+    hints = [] if result.wrong is not None else [advice(config, result, flags["children"])]
+    finish(values, json_, quantize_table(values, config.usable_drop), *hints)
+    if result.wrong is not None and result.checkpoint is None:
+        raise EmqError(result.wrong)
+    if result.wrong is not None:
+        say(f"accepted: {result.wrong}")
 
 
-@app.command(cls=lazily(_quantize, _classes))
+@app.command(cls=lazily(_quantize, _classes, with_off=True))
 def quantize() -> None:
     """Make a multi-bit checkpoint from a trained float model and a few hundred images, without training.
 
-    Says which children are as good as the float model; the others are worth training.
+    Says which children are as good as the float model; the others are worth training. An 8-bit child that answers
+    unlike the float model stops it with the layer where that begins, and nothing is written: exit code 1.
 
     [bold]Examples[/bold]
 

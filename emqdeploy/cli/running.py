@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,15 +10,17 @@ import typer
 
 from emqdeploy.cli.app import app
 from emqdeploy.cli.common import JsonOption, PathArgument, finish, say
-from emqdeploy.cli.generated import with_options
+from emqdeploy.cli.lazy import lazily
 from emqdeploy.ending import exit_code
-from emqdeploy.options import from_flags
-from emqdeploy.serving.settings import ServeSettings
 
 
-@app.command()
-@with_options(ServeSettings)
-def run(
+def _classes() -> Sequence[type]:
+    from emqdeploy.serving.settings import ServeSettings
+
+    return [ServeSettings]
+
+
+def _run(
     source: Annotated[
         Path, typer.Option(help="Folder of images; folders in it that are named like classes label them.")
     ],
@@ -29,6 +32,23 @@ def run(
     json_: JsonOption = False,
     **flags: Any,
 ) -> None:
+    from emqdeploy.options import from_flags
+    from emqdeploy.report.live import LiveView
+    from emqdeploy.report.run_table import run_parts
+    from emqdeploy.serving.serve import serve
+    from emqdeploy.serving.settings import ServeSettings
+    from emqdeploy.workflows.results import read_result
+
+    settings = ServeSettings(path, source, **from_flags(ServeSettings, flags))
+    with LiveView() as view:
+        result = serve(settings, None if table is None else read_result(table), view, say)
+    finish(result, json_, *run_parts(result))
+    if result["interrupted"] and not (settings.watch or settings.repeat):  # which end in no other way
+        raise typer.Exit(exit_code(1))
+
+
+@app.command(cls=lazily(_run, _classes))
+def run() -> None:
     """Classify a folder of images, or what arrives in it, and choose bit-width and threads by a policy meanwhile.
 
     A policy is a list of budgets: latency_p99=20ms,accuracy>=97 serves the most accurate setting that keeps 99 of 100
@@ -43,17 +63,6 @@ def run(
 
       emqdeploy run --source photos --repeat --seconds 60 --policy temperature=75C,prefer=accuracy --log run.jsonl
     """
-    from emqdeploy.report.live import LiveView
-    from emqdeploy.report.run_table import run_parts
-    from emqdeploy.serving.serve import serve
-    from emqdeploy.workflows.results import read_result
-
-    settings = ServeSettings(path, source, **from_flags(ServeSettings, flags))
-    with LiveView() as view:
-        result = serve(settings, None if table is None else read_result(table), view, say)
-    finish(result, json_, *run_parts(result))
-    if result["interrupted"] and not (settings.watch or settings.repeat):  # which end in no other way
-        raise typer.Exit(exit_code(1))
 
 
 @app.command()

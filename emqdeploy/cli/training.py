@@ -11,6 +11,7 @@ import typer
 from emqdeploy.cli.app import app
 from emqdeploy.cli.common import JsonOption, finish
 from emqdeploy.cli.lazy import lazily
+from emqdeploy.errors import EmqError
 
 
 def _classes() -> Sequence[type]:
@@ -59,6 +60,8 @@ def _train(
         "checkpoints": [str(made) for made in result.checkpoints],
         "run": str(result.run),
         "accuracy": accuracy,
+        "fidelity": {child.name: result.fidelity[child].to_dict() for child in in_order(result.fidelity)},
+        "wrong": result.wrong,
         "trained": trained,
         "seconds": round(result.seconds, 3),
         "sample_passes": result.sample_passes,
@@ -74,10 +77,13 @@ def _train(
     )
     if result.trained == (FLOAT,):
         hints = f"next: emqdeploy quantize {result.run} --data {chosen.data} --model {chosen.model}"
-    finish(values, json_, accuracy_table(title, accuracy, trained), hints)
+    shown = accuracy_table(title, accuracy, trained, fidelity=values["fidelity"])
+    finish(values, json_, shown, *([] if result.wrong else [hints]))
+    if result.wrong:
+        raise EmqError(result.wrong)
 
 
-@app.command(cls=lazily(_train, _classes))
+@app.command(cls=lazily(_train, _classes, with_off=True))
 def train() -> None:
     """Train one network for several children: bit-widths of weights and activations.
 

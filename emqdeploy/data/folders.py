@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from emqdeploy.errors import UsageError
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+_OUTSIDE = "in no class folder"
+_READ = ", ".join(sorted(SUFFIXES))
+
 _SMALL_IMAGE = 64  # pixels up to which the field augments by a shifted crop, beyond by a crop of random size
 
 
@@ -28,12 +32,14 @@ def augmentation_for(size: int) -> str:
 @DATASETS.register("imagefolder")
 def _imagefolder(request: DataRequest) -> Dataset:
     """A folder per class: PATH/train and PATH/test (or val), or the classes in PATH itself."""
-    if not request.argument:
+    root = request.place
+    if root is None:
         raise UsageError("imagefolder needs a folder; write imagefolder:PATH")
-    root = Path(request.argument).expanduser()
     size = request.image_size or 224
     if not root.is_dir():
-        raise UsageError(f"{root} is not a folder; give imagefolder:PATH an existing folder")
+        raise UsageError(
+            f"{root} is not a folder; give imagefolder:PATH an existing folder, or say with --data-dir where it is"
+        )
     has_train = (root / "train").is_dir()
     held_out = next((sub for sub in ("test", "val") if (root / sub).is_dir()), None)
     if has_train != (held_out is not None):
@@ -41,7 +47,8 @@ def _imagefolder(request: DataRequest) -> Dataset:
             f"{root} has only one of train/ and test/ (or val/); add the other, "
             "or put the folders of the classes directly into it"
         )
-    files = class_files(root, "train" if has_train else "")
+    left_out: Counter[str] = Counter()
+    files = class_files(root, "train" if has_train else "", left_out)
     classes = tuple(files)
     if len(classes) < 2:
         raise UsageError(f"{root} holds the single class {classes[0]!r}; at least two are needed")
@@ -51,7 +58,7 @@ def _imagefolder(request: DataRequest) -> Dataset:
         aside, kept = stratified(train.labels, count, SPLIT_SEED)
         train, test = train.subset(kept), train.subset(aside)
     else:
-        test = labelled_files(root, class_files(root, held_out), classes, size)
+        test = labelled_files(root, class_files(root, held_out, left_out), classes, size)
     return Dataset(
         name=f"imagefolder:{root.name}",
         train=train,
@@ -59,11 +66,17 @@ def _imagefolder(request: DataRequest) -> Dataset:
         classes=classes,
         preprocessing=Preprocessing(3, size, size, *IMAGENET_STATISTICS),
         augmentation=augmentation_for(size),
+        notes=notes_on(root, left_out),
     )
 
 
-def class_files(root: Path, folder: str) -> dict[str, list[str]]:
+def class_files(root: Path, folder: str, left_out: Counter[str]) -> dict[str, list[str]]:
     """Return the image files of every class folder in ``root/folder``, both in alphabetical order.
+
+    Args:
+        root: The folder of the data set.
+        folder: The place of the class folders below it.
+        left_out: Counts what is not read, see `notes_on`.
 
     Returns:
         By class, paths below ``root``.
@@ -72,26 +85,68 @@ def class_files(root: Path, folder: str) -> dict[str, list[str]]:
         UsageError: There is no class folder, or one without an image.
     """
     place = root / folder
-    names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != ".")
+    visible = [entry for entry in os.scandir(place) if entry.name[0] != "."]
+    names = sorted(entry.name for entry in visible if entry.is_dir())
     if not names:
         raise UsageError(f"{place} holds no folders; make one for each class, with its images")
-    return {name: image_names(root, os.path.join(folder, name)) for name in names}
+    left_out[_OUTSIDE] += sum(_suffix(entry.name) in SUFFIXES for entry in visible if not entry.is_dir())
+    return {name: image_names(root, os.path.join(folder, name), left_out) for name in names}
 
 
-def image_names(root: Path, folder: str) -> list[str]:
-    """Return the image files of one folder as paths below ``root``, in alphabetical order.
+def image_names(root: Path, folder: str, left_out: Counter[str]) -> list[str]:
+    """Return the image files of a folder and of all folders in it as paths below ``root``, in alphabetical order.
+
+    Args:
+        root: The folder of the data set.
+        folder: The place of the images below it.
+        left_out: Counts what is not read, see `notes_on`.
 
     Raises:
         UsageError: There is none.
     """
-    found = sorted(
-        entry.name
-        for entry in os.scandir(root / folder)
-        if entry.name[0] != "." and os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    )
+    found, others, seen = [], Counter[str](), set()
+    for at, folders, files in os.walk(root / folder, onerror=_refuse, followlinks=True):
+        seen.add(os.path.realpath(at))
+        folders[:] = [
+            name for name in folders if name[0] != "." and os.path.realpath(os.path.join(at, name)) not in seen
+        ]
+        inside = os.path.relpath(at, root)
+        for name in files:
+            if name[0] != "." and _suffix(name) in SUFFIXES:
+                found.append(os.path.join(inside, name))
+            elif name[0] != ".":
+                others[_suffix(name)] += 1
     if not found:
-        raise UsageError(f"{root / folder} holds no images; add some or remove the folder")
-    return [os.path.join(folder, name) for name in found]
+        what = f", but {_counted(others)}" if others else ""
+        raise UsageError(f"{root / folder} holds no images ({_READ}){what}; add some or remove the folder")
+    left_out.update(others)
+    return sorted(found)
+
+
+def notes_on(root: Path, left_out: Counter[str]) -> tuple[str, ...]:
+    """Return the sentence about the files of a data set that were not read, if there are any.
+
+    Args:
+        root: The folder of the data set.
+        left_out: How many there are by suffix, and how many images outside of the class folders.
+    """
+    others = +left_out
+    outside = others.pop(_OUTSIDE, 0)
+    reasons = [f"{_counted(others)} (images are {_READ})"] if others else []
+    reasons += [f"{outside} {_OUTSIDE}"] if outside else []
+    return (f"left out of {root}: {', and '.join(reasons)}",) if reasons else ()
+
+
+def _counted(others: Counter[str]) -> str:
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(5))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def labelled_files(root: Path, files: Mapping[str, Sequence[str]], classes: Sequence[str], size: int) -> Split:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from emqdeploy.data.folders import IMAGENET_STATISTICS, augmentation_for, class_files, image_names, labelled_files
+from emqdeploy.data.folders import (
+    IMAGENET_STATISTICS,
+    augmentation_for,
+    class_files,
+    image_names,
+    labelled_files,
+    notes_on,
+)
 from emqdeploy.data.formats import damaged
 from emqdeploy.data.images import ImageFiles
 from emqdeploy.data.loading import DATASETS, DataRequest, Dataset
@@ -37,14 +44,16 @@ def _tinyimagenet(request: DataRequest) -> Dataset:
     for synset in synsets:
         if not (root / "train" / synset / "images").is_dir():
             raise EmqError(f"{root / 'train' / synset / 'images'} is missing; unpack tiny-imagenet-200.zip again")
-    files = {synset: image_names(root, f"train/{synset}/images") for synset in synsets}
+    left_out: Counter[str] = Counter()
+    files = {synset: image_names(root, f"train/{synset}/images", left_out) for synset in synsets}
     return Dataset(
         name="tinyimagenet",
         train=labelled_files(root, files, synsets, size),
-        test=_annotated(root, "val/images", [root / "val" / "val_annotations.txt"], synsets, size),
+        test=_annotated(root, "val/images", [root / "val" / "val_annotations.txt"], synsets, size, left_out),
         classes=_class_names([root], synsets),
         preprocessing=Preprocessing(3, size, size, *_TINY_STATISTICS),
         augmentation=augmentation_for(size),
+        notes=notes_on(root, left_out),
     )
 
 
@@ -58,7 +67,8 @@ def _imagenet(request: DataRequest) -> Dataset:
     places = ("", "imagenet", "ILSVRC2012", _KAGGLE_FOLDER)
     root = _root(request, places, "train", "get ILSVRC 2012 from image-net.org, unpack it into train/CLASS and val")
     size = request.image_size or 224
-    files = class_files(root, "train")
+    left_out: Counter[str] = Counter()
+    files = class_files(root, "train", left_out)
     synsets = list(files)
     if len(synsets) < 2:
         raise UsageError(f"{root / 'train'} holds the single class {synsets[0]!r}; at least two are needed")
@@ -66,10 +76,10 @@ def _imagenet(request: DataRequest) -> Dataset:
     if not (root / "val").is_dir():
         raise UsageError(f"{root} has no val/; put the validation images there, on which accuracy is measured")
     if any(entry.is_dir() and entry.name in files for entry in os.scandir(root / "val")):
-        test = labelled_files(root, class_files(root, "val"), synsets, size)
+        test = labelled_files(root, class_files(root, "val", left_out), synsets, size)
     else:
         candidates = [place / name for place in (root / "val", *above) for name in _ANNOTATIONS]
-        test = _annotated(root, "val", candidates, synsets, size)
+        test = _annotated(root, "val", candidates, synsets, size, left_out)
     return Dataset(
         name="imagenet",
         train=labelled_files(root, files, synsets, size),
@@ -77,13 +87,13 @@ def _imagenet(request: DataRequest) -> Dataset:
         classes=_class_names(above, synsets),
         preprocessing=Preprocessing(3, size, size, *IMAGENET_STATISTICS),
         augmentation=augmentation_for(size),
+        notes=notes_on(root, left_out),
     )
 
 
 def _root(request: DataRequest, subfolders: Sequence[str], sign: str, remedy: str) -> Path:
     """Return the first folder that holds ``sign``."""
-    given = Path(request.argument).expanduser() if request.argument else request.data_dir
-    base = given or cache_folder()
+    base = request.place or cache_folder()
     tried = [base / sub for sub in subfolders]
     found = next((place for place in tried if (place / sign).exists()), None)
     if found is None:
@@ -94,7 +104,9 @@ def _root(request: DataRequest, subfolders: Sequence[str], sign: str, remedy: st
     return found
 
 
-def _annotated(root: Path, folder: str, candidates: Sequence[Path], synsets: Sequence[str], size: int) -> Split:
+def _annotated(
+    root: Path, folder: str, candidates: Sequence[Path], synsets: Sequence[str], size: int, left_out: Counter[str]
+) -> Split:
     """Return the images of one flat folder with the labels of an annotation file.
 
     A line is the image's name, with or without its suffix, and its class as synset or number; a comma, tab or space
@@ -117,7 +129,8 @@ def _annotated(root: Path, folder: str, candidates: Sequence[Path], synsets: Seq
             labels[os.path.splitext(image)[0]] = label
         elif labels:  # the first line of a table names its columns
             raise damaged(annotations, f"{line.strip()[:60]!r} names none of the {len(synsets)} training classes")
-    names = image_names(root, folder)
+    names = image_names(root, folder, left_out)
+    left_out[annotations.suffix.lower()] -= annotations.parent == root / folder  # that one is read
     stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
     missing = next((name for name, stem in zip(names, stems, strict=True) if stem not in labels), None)
     if missing is not None:

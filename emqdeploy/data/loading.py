@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ TEST_FRACTION = 0.2
 class Dataset:
     """A training and a test split with what is needed to use them.
 
-    ``augmentation`` names the one that suits the data, as the field uses it.
+    ``augmentation`` names the one that suits the data, as the field uses it. ``notes`` are sentences about what was
+    found and not taken.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Dataset:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     augmentation: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class DataRequest:
     data_dir: Path | None
     image_size: int | None
     limit: int | None
+
+    @property
+    def place(self) -> Path | None:
+        """The folder that was named; ``data_dir`` wins, because a name may come from a file of another machine."""
+        return self.data_dir or (Path(self.argument).expanduser() if self.argument else None)
 
     def refuse_options(self) -> None:
         """Raises where a data set of one size, in a known place, is asked for another."""
@@ -64,7 +72,7 @@ def load_dataset(
 
     Args:
         name: A name in ``DATASETS``; ``"imagefolder:PATH"``, also ``"imagenet:PATH"`` and ``"tinyimagenet:PATH"``.
-        data_dir: Where the files of a standard data set are, or go after a download.
+        data_dir: Where the files are, or those of a standard data set go after a download.
         image_size: H = W in pixels, for sets of image files only.
         limit: At most this many training images (the same ones every time, classes in proportion).
 
@@ -87,6 +95,17 @@ def load_dataset(
     dataset = replace(dataset, train=limited(dataset.train, limit))
     _check_labels(dataset, limit)
     return dataset
+
+
+def located(name: str, data_dir: Path | None) -> str:
+    """The name of a data set with its path, where it has one, such that it holds in any working directory.
+
+    Args:
+        name: As in `load_dataset`.
+        data_dir: As in `load_dataset`; it takes the place of the path.
+    """
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{os.path.abspath(data_dir or os.path.expanduser(path))}" if colon and path else name
 
 
 def _check_labels(dataset: Dataset, limit: int | None) -> None:

@@ -49,29 +49,30 @@ _FASHION_CLASSES = (
 def _fashion_mnist(request: DataRequest) -> Dataset:
     """Fashion-MNIST: 70,000 grey garments of 28 x 28 pixels in four IDX files."""
     request.refuse_options()
-    parts = {"train": "train", "test": "t10k"}
+    parts = ("train", "t10k")
     folder = find_or_download(
         "fashion-mnist",
         request.data_dir,
-        files=[f"{part}-{kind}-ubyte.gz" for part in parts.values() for kind in ("images-idx3", "labels-idx1")],
+        files=[f"{part}-{kind}-ubyte.gz" for part in parts for kind in ("images-idx3", "labels-idx1")],
         subfolders=("", "FashionMNIST/raw"),
         torchvision_name="FashionMNIST",
         debian_package="dataset-fashion-mnist",
     )
-    splits = {}
-    for split, part in parts.items():
+    splits: list[Split] = []
+    for part in parts:
         images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", dimensions=3)
         path = folder / f"{part}-labels-idx1-ubyte.gz"
         labels = read_idx(path, dimensions=1).astype(np.int64)
         if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() > 9:
             raise damaged(path, "images and labels do not belong together")
-        splits[split] = Split(images[:, None], labels)
+        splits.append(Split(images[:, None], labels))
     return Dataset(
         name="fashion-mnist",
+        train=splits[0],
+        test=splits[1],
         classes=_FASHION_CLASSES,
         preprocessing=Preprocessing(1, 28, 28, (0.2860,), (0.3530,)),
         augmentation="crop-flip",
-        **splits,
     )
 
 

@@ -20,6 +20,7 @@ from emqdeploy.export.selector import if_model, several
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.graph.floating import float_nodes
+from emqdeploy.graph.moves import carry_floats
 
 _MOVERS = ("MaxPool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Identity", "Slice", "Gather")
 """Operators whose result is not negative where their input is not."""
@@ -39,6 +40,7 @@ def symmetric_model(checkpoint: Checkpoint, child: Child, fp16: bool = False) ->
         fp16: compute in float16 what is not quantized.
     """
     model = filled_graph(checkpoint, child)
+    carry_floats(model)
     _float_biases(model)
     model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
     _symmetric_activations(model)

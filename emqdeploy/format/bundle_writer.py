@@ -14,7 +14,7 @@ import msgspec
 
 from emqdeploy import __version__
 from emqdeploy.errors import EmqError, UsageError, cannot_write, writable_dir
-from emqdeploy.files import atomic_write_bytes, flush, remove_leftovers
+from emqdeploy.files import atomic_write_bytes, flush
 from emqdeploy.format.bundle import (
     INPUT,
     MANIFEST_FILE,
@@ -57,6 +57,7 @@ class BundleWriter:
         self._files: dict[str, SharedFile] = {}
         self._checkpoint: str | None = None
         self._bound_to: str | None = None
+        self._describes_another = False
         self._report = report
         self._stack = contextlib.ExitStack()
 
@@ -66,7 +67,6 @@ class BundleWriter:
         with self._stack:
             busy = f"another export is writing to {self.directory}; wait for it or choose another --out"
             self._stack.enter_context(locked(self.directory, busy))
-            remove_leftovers(self.directory)
             if (self.directory / MANIFEST_FILE).exists():
                 self._take_over(Bundle.read(self.directory))
             if created:
@@ -89,6 +89,8 @@ class BundleWriter:
         self._files, self._checkpoint = dict(held.files), held.checkpoint
         if held.checkpoint is not None:
             self._bound_to = held.files[held.checkpoint].sha256
+        elif held.artefacts:  # a damaged checkpoint was dropped, or never copied: only what it said is left
+            self._describes_another = (held.card, held.children) != (self._card, self._children)
         wrong: dict[str, str] = {}
         for name in held.records:
             try:
@@ -114,7 +116,7 @@ class BundleWriter:
         Raises:
             UsageError: the bundle holds artefacts of another checkpoint.
         """
-        if self._bound_to not in (None, sha256(path)):
+        if self._describes_another or self._bound_to not in (None, sha256(path)):
             raise UsageError(
                 f"{self.directory} is the bundle of another checkpoint than {path}; choose another --out or remove it"
             )

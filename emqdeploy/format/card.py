@@ -8,12 +8,16 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from emqdeploy.errors import EmqError, UsageError, plain_text
+from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import FLOAT_BITS, Child, check_unique
+from emqdeploy.format.levels import HALF, Levels
 
 MOST_CLASSES = 1_000_000
 MOST_CHILDREN = 256
 LARGEST_SIDE = 1 << 16
+
+POST_TRAINING = "post-training"
+"""The `Card.method` of what was quantized without training."""
 
 Text = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """Printable, of one line."""
@@ -26,6 +30,11 @@ Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{32,64}$")]
 Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Positive = Annotated[float, Meta(gt=0, le=1e30)]
 WidthsRecord = int | dict[Name, int]
+
+MOST_DECIBELS = 200.0
+"""Signal to noise of equal answers, which would be infinite."""
+
+Decibels = Annotated[float, Meta(ge=-MOST_DECIBELS, le=MOST_DECIBELS)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +66,28 @@ class DataSource(Record, frozen=True):
     image_size: Side | None = None
 
 
+class FidelityRecord(Record, frozen=True):
+    """How a child's logits differ from those of the network that it was made from, over a few hundred images.
+
+    Attributes:
+        against: that network: ``float model``, untouched, or ``trained network``, fake-quantized at the child.
+        snr_db: signal to noise in decibels, see `emqdeploy.graph.fidelity`.
+        agreement: percent of the images decided alike, of those that are no ties.
+        decided: how many those are.
+        images: images compared.
+    """
+
+    against: Text
+    snr_db: Decibels
+    agreement: Percent
+    decided: Size
+    images: Size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return msgspec.structs.asdict(self)
+
+
 class Card(Record, frozen=True, kw_only=True):
     """What a checkpoint, an exported file and a bundle say about their network.
 
@@ -67,7 +98,9 @@ class Card(Record, frozen=True, kw_only=True):
         preprocessing: how pixels become the network's input; its size is the input's.
         data: the data set that it was trained on.
         accuracy: percent of the test set per child by name, measured in torch after training.
+        fidelity: per child by name, how its answers differ from those of the network that it was made from.
         trained: names of the children that training visited; the others are unseen.
+        levels: what of int8 and uint8 its codes use, and so which kernels are exact; see `emqdeploy.format.levels`.
         structure: what torch rebuilds the network from; empty in exported files.
         recipe: the options that made it.
         provenance: versions, seconds, passes.
@@ -79,7 +112,9 @@ class Card(Record, frozen=True, kw_only=True):
     data: DataSource
     task: Name = "classification"
     accuracy: dict[Name, Percent] = msgspec.field(default_factory=dict)
+    fidelity: dict[Name, FidelityRecord] = msgspec.field(default_factory=dict)
     trained: Annotated[tuple[Name, ...], Meta(max_length=MOST_CHILDREN)] = ()
+    levels: Levels = HALF
     structure: dict[str, Any] = msgspec.field(default_factory=dict)
     recipe: dict[str, Any] = msgspec.field(default_factory=dict)
     provenance: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -91,7 +126,7 @@ class Card(Record, frozen=True, kw_only=True):
 
     @property
     def method(self) -> str:
-        """What made the network: ``post-training``, or the training method's name."""
+        """What made the network: `POST_TRAINING`, or the training method's name."""
         method = self.recipe.get("method", "training")
         return str(method.get("name", "training") if isinstance(method, Mapping) else method)
 
@@ -103,8 +138,9 @@ class Card(Record, frozen=True, kw_only=True):
         """The card of a file that holds these children and no others."""
         names = {child.name for child in children}
         accuracy = {name: percent for name, percent in self.accuracy.items() if name in names}
+        fidelity = {name: found for name, found in self.fidelity.items() if name in names}
         trained = tuple(name for name in self.trained if name in names)
-        return msgspec.structs.replace(self, accuracy=accuracy, trained=trained)
+        return msgspec.structs.replace(self, accuracy=accuracy, fidelity=fidelity, trained=trained)
 
     def exported(self) -> Card:
         """The card of an exported file: without what only torch needs."""
@@ -128,7 +164,7 @@ def decode(kind: type[R], data: bytes | str) -> R:
     try:
         return msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(plain_text(error)) from error
+        raise ValueError(str(error)) from error
 
 
 def convert(kind: type[R], values: Any) -> R:
@@ -136,7 +172,7 @@ def convert(kind: type[R], values: Any) -> R:
     try:
         return msgspec.convert(values, kind, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ValueError(plain_text(error)) from error
+        raise ValueError(str(error)) from error
 
 
 def encode(record: Any) -> bytes:
@@ -167,7 +203,7 @@ def read_children(records: Sequence[ChildRecord]) -> tuple[Child, ...]:
 def check_card(card: Card, children: Sequence[Child]) -> None:
     """Raises `ValueError` for a card that does not fit its children."""
     names = {child.name for child in children}
-    for what, given in (("accuracy", card.accuracy), ("trained", card.trained)):
+    for what, given in (("accuracy", card.accuracy), ("fidelity", card.fidelity), ("trained", card.trained)):
         strange = sorted(set(given) - names)
         if strange:
             raise ValueError(f"{what} names child {strange[0]!r}, which the file does not have")
@@ -178,4 +214,4 @@ def check_card(card: Card, children: Sequence[Child]) -> None:
 
 def damaged(path: Any, error: Exception, remedy: str) -> EmqError:
     """The sentence for a file whose content is not what it should be."""
-    return EmqError(f"{path} is damaged ({' '.join(str(error).split())[:300]}); {remedy}")
+    return EmqError(f"{path} is damaged ({str(error)[:300]}); {remedy}")

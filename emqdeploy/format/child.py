@@ -33,6 +33,9 @@ FLOAT_BITS = 32
 SAME = "same"
 """As activation bits: what the weights have, at least 2."""
 
+ALL = "all"
+"""As a list of children: all that there are."""
+
 DEFAULT = "*"
 """In a map of layers to widths: the width of the layers that the map does not name."""
 
@@ -282,7 +285,7 @@ def select_children(children: Sequence[Child], text: str | Iterable[ChildLike]) 
     """
     if not isinstance(text, str):
         return check_unique([find_child(children, one) for one in text])
-    if text.strip().lower() == "all":
+    if text.strip().lower() == ALL:
         return tuple(children)
     wanted: list[ChildLike] = []
     for part in (part.strip() for part in text.split(",")):

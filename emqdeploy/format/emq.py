@@ -93,6 +93,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
     """Writes a checkpoint atomically; returns the size of the file in bytes."""
     network = checkpoint.network
     layers, children = network.layers, network.children
+    if any(site.levels != checkpoint.card.levels for site in network.sites.values()):
+        raise ValueError(f"the card says {checkpoint.card.levels} levels, and the network has others")
     tensors: dict[str, NDArray[Any]] = {}
     names = [name for name, layer in layers.items() if not layer.pinned]
     switchable = [layers[name] for name in names]
@@ -254,13 +256,14 @@ def _read_network(
             {child: bits for child, bits in zip(stored, site.bits, strict=True) if child in children},
             {child: scale for child, scale in zip(stored, site.scales, strict=True) if child in children},
             site.clamped,
+            header.card.levels,
         )
         for site in header.sites
     }
     for name, frozen in layers.items():
         for child, bias in frozen.biases.items():
             step = np.float32(sites[frozen.site].scales[child]) * frozen.grids[child].scale
-            if not (np.abs(bias) < step * _MOST_STEPS).all():
+            if not (np.abs(bias) / _MOST_STEPS < step).all():
                 raise file.fail(f"is damaged: a bias of layer {name!r} at child {child.name!r} is no int32")
     floats = {name.removeprefix("float/"): file.tensor(name) for name in header.hashes if name.startswith("float/")}
     return FrozenNetwork(layers, sites, children, floats)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import MASTER_BITS, Child, ChildLike, find_child
 from emqdeploy.format.grid import CodeRange, Codes, Floats, Grid, code_range, integer_bias
+from emqdeploy.format.levels import HALF, Levels
 
 UNIT_SUFFIX = "_as_conv"
 """Names the layer that computes a normalization which follows no layer: ``bn1_as_conv`` for ``bn1``."""
@@ -61,16 +62,18 @@ class FrozenSite:
         scales: value of one step per stored child.
         clamped: whether the graph has an integer clamp for it: uint8 is wider than its codes at some child, be that
             loaded or not.
+        levels: those of the network, see `emqdeploy.format.levels`.
     """
 
     signed: bool
     bits: dict[Child, int]
     scales: dict[Child, float]
     clamped: bool
+    levels: Levels = HALF
 
     def code_range(self, child: Child) -> CodeRange:
         """The codes of the tensor."""
-        return code_range(self.bits[child], self.signed)
+        return code_range(self.bits[child], self.signed, self.levels)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,18 @@ class FrozenNetwork:
         ends = np.cumsum([layer.codes.size for layer in self.layers.values()])
         parts = np.split(scratch[: ends[-1]], ends[:-1])
         return [part.reshape(layer.codes.shape) for part, layer in zip(parts, self.layers.values(), strict=True)]
+
+    def at_half_levels(self) -> FrozenNetwork:
+        """The same network with 128 codes instead of 256 in 8-bit tensors that are never negative, each step wider."""
+        sites = {}
+        for name, site in self.sites.items():
+            coarse = replace(site, levels=HALF)
+            scales = {
+                child: float(np.float32(scale * site.code_range(child).steps / coarse.code_range(child).steps))
+                for child, scale in site.scales.items()
+            }
+            sites[name] = replace(coarse, scales=scales)
+        return replace(self, sites=sites)
 
     def weight_count(self) -> int:
         """Weights of all quantized layers."""

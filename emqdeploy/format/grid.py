@@ -24,17 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.format.child import MASTER_BITS
+from emqdeploy.format.levels import HALF, Levels, largest_code
 
 Kind = Literal["odd", "integer"]
 ODD: Kind = "odd"
 INTEGER: Kind = "integer"
 """Kinds of grid: a code stands for ``u = 2 c - (2^b - 1)``, or for ``u = c - 2^(b-1)``, which has a zero."""
-
-LIMIT_UNSIGNED_INPUT = 127
-"""Largest ``|z|`` of a layer that reads codes 0..127: ``2 * 127 * 127 <= 32767``, no int16 kernel saturates."""
-
-LIMIT_SIGNED_INPUT = 64
-"""Largest ``|z|`` of a layer that reads a signed tensor, uint8 with zero point 128: ``2 * 255 * 64 <= 32767``."""
 
 BIAS_HEADROOM = 2.0**30
 """Largest integer bias; what is left of int32 holds the products."""
@@ -250,16 +245,16 @@ class CodeRange:
         return self.high - self.zero_point
 
 
-def code_range(bits: int, signed: bool) -> CodeRange:
+def code_range(bits: int, signed: bool, levels: Levels = HALF) -> CodeRange:
     """Returns the codes of an activation of ``bits`` bits.
 
-    Never-negative tensors use 0..127 at 8 bits (128 levels): TensorRT takes no zero point, and products with int8
-    weights then never saturate. Signed ones use all 256 codes around 128, exactly TensorRT's int8.
+    Never-negative tensors use 0..127 at 8 bits and half levels, 0..255 at full ones. Signed ones use all 256 codes
+    around 128, exactly TensorRT's int8.
     """
     if signed:
         half = 1 << (bits - 1)
         return CodeRange(128, 128 - half, 127 + half)
-    return CodeRange(0, 0, min((1 << bits) - 1, 127))
+    return CodeRange(0, 0, min((1 << bits) - 1, largest_code(levels)))
 
 
 def needs_clamp(signed: bool, widths: Iterable[int]) -> bool:

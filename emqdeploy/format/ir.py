@@ -23,8 +23,22 @@ from emqdeploy.format.onnx_graph import MOST_DIMENSIONS, MOST_NODES, Node
 from emqdeploy.format.shapes import MOST_KNOWN, Shape, Shapes
 
 _BITS = {"f32": 32, "f16": 16, "i64": 64, "i32": 32, "i8": 8, "u8": 8, "boolean": 8, "i4": 4, "u4": 4}
-_SAME = {"Convert", "FakeQuantize", "Gelu", "MVN", "SoftMax", "Relu", "Sigmoid", "HSwish", "HSigmoid", "Swish", "Clamp"}
-_SAME |= {"Tanh", "Erf", "Sqrt", "Exp", "Power", "Round", "Floor", "Negative", "Softplus", "Elu", "PRelu"}
+_SAME = {
+    "Convert",
+    "FakeQuantize",
+    "Gelu",
+    "MVN",
+    "SoftMax",
+    "Relu",
+    "ReLU",
+    "Sigmoid",
+    "HSwish",
+    "HSigmoid",
+    "Swish",
+    "Clamp",
+}
+_SAME |= {"Tanh", "LogSoftmax", "HardSigmoid", "Erf", "Sqrt", "Exp", "Power", "Round", "Floor", "Negative", "Softplus"}
+_SAME |= {"Elu", "PRelu"}
 _ELEMENTWISE = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Divide": "Div", "Maximum": "Max", "Minimum": "Min"}
 _INSIDE = {"data", "input", "output"}
 _DEEPEST = 16
@@ -56,8 +70,9 @@ def read_ir(xml: bytes, weights: bytes, card: Card, path: Path | str) -> Ir:
         if found != [(1, len(card.classes))]:
             raise ValueError(f"its outputs have shapes {found} for one image, and the card {len(card.classes)} classes")
     except (ValueError, LookupError, TypeError, OverflowError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EmqError(f"{path} holds a graph that emqdeploy did not write: {reason}; export again") from error
+        raise EmqError(
+            f"{path} holds a graph that emqdeploy did not write: {str(error)[:300]}; export again"
+        ) from error
     for notes in root.findall("rt_info"):
         root.remove(notes)
     return Ir(ElementTree.tostring(root), weights)
@@ -233,6 +248,8 @@ class _Layers:
         elif kind == "VariadicSplit":
             operator, attributes = "Split", {"axis": self._known(names[1])[0]}
             names = [names[0], names[2]]
+        elif kind == "Split":
+            operator, attributes, names = "Split", {"axis": self._known(names[1])[0]}, names[:1]
         else:
             raise ValueError(f"layer {kind!r} is none that a graph of ours has")
         return Node(operator, "", tuple(names), outputs, attributes)

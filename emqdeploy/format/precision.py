@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -44,8 +45,13 @@ def float_layers(layers: Sequence[LayerPrecision]) -> list[str]:
 
 
 def stored_as(layers: Sequence[LayerPrecision]) -> str:
-    """The type in which most layers are stored."""
-    return Counter(layer.stored_as for layer in layers).most_common(1)[0][0] if layers else FLOAT32
+    """The type in which layers are stored; the narrowest and the widest where not only some stay at 8 bits."""
+    kinds = Counter(layer.stored_as for layer in layers)
+    most = kinds.most_common(1)[0][0] if kinds else FLOAT32
+    if set(kinds) - {INT8} <= {most}:
+        return most
+    ordered = sorted(kinds, key=lambda kind: int(re.sub(r"\D", "", kind) or 0))
+    return f"{ordered[0]} to {ordered[-1]}"
 
 
 def computed_as(layers: Sequence[LayerPrecision]) -> str:

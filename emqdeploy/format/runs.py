@@ -46,6 +46,11 @@ def find_checkpoint(path: Path | None, root: Path = RUNS_ROOT) -> Path:
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise UsageError(f"{path} holds several checkpoints ({names}); name one of them")
+        inside = sorted(path.glob(f"*/{CHECKPOINT_FILE}"))
+        if not found and inside:
+            raise UsageError(
+                f"{path} holds no checkpoint itself; name one of those in it: {', '.join(map(str, inside))}"
+            )
         if not found:
             raise UsageError(f"{path} holds no {SUFFIX} file; train one with: emqdeploy train --out {path}")
         return found[0]

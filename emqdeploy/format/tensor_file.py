@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from emqdeploy.errors import EmqError, plain_text
+from emqdeploy.errors import EmqError
 from emqdeploy.files import atomic_write_bytes, open_regular
 
 ALIGNMENT = 64
@@ -57,8 +57,9 @@ def _content(array: NDArray[Any]) -> tuple[Any, ...]:
 
 
 def _matches(digest: str | None, *data: Any) -> bool:
-    """Whether a digest is that of the data: SHA-256, for which processors have instructions, or in the first files of
-    format 3 BLAKE2b of 128 bits.
+    """Whether a digest is that of the data.
+
+    It is SHA-256, for which processors have instructions; the first files of format 3 have BLAKE2b of 128 bits.
     """
     kind = hashlib.blake2b(digest_size=16) if len(digest or "") == _OLD_DIGEST else hashlib.sha256()
     return _hash(kind, *data) == digest
@@ -126,7 +127,7 @@ class TensorFile:
 
     def fail(self, what: str) -> EmqError:
         """The sentence for a file that is not what it should be."""
-        return EmqError(f"{self.path} {plain_text(' '.join(what[:400].split()))}; {self._remedy}")
+        return EmqError(f"{self.path} {what[:400]}; {self._remedy}")
 
     def check_whole(self, sha256: str) -> None:
         """Raises unless the file, as it is open here, has this SHA-256."""

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from emqdeploy.errors import EmqError, require
 from emqdeploy.format.grid import Floats
+from emqdeploy.graph.pooling import POOLS, pool
 
-MOVES = frozenset(
-    (
-        *("MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Concat", "Slice", "Split"),
-        *("Gather", "Expand", "Shape", "Constant", "Cast", "Pad"),
-    )
-)
+ORDERING = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"))
+"""Operators that keep every value of one tensor, in another order or shape."""
+
+CARRIED = ORDERING | {"Slice", "Split", "Gather"}
+"""Operators that move values of one tensor, be they floats or codes."""
+
+MOVES = CARRIED | {"MaxPool", "Concat", "Expand", "Shape", "Constant", "Cast", "Pad"}
 """Operators that only move values."""
 
 _LAYERS = ("Conv", "Gemm")
@@ -84,6 +86,9 @@ class FloatOperators:
         """
         if node.op_type == "Gelu" and not node.attribute:
             return [gelu(tensors[node.input[0]])]
+        if node.op_type in POOLS and len(node.output) == 1:
+            attributes = {one.name: self._onnx.helper.get_attribute_value(one) for one in node.attribute}
+            return [pool(node.op_type, attributes, tensors[node.input[0]])]
         feeds = {name: tensors[name] if name in tensors else self._arrays[name] for name in node.input if name}
         try:
             evaluator = self._evaluator(node, feeds)

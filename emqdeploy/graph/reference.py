@@ -7,7 +7,7 @@ takes the runtime's own codes behind each of them, so that every integer kernel 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emqdeploy.errors import require
 from emqdeploy.format import grid
 from emqdeploy.format.grid import CodeRange, Codes, Floats
-from emqdeploy.graph.floating import FloatOperators
+from emqdeploy.graph.floating import CARRIED, FloatOperators
 
 CODES_SUFFIX = "/codes"
 """A site's codes are the graph value ``<site>/codes``."""
@@ -120,12 +120,27 @@ class Followed:
     rounded: dict[str, Codes] = field(default_factory=dict)
 
 
+class _Disturbance:
+    """Moves some codes by one, up or down; the same ones each time."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._chance = share, np.random.default_rng(0)
+
+    def __call__(self, codes: Codes) -> Codes:
+        step = np.where(self._chance.random(codes.shape, np.float32) < self._share, 1, 0)
+        step *= self._chance.integers(0, 2, codes.shape) * 2 - 1
+        return np.clip(codes + step, codes.min(), codes.max()).astype(np.uint8)
+
+
 class IntegerReference:
     """Runs one child of a network.
 
     Args:
         skeleton: the weightless QDQ graph of a checkpoint.
         arrays: `FrozenNetwork.initializers` of the child.
+
+    Attributes:
+        float_logits: whether the logits come from another operator than a linear layer: no integer kernel answers them.
     """
 
     def __init__(self, skeleton: bytes, arrays: dict[str, NDArray[Any]]) -> None:
@@ -134,6 +149,7 @@ class IntegerReference:
         self._nodes = list(graph.node)
         self._output = graph.output[0].name
         self._input = graph.input[0].name
+        self.float_logits = not any(node.op_type == "Gemm" and self._output in node.output for node in graph.node)
         self._arrays = dict(arrays)
         for tensor in graph.initializer:
             if tensor.name not in self._arrays:
@@ -151,12 +167,24 @@ class IntegerReference:
         logits = np.concatenate([part.logits for part in parts])
         return logits, {name: np.concatenate([part[name] for part in codes]) for name in codes[0]}
 
-    def follow(self, images: Floats, observed: Mapping[str, Codes]) -> Followed:
+    def disturbed(self, images: Floats, share: float) -> Floats:
+        """Logits ``(N, classes)`` where a share of all codes, chosen by chance, is rounded to a neighbour."""
+        return self.follow(images, {}, disturb=_Disturbance(share)).logits
+
+    def follow(
+        self,
+        images: Floats,
+        observed: Mapping[str, Codes],
+        everywhere: bool = False,
+        disturb: Callable[[Codes], Codes] | None = None,
+    ) -> Followed:
         """Runs one batch, going on behind float operators with the codes that a runtime had there.
 
         Args:
             images: normalised, ``(N, C, H, W)``.
             observed: codes by tensor name; where one is missing, the reference goes on with its own.
+            everywhere: go on with the runtime's codes at every tensor, so that each is compared given its own inputs.
+            disturb: changes the codes that the reference goes on with.
         """
         values: dict[str, Any] = {self._input: _Float(images)}
         weights: dict[str, tuple[str, str]] = {}
@@ -176,14 +204,18 @@ class IntegerReference:
                     behind_float.add(output)
                 if output.endswith(CODES_SUFFIX):
                     (rounded if output in behind_float else exact)[output] = values[output]
-                    if output in behind_float and output in observed:
+                    if (everywhere or output in behind_float) and output in observed:
                         values[output] = observed[output].reshape(values[output].shape)
-            elif output in self._answers and isinstance(values[output], _Accumulated):
+                    if disturb is not None:
+                        values[output] = disturb(values[output])
+            elif not everywhere and output in self._answers and isinstance(values[output], _Accumulated):
                 exact[output] = values[output].floats()
         return Followed(values[self._output].floats(), exact, rounded)
 
     def _apply(self, node: Any, values: dict[str, Any], weights: dict[str, tuple[str, str]]) -> list[Any]:
         inputs = [values[name] for name in node.input if name in values]
+        if node.op_type in CARRIED and inputs and isinstance(inputs[0], (np.ndarray, _Quantized)):
+            return self._moved(node, inputs[0])
         integer = self._integer(node, inputs, weights)
         if integer is not None:
             return [integer]
@@ -210,12 +242,17 @@ class IntegerReference:
                 return _Sum(*inputs)
             case "GlobalAveragePool" if isinstance(inputs[0], _Quantized):
                 return _Average(inputs[0])
-            case "MaxPool" | "Flatten" | "Reshape" | "Squeeze" | "Transpose" | "Identity" if isinstance(
-                inputs[0], _Quantized
-            ):
-                (moved,) = self._floats.run(node, {node.input[0]: inputs[0].codes.astype(np.float32)})
-                return _Quantized(moved.astype(np.uint8), inputs[0].scale, inputs[0].zero_point)
+            case "MaxPool" if isinstance(inputs[0], _Quantized):
+                (pooled,) = self._floats.run(node, {node.input[0]: inputs[0].codes.astype(np.float32)})
+                return _Quantized(pooled.astype(np.uint8), inputs[0].scale, inputs[0].zero_point)
         return None
+
+    def _moved(self, node: Any, source: NDArray[Any] | _Quantized) -> list[Any]:
+        """Codes stay what they are wherever they move to."""
+        if isinstance(source, np.ndarray):
+            return self._floats.run(node, {node.input[0]: source})
+        parts = self._floats.run(node, {node.input[0]: source.codes})
+        return [_Quantized(codes, source.scale, source.zero_point) for codes in parts]
 
     def _layer(self, node: Any, inputs: _Quantized, weight: tuple[str, str], bias: tuple[str, str]) -> _Accumulated:
         attributes = {a.name: self._onnx.helper.get_attribute_value(a) for a in node.attribute}

@@ -111,7 +111,7 @@ class BenchRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         rss_bytes: that loading it and running it once adds to a fresh process.
         load_ms: from the file to a network that answers, in a fresh process.
         first_output_ms: of the first inference there.
-        stored_as: the type of most layers' weights.
+        stored_as: the type of the layers' weights; the narrowest and the widest where they differ.
         computed_as: how the layers multiply.
         integer_layers: how many run as integer kernels.
         layers: how many there are.

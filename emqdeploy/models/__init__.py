@@ -11,6 +11,7 @@ from torch import nn
 from emqdeploy.data.repair import import_torchvision
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.models import small, vision  # noqa: F401  (register their models)
+from emqdeploy.models.answers import answering_with_logits, check_takes_images, logits_of
 from emqdeploy.models.external import TIMM, build_timm, build_users, is_trusted, is_users, knows_timm, trust
 from emqdeploy.models.registry import MODELS, ModelEntry, canonical
 from emqdeploy.registry import UnknownNameError
@@ -18,7 +19,9 @@ from emqdeploy.registry import UnknownNameError
 __all__ = ["MODELS", "create_model", "import_torchvision", "trust"]
 
 
-def create_model(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def create_model(
+    name: str, num_classes: int, in_channels: int, image_size: int, image_width: int | None = None
+) -> nn.Module:
     """Builds a float model with freshly drawn weights.
 
     Args:
@@ -27,7 +30,8 @@ def create_model(name: str, num_classes: int, in_channels: int, image_size: int)
             `trust` was called for it.
         num_classes: number of logits.
         in_channels: C of the input ``(N, C, H, W)``.
-        image_size: H = W of the input in pixels.
+        image_size: H, and W, of the input in pixels.
+        image_width: W, where it is another.
 
     Returns:
         A module that maps ``(N, C, H, W)`` to logits ``(N, num_classes)``.
@@ -43,14 +47,14 @@ def create_model(name: str, num_classes: int, in_channels: int, image_size: int)
         )
     numbers = (num_classes, in_channels, image_size)
     if name.startswith(TIMM):
-        return _answering(name, build_timm(name.removeprefix(TIMM), *numbers), *numbers)
+        return _answering(name, build_timm(name.removeprefix(TIMM), *numbers), *numbers, image_width)
     if is_users(name):
         if not is_trusted(name):
             raise EmqError(
                 f"this network is your own function {name}, and a file may not have code imported; name it yourself:"
                 f" --model {name}"
             )
-        return _answering(name, build_users(name, *numbers), *numbers)
+        return _answering(name, build_users(name, *numbers), *numbers, image_width)
     entry = _entry(name)
     if image_size < entry.smallest_image or image_size % entry.multiple:
         raise UsageError(
@@ -71,20 +75,26 @@ def _entry(name: str) -> ModelEntry:
         raise
 
 
-def _answering(name: str, model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Returns a model that we did not write once it has answered a blank image with logits."""
-    training = model.training
+def _answering(
+    name: str, model: nn.Module, num_classes: int, in_channels: int, height: int, width: int | None
+) -> nn.Module:
+    """Returns a model that we did not write once it has answered a blank image with logits, and in its own mode."""
+    check_takes_images(model)
+    modes = [(module, module.training) for module in model.modules()]
+    image = torch.zeros(1, in_channels, height, width or height)
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, in_channels, image_size, image_size))
+            answer = model.eval()(image)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EmqError(
-            f"{name} does not take images of {in_channels} x {image_size} x {image_size}: {reason}; choose another"
+            f"{name} does not take images of {' x '.join(map(str, image.shape[1:]))}: {reason}; choose another"
             " --image-size or model"
         ) from error
-    shape = tuple(getattr(logits, "shape", ()))
+    logits = logits_of(answer, name)
+    shape = tuple(logits.shape)
     if shape != (1, num_classes):
-        answer = f"a tensor of shape {shape}" if shape else f"a {type(logits).__name__}"
-        raise EmqError(f"{name} answers one image with {answer}, not with logits (1, {num_classes})")
-    return model.train(training)
+        raise EmqError(f"{name} answers one image with a tensor of shape {shape}, not with logits (1, {num_classes})")
+    for module, training in modes:
+        module.training = training
+    return model if logits is answer else answering_with_logits(model, name)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from emqdeploy.format.child import FLOAT, FLOAT_BITS, Child
 from emqdeploy.format.grid import CodeRange, code_range
+from emqdeploy.format.levels import HALF, Levels
 from emqdeploy.quant.readers import Readers
 
 CLIP_GRADIENT_SHARE = 8
@@ -66,6 +67,7 @@ class ActivationQuantizer(nn.Module):
         trained: the children that training visits.
         ceiling: an upper bound of the tensor (6 for ReLU6), which the clip never exceeds.
         shares: whether children of one activation width learn one clip together; else each trained child has its own.
+        levels: those of the network.
 
     Attributes:
         log_clip: logarithm of each clip, ``(widths,)`` or ``(children,)``.
@@ -79,6 +81,7 @@ class ActivationQuantizer(nn.Module):
         trained: Sequence[Child],
         ceiling: float | None = None,
         shares: bool = True,
+        levels: Levels = HALF,
     ) -> None:
         super().__init__()
         self.signed = signed
@@ -86,6 +89,7 @@ class ActivationQuantizer(nn.Module):
         self.ceiling = ceiling
         self.trained = tuple(child for child in trained if child != FLOAT)
         self.shares = shares
+        self.levels = levels
         self._keys = tuple(dict.fromkeys(self._key(child) for child in self.trained))
         self.log_clip = nn.Parameter(torch.zeros(len(self._keys)))
         self.fixed = False
@@ -113,7 +117,7 @@ class ActivationQuantizer(nn.Module):
 
     def code_range(self, child: Child) -> CodeRange:
         """The codes of the tensor at a child."""
-        return code_range(self.bits_of(child), self.signed)
+        return code_range(self.bits_of(child), self.signed, self.levels)
 
     def clips(self) -> dict[Child, float]:
         """Learned clip per trained child."""
@@ -162,7 +166,7 @@ class ActivationQuantizer(nn.Module):
             if self.observing and not self.fixed:
                 self._observe(x)
             return x
-        codes = code_range(self._bits, self.signed)
+        codes = code_range(self._bits, self.signed, self.levels)
         low, high = codes.low - codes.zero_point, codes.steps
         if self._index < 0:
             deployed = (x / self._borrowed).round().clamp_(low, high).mul_(self._borrowed)

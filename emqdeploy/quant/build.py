@@ -45,13 +45,13 @@ class NetworkSpec:
             initial: changes the float model, weights from a file for example, before quantizers are inserted.
             users_code: whether a model ``pkg.module:function`` may be imported; only where the user named it.
         """
-        channels, height, _ = self.input_shape
         if users_code:
             trust(self.model)
-        model = create_model(self.model, self.classes, channels, height)
+        shape = self.input_shape
+        model = create_model(self.model, self.classes, *shape)
         if initial is not None:
             initial(model)
-        return insert_quantizers(model, self.insertion, self.trained, self.unseen, self.input_range)
+        return insert_quantizers(model, self.insertion, self.trained, self.unseen, self.input_range, shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for metadata."""

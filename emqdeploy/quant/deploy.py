@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from emqdeploy.errors import EmqError
 from emqdeploy.format.child import Child, in_order
 from emqdeploy.format.frozen import FrozenLayer, FrozenNetwork, FrozenSite
 from emqdeploy.format.grid import CodeRange, Grid, fold, needs_clamp
@@ -27,6 +28,7 @@ def freeze(network: MultiBitNetwork, children: Sequence[Child]) -> FrozenNetwork
             bits={child: site.bits_of(child) for child in ordered},
             scales={child: site.scale(child) for child in ordered},
             clamped=needs_clamp(site.signed, [site.bits_of(child) for child in ordered]),
+            levels=site.levels,
         )
         for name, site in network.sites.items()
     }
@@ -105,7 +107,16 @@ def deployed_reference(network: MultiBitNetwork, frozen: FrozenNetwork, child: C
         network: gives the structure only; its weights do not matter.
         frozen: the numbers.
         child: a stored one.
+
+    Raises:
+        EmqError: the numbers are those of another structure.
     """
+    strange = {*network.layers, *network.sites} ^ {*frozen.layers, *frozen.sites}
+    if strange:
+        raise EmqError(
+            f"the file and the model that it names differ in {sorted(strange)[0]!r}: another version of emqdeploy or of"
+            " the model's library wrote it; make the file anew"
+        )
     arrays = frozen.initializers(child)
 
     def layer(name: str, module: QuantLayer) -> nn.Module:

@@ -22,15 +22,17 @@ from torch import Tensor, fx, nn
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.format.frozen import UNIT_SUFFIX
-from emqdeploy.format.grid import LIMIT_SIGNED_INPUT, LIMIT_UNSIGNED_INPUT
+from emqdeploy.format.levels import HALF, Levels, largest_weight
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.families.base import FamilyOptions, PinnedQuantizer
 from emqdeploy.quant.families.tanh import TanhOptions
-from emqdeploy.quant.layers import SameGrid, UnitConv2d, quantize_layer, unit_layer
+from emqdeploy.quant.layers import ALIASES, SITES, SameGrid, UnitConv2d, quantize_layer, unit_layer
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.norms import quantize_norm
 from emqdeploy.quant.patterns import Patterns
 from emqdeploy.quant.readers import Readers, layers_before, readers_of
+from emqdeploy.quant.rewrites.base import Traced
+from emqdeploy.quant.sharing import check_shared
 from emqdeploy.quant.tracing import trace
 
 SMALL_GROUP = 32
@@ -51,6 +53,7 @@ class InsertionConfig:
         norm: what the normalizations share over the children, a name in `emqdeploy.quant.norms.NORMS`.
         keep_float: layers that are not quantized at all, by name or by the name of a module around them.
         share_clips: whether children of one activation width learn the clip of a tensor together.
+        levels: how much of int8 and uint8 is used, see `emqdeploy.format.levels`.
     """
 
     quantizer: FamilyOptions = field(default_factory=TanhOptions)
@@ -59,6 +62,7 @@ class InsertionConfig:
     norm: str = "shared-affine"
     keep_float: tuple[str, ...] = ()
     share_clips: bool = True
+    levels: Levels = HALF
 
 
 def insert_quantizers(
@@ -67,6 +71,7 @@ def insert_quantizers(
     trained: tuple[Child, ...],
     unseen: tuple[Child, ...],
     input_range: float,
+    shape: tuple[int, int, int] | None = None,
 ) -> MultiBitNetwork:
     """Returns a multi-bit copy of a float model.
 
@@ -77,13 +82,14 @@ def insert_quantizers(
         trained: the children that training will visit.
         unseen: those that come with them; they have numbers of their own, but are not trained.
         input_range: the largest absolute value of a normalised input image.
+        shape: ``(C, H, W)`` of one image, for what depends on sizes.
 
     Raises:
-        EmqError: the model cannot be traced, calls one layer twice, or has a layer without an integer kernel.
+        EmqError: the model cannot be traced, shares a layer or its weights, or has a layer without an integer kernel.
         UsageError: a child names a layer that the model does not have, or a width that the quantizer cannot have.
     """
     check_widths(config.quantizer, trained)
-    return _Inserter(trace(model), config, trained, unseen).run(input_range)
+    return _Inserter(trace(model, shape), config, trained, unseen).run(input_range)
 
 
 def check_widths(options: FamilyOptions, children: Iterable[Child]) -> None:
@@ -101,8 +107,10 @@ class _Inserter:
     """One rewrite of one graph. Steps read the graph as traced and note what to change; `run` then changes it."""
 
     def __init__(
-        self, graph: fx.GraphModule, config: InsertionConfig, trained: tuple[Child, ...], unseen: tuple[Child, ...]
+        self, traced: Traced, config: InsertionConfig, trained: tuple[Child, ...], unseen: tuple[Child, ...]
     ) -> None:
+        graph = traced.module
+        self.traced = traced
         self.module = graph
         self.graph = graph.graph
         self.config = config
@@ -122,11 +130,9 @@ class _Inserter:
             if patterns.is_layer(before) and len(before.users) == 1:
                 continue
             norm = patterns.modules[str(node.target)]
-            assert isinstance(norm, nn.BatchNorm2d)
-            name = f"{node.target}{UNIT_SUFFIX}"
-            self.module.add_submodule(name, unit_layer(norm.num_features))
-            with self.graph.inserting_before(node):
-                node.replace_input_with(before, self.graph.call_module(name, (before,)))
+            assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            name = self.traced.add(f"{node.target}{UNIT_SUFFIX}", unit_layer(norm.num_features))
+            node.replace_input_with(before, self.traced.call(node, name, before))
 
     def _tail(self, node: fx.Node) -> fx.Node:
         """The last node that fuses into ``node``: its normalization, then its activation."""
@@ -146,13 +152,10 @@ class _Inserter:
 
     def run(self, input_range: float) -> MultiBitNetwork:
         self.patterns.check()
-        called = [str(node.target) for node in self.layers]
-        for name in called:
-            if called.count(name) > 1:
-                raise EmqError(f"layer {name!r} is called {called.count(name)} times; give each call its own layer")
         if not self.layers:
             raise EmqError("the model has no Conv2d or Linear layer to quantize")
         tensors, movers = self._plan_sites()
+        check_shared(self.module, [str(node.target) for node in self.layers], self.norm_of.values())
         pinned = self._pinned_layers()
         sites = {tail: self._site(tail, pinned, input_range) for tail in tensors}
         aliases = {node: _site_name(self.patterns.source(node)) for node in movers}
@@ -167,7 +170,8 @@ class _Inserter:
             self._replace(name, quantize_norm(norm, self.config.norm, children, self.trained, layer, before[layer]))
         self.graph.lint()
         self.module.recompile()
-        return MultiBitNetwork(self.module, self.trained, self.unseen, reads, dict(self.norm_of))
+        notes = tuple(self.traced.notes)
+        return MultiBitNetwork(self.module, self.trained, self.unseen, reads, dict(self.norm_of), notes)
 
     def _plan_sites(self) -> tuple[list[fx.Node], list[fx.Node]]:
         """Returns the tensors that need a site of their own, and the value movers behind which one is repeated."""
@@ -176,7 +180,9 @@ class _Inserter:
             if node in inside or node.op in ("output", "get_attr"):
                 continue
             if self.patterns.moves(node):
-                if any(self.patterns.is_layer(user) or self.patterns.is_add(user) for user in node.users):
+                if not self.patterns.vanishes(node) and any(
+                    self.patterns.is_layer(user) or self.patterns.is_add(user) for user in node.users
+                ):
                     aliases.append(node)
                 continue
             tail = self._tail(node) if node.op != "placeholder" else node
@@ -224,6 +230,7 @@ class _Inserter:
             readers=Readers() if is_input else readers_of(self.patterns, tail, pinned.__contains__),
             trained=self.trained,
             shares=self.config.share_clips,
+            levels=self.config.levels,
             ceiling=6.0 if self.patterns.calls(tail, "relu6") else None,
         )
         if is_input:
@@ -232,12 +239,10 @@ class _Inserter:
 
     def _insert_sites(self, sites: dict[fx.Node, ActivationQuantizer], aliases: dict[fx.Node, str]) -> None:
         """Inserts the quantizers and drops the activations that their range subsumes."""
-        self.module.add_submodule("sites", nn.ModuleDict())
-        self.module.add_submodule("aliases", nn.ModuleDict())
         for tail, site in sites.items():
-            self._insert_behind(tail, f"sites.{_site_name(tail)}", site)
+            self._insert_behind(tail, f"{SITES}{_site_name(tail)}", site)
         for node, name in aliases.items():
-            self._insert_behind(node, f"aliases.{node.name}", SameGrid(name))
+            self._insert_behind(node, f"{ALIASES}{node.name}", SameGrid(name))
         for tail in sites:
             if self._is_clipping(tail):
                 # The site's range starts at zero and ends at the clip: it is the activation.
@@ -265,8 +270,7 @@ class _Inserter:
         )
 
     def _swap_layer(self, name: str, site: str, pinned: set[str]) -> None:
-        signed = self.modules[f"sites.{site}"].signed
-        limit = LIMIT_SIGNED_INPUT if signed else LIMIT_UNSIGNED_INPUT
+        limit = largest_weight(self.modules[f"{SITES}{site}"].signed, self.config.levels)
         options = self.config.quantizer
         if self._fan_in(name) < SMALL_GROUP:
             options = options.by_layer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from emqdeploy.format.child import FLOAT_BITS
 from emqdeploy.quant.families.base import PinnedQuantizer, QuantizedWeight, WeightQuantizer
+
+SITES, ALIASES = "emq_sites._", "emq_aliases._"
+"""What stands before the names of quantizers and of their repetitions in a graph: no model has such names itself."""
 
 
 class QuantLayer(nn.Module):
@@ -90,6 +94,22 @@ class QuantLinear(QuantLayer, nn.Linear):
         """Multiplies with the weights of the current bit-width."""
         weight, bias = self.weight_and_bias()
         return F.linear(x, weight, bias)
+
+
+class TrainingOnly(nn.Module):
+    """What hands its input on in evaluation, and may do something else in training: dropout, stochastic depth.
+
+    Args:
+        act: the module or function of training.
+    """
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x`` in evaluation."""
+        return self.act(x) if self.training else x
 
 
 class SameGrid(nn.Module):

@@ -14,8 +14,12 @@ from emqdeploy.format.child import FLOAT, FLOAT_BITS, Child, ChildLike, find_chi
 from emqdeploy.format.frozen import check_layers
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.attention import IN_PROJECTION
-from emqdeploy.quant.layers import QuantLayer, SameGrid
+from emqdeploy.quant.layers import ALIASES, SITES, QuantLayer, SameGrid
 from emqdeploy.quant.norms import MultiBitBatchNorm2d
+from emqdeploy.quant.patterns import Patterns
+
+_FLOAT_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""Tensors of a normalization that the float model has as well."""
 
 
 class MultiBitNetwork(nn.Module):
@@ -27,6 +31,7 @@ class MultiBitNetwork(nn.Module):
         unseen: those that come with them, without being trained.
         layer_input: the site that each layer reads.
         norm_of: the normalization that fuses into each layer that has one.
+        notes: what the user should know of how the model was rewritten, a sentence each.
 
     Attributes:
         known: every child of the network, the trained ones first.
@@ -40,6 +45,7 @@ class MultiBitNetwork(nn.Module):
         unseen: tuple[Child, ...],
         layer_input: dict[str, str],
         norm_of: dict[str, str],
+        notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.graph = graph
@@ -47,6 +53,9 @@ class MultiBitNetwork(nn.Module):
         self.known = (*trained, *unseen)
         self.layer_input = layer_input
         self.norm_of = norm_of
+        self.notes = notes
+        called = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+        self._site_names = tuple(name.removeprefix(SITES) for name in called if name.startswith(SITES))
         self.child = FLOAT
         pinned = {name: layer.pinned for name, layer in self.layers.items()}
         for child in self.known:
@@ -69,7 +78,7 @@ class MultiBitNetwork(nn.Module):
     @property
     def sites(self) -> dict[str, ActivationQuantizer]:
         """The activation quantizers by name."""
-        return dict(self.graph.sites.items())  # type: ignore[union-attr, operator]
+        return {name: self.graph.get_submodule(SITES + name) for name in self._site_names}  # type: ignore[misc]
 
     @property
     def norms(self) -> dict[str, MultiBitBatchNorm2d]:
@@ -125,22 +134,28 @@ class MultiBitNetwork(nn.Module):
 
     def float_state(self) -> dict[str, Tensor]:
         """Float parameters and shared statistics under the names of the original model, and what quantizers learned."""
-        own = ("sites.", "aliases.", "input_mean", "estimated", "learned", ".child_", ".pair_")
+        own = {f"{layer}.input_mean" for layer in self.layers}
+        for name, norm in self.norms.items():
+            own |= {f"{name}.{tensor}" for tensor in norm.state_dict() if tensor not in _FLOAT_NORM}
         state = self.graph.state_dict()
         packed = f".{IN_PROJECTION}.", ".in_proj_"
         return {
-            name.replace(*packed): tensor for name, tensor in state.items() if not any(part in name for part in own)
+            name.replace(*packed): tensor
+            for name, tensor in state.items()
+            if name not in own and not name.startswith((SITES, ALIASES))
         }
 
     def float_parameters(self) -> dict[str, Tensor]:
         """Parameters and buffers that no quantized layer or folded normalization owns; operators in float need them."""
         owners = {*self.layer_input, *self.norm_of.values()}
-        tensors = {**dict(self.graph.named_parameters()), **dict(self.graph.named_buffers())}
+        graph = self.graph
+        parameters, buffers = (named(remove_duplicate=False) for named in (graph.named_parameters, graph.named_buffers))
+        tensors = {**dict(parameters), **dict(buffers)}
         return {
             name: tensor
             for name, tensor in tensors.items()
             if tensor.is_floating_point()
-            and not name.startswith("sites.")
+            and not name.startswith(SITES)
             and not any(name.startswith(f"{owner}.") for owner in owners)
         }
 
@@ -156,19 +171,20 @@ class MultiBitNetwork(nn.Module):
         """
         module = copy.deepcopy(self.graph)
         graph = module.graph
-        norms = set(self.norm_of.values())
+        norms, sites = set(self.norm_of.values()), self.sites
+        patterns = Patterns(module)
         for node in list(graph.nodes):
             if node.op != "call_module":
                 continue
             name = str(node.target)
-            if name in norms:
+            if name in norms or patterns.vanishes(node):
                 node.replace_all_uses_with(node.all_input_nodes[0])
                 graph.erase_node(node)
             elif name in self.layer_input:
                 _set_submodule(module, name, layer(name, self.layers[name]))
-            elif name.startswith("sites."):
-                _set_submodule(module, name, site(name.removeprefix("sites."), self.sites[name.removeprefix("sites.")]))
-            elif name.startswith("aliases."):
+            elif name.startswith(SITES):
+                _set_submodule(module, name, site(name.removeprefix(SITES), sites[name.removeprefix(SITES)]))
+            elif name.startswith(ALIASES):
                 same_grid = module.get_submodule(name)
                 assert isinstance(same_grid, SameGrid)
                 _set_submodule(module, name, alias(name, same_grid.site))
@@ -185,11 +201,11 @@ class MultiBitNetwork(nn.Module):
         taps = {}
         for node in self.graph.graph.nodes:
             name = str(node.target)
-            if node.op == "call_module" and name.startswith("sites."):
+            if node.op == "call_module" and name.startswith(SITES):
                 after = _only_user(node)
                 behind = _only_user(after) if after is not None and self._is_max_pool(after) else None
-                repeats = behind is not None and str(behind.target).startswith("aliases.")
-                taps[name.removeprefix("sites.")] = str(behind.target) if behind is not None and repeats else name
+                repeats = behind is not None and str(behind.target).startswith(ALIASES)
+                taps[name.removeprefix(SITES)] = str(behind.target) if behind is not None and repeats else name
         return taps
 
     def _is_max_pool(self, node: fx.Node) -> bool:

@@ -24,7 +24,7 @@ NO_ROW = -1
 
 
 class MultiBitBatchNorm2d(nn.BatchNorm2d):
-    """A batch normalization ``(N, C, H, W) -> (N, C, H, W)`` with a child in use; subclasses are the policies.
+    """A batch normalization of images ``(N, C, H, W)`` or rows ``(N, C)`` with a child in use; subclasses are policies.
 
     Running statistics exist twice: shared, and per child (two numbers a channel, no gradient). Evaluation uses those of
     the child in use where they were estimated, else the shared ones. A child that is none of the network's, with widths
@@ -123,7 +123,7 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         """Normalizes with the statistics of the batch, towards which the running ones move by ``factor``."""
         if self.pool is None:
             return F.batch_norm(x, mean, var, gain, shift, True, factor, self.eps)
-        own_var, own_mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        own_var, own_mean = torch.var_mean(x.float(), (0, *range(2, x.dim())), correction=0)
         moments = torch.stack([own_mean.double(), own_var.double() + own_mean.double().square()])
         count = x.numel() / self.num_features
         total = self.pool(torch.cat([moments.flatten(), moments.new_ones(1)]) * count)
@@ -135,7 +135,8 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         scale = torch.rsqrt(batch_var + self.eps)
         scale = scale if gain is None else scale * gain
         offset = -batch_mean * scale if shift is None else shift - batch_mean * scale
-        return (x * scale.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)).to(x.dtype)
+        column = (1, -1) + (1,) * (x.dim() - 2)
+        return (x * scale.view(column) + offset.view(column)).to(x.dtype)
 
     def _statistics(self, row: int) -> tuple[Tensor, Tensor]:
         """Mean and variance ``(C,)`` that evaluation uses."""
@@ -309,7 +310,7 @@ class TransitionalNorm(MultiBitBatchNorm2d):
 
 
 def quantize_norm(
-    module: nn.BatchNorm2d,
+    module: nn.modules.batchnorm._BatchNorm,
     policy: str,
     children: Sequence[Child],
     trained: Sequence[Child],

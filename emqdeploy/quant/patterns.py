@@ -9,24 +9,29 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from emqdeploy.errors import EmqError
-from emqdeploy.quant.layers import UnitConv2d
-from emqdeploy.quant.tracing import is_number
+from emqdeploy.quant.layers import TrainingOnly, UnitConv2d
+from emqdeploy.quant.rewrites.base import attribute, dims, is_foreign, is_number
+from emqdeploy.quant.rewrites.padding import pads_zeros
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _FUNCTIONS = {
     "relu": (nn.ReLU, F.relu, torch.relu, "relu", "relu_"),
     "relu6": (nn.ReLU6, F.relu6),
     "never_negative": (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, torch.sigmoid, F.hardsigmoid, F.softmax, "sigmoid"),
+    "vanishes": (TrainingOnly, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
     "moves_values": (
-        *(nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d, F.max_pool2d, F.dropout),
-        *(torch.flatten, torch.squeeze, torch.reshape, torch.max_pool2d),
+        *(nn.MaxPool2d, nn.Flatten, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+        *(F.max_pool2d, torch.flatten, torch.squeeze, torch.reshape, torch.max_pool2d),
         *("flatten", "view", "reshape", "squeeze", "contiguous"),
     ),
     "moves_axes": (torch.permute, torch.transpose, operator.getitem, "permute", "transpose", "unflatten", "expand"),
     "joins": (torch.cat, torch.concat),
     "average": (*(nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"),),
     "layer_norm": (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, F.layer_norm, F.group_norm, F.rms_norm),
-    "multiplies": (F.linear, F.conv1d, F.conv2d, F.conv3d, F.bilinear, torch.matmul, operator.matmul, "matmul"),
+    "multiplies": (
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.bilinear, F.conv_transpose1d, F.conv_transpose2d),
+        *(torch.matmul, operator.matmul, torch.bmm, torch.einsum, "matmul", "bmm", "mm"),
+    ),
 }
 _WEIGHTLESS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 """Modules with parameters that scale or shift, but do not multiply matrices; they may stay in float."""
@@ -45,6 +50,10 @@ class Patterns:
         self.nodes = module.graph.nodes
         self.modules = dict(module.named_modules())
         self.keep_float = keep_float
+        self.made_of_images: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op == "placeholder" or not self.made_of_images.isdisjoint(node.all_input_nodes):
+                self.made_of_images.add(node)
         self.float_adds: set[fx.Node] = set()
         self.float_adds = self._find_float_adds()
         self.never_negative: dict[fx.Node, bool] = {}
@@ -72,8 +81,13 @@ class Patterns:
         return self.is_layer(node) and isinstance(self.modules[str(node.target)], nn.Conv2d)
 
     def is_norm(self, node: fx.Node) -> bool:
-        """A batch normalization, which a layer absorbs."""
-        return node.op == "call_module" and type(self.modules[str(node.target)]) is nn.BatchNorm2d
+        """A batch normalization, which a layer absorbs; that of rows only behind a linear layer that gives rows."""
+        kind = type(self.modules[str(node.target)]) if node.op == "call_module" else None
+        if kind is nn.BatchNorm1d:
+            before = node.all_input_nodes[0]
+            rows = len(dims(before) or ()) == 2
+            return rows and self.is_layer(before) and not self.is_convolution(before) and len(before.users) == 1
+        return kind is nn.BatchNorm2d
 
     def is_add(self, node: fx.Node) -> bool:
         """A sum of two quantized tensors, computed in integers."""
@@ -81,7 +95,11 @@ class Patterns:
 
     def moves(self, node: fx.Node) -> bool:
         """An operator that keeps values and grid."""
-        return self.calls(node, "moves_values")
+        return self.calls(node, "moves_values") or self.vanishes(node) or pads_zeros(node)
+
+    def vanishes(self, node: fx.Node) -> bool:
+        """An operator of training, which the deployed graph does not have."""
+        return self.calls(node, "vanishes")
 
     def carries(self, user: fx.Node, node: fx.Node) -> bool:
         """Whether ``user`` moves the values of ``node`` (and does not merely take a size from it)."""
@@ -124,8 +142,8 @@ class Patterns:
         """Whether a tensor is never negative, from the operators that lead to it."""
         if node not in self.never_negative:
             inputs = node.all_input_nodes
-            passing = ("moves_values", "moves_axes", "average", "joins")
-            passes = self._is_tensor_sum(node) or any(self.calls(node, kind) for kind in passing)
+            passing = ("moves_axes", "average", "joins")
+            passes = self._is_tensor_sum(node) or self.moves(node) or any(self.calls(node, kind) for kind in passing)
             known = any(self.calls(node, kind) for kind in ("relu", "relu6", "never_negative"))
             self.never_negative[node] = known or (
                 passes and bool(inputs) and all(self.is_never_negative(source) for source in inputs)
@@ -138,7 +156,7 @@ class Patterns:
         if not node.op.startswith("call") or node.target not in _ADDS:
             return False
         terms = node.args[:2]
-        return all(isinstance(term, fx.Node) and term.op != "get_attr" and not is_number(term) for term in terms)
+        return all(isinstance(term, fx.Node) and term in self.made_of_images and not is_number(term) for term in terms)
 
     def _find_float_adds(self) -> set[fx.Node]:
         """The sums of a residual stream that layer normalizations read.
@@ -158,7 +176,7 @@ class Patterns:
         return found
 
     def _passes(self, node: fx.Node) -> bool:
-        return any(self.calls(node, kind) for kind in ("moves_values", "moves_axes", "joins", "average"))
+        return self.moves(node) or any(self.calls(node, kind) for kind in ("moves_axes", "joins", "average"))
 
     def _leads_to(self, node: fx.Node, found: set[fx.Node]) -> bool:
         return any(
@@ -186,7 +204,9 @@ class Patterns:
                         f"layer {node.target!r} is a {type(module).__name__}, for which there is no integer kernel;"
                         f" replace it, or leave it in float with --keep-float {node.target}"
                     )
-            elif self.calls(node, "multiplies") and any(self._is_parameter(term) for term in node.all_input_nodes):
+            elif (self.calls(node, "multiplies") or is_foreign(node.target)) and any(
+                self._is_parameter(term) for term in node.all_input_nodes
+            ):
                 raise EmqError(
                     f"{node.name!r} multiplies with a parameter outside of any Conv2d or Linear layer; make it one, or"
                     f" leave it in float with --keep-float {node.name}"
@@ -195,5 +215,5 @@ class Patterns:
     def _is_parameter(self, node: fx.Node) -> bool:
         if node.op != "get_attr":
             return False
-        owner, _, leaf = str(node.target).rpartition(".")
-        return isinstance(getattr(self.module.get_submodule(owner), leaf), nn.Parameter)
+        value = attribute(self.module, str(node.target))
+        return isinstance(value, nn.Parameter) and value.dim() > 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -16,13 +17,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from emqdeploy.errors import EmqError
 from emqdeploy.format.frozen import FrozenNetwork
+from emqdeploy.graph.moves import carry_codes
 from emqdeploy.quant.attention import plain_attention
-from emqdeploy.quant.layers import QuantLayer
+from emqdeploy.quant.layers import SITES, QuantLayer
 from emqdeploy.quant.network import MultiBitNetwork
 
 OPSET = 21
@@ -117,6 +119,20 @@ def quiet_export() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _reason(module: fx.GraphModule, error: BaseException) -> str:
+    """What the exporter could not take, in one sentence: its own is a page that starts with a headline."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    operator = re.search(r"No ONNX function found for <OpOverload\(op='\w+\.(\w+)'", str(chain[-1]))
+    if operator is None:
+        return f"the ONNX exporter cannot export this model: {next(iter(str(chain[-1]).splitlines()), '')}"
+    called = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    kinds = {name: type(module.get_submodule(name)).__name__ for name in called}
+    where = [f"module {name!r} of type {kind}" for name, kind in kinds.items() if kind.lower() in operator[1]]
+    return f"ONNX has nothing for operator {operator[1]!r} ({', '.join(where) or 'of the forward'}); use another one"
+
+
 def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape: tuple[int, int, int]) -> bytes:
     """Exports the QDQ graph of a network without its numbers.
 
@@ -135,7 +151,7 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
     taps = network.taps()
     module = network.rebuild(
         _LayerMarker,
-        lambda name, site: _SiteMarker(name, alias=False, clamps=taps[name] == f"sites.{name}"),
+        lambda name, site: _SiteMarker(name, alias=False, clamps=taps[name] == f"{SITES}{name}"),
         lambda name, site: _SiteMarker(site, alias=True, clamps=taps[site] == name),
     ).eval()
     _mark_floats(module, frozen.floats)
@@ -157,7 +173,7 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
                 verbose=False,
             )
         except Exception as error:
-            raise EmqError(f"the ONNX exporter cannot export this model: {str(error).splitlines()[0]}") from error
+            raise EmqError(_reason(module, error)) from error
     assert program is not None
     model = program.model
     shapes = {name: tuple(layer.weight.shape) for name, layer in network.layers.items()}
@@ -172,6 +188,7 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
         del value.metadata_props[:]
     del proto.graph.value_info[:]
+    carry_codes(proto)
     return proto.SerializeToString(deterministic=True)
 
 

@@ -1,193 +1,149 @@
-"""From any float module to a clean `torch.fx` graph: what tracing stumbles over is rewritten, what it freezes is freed.
+"""From any float module to a clean `torch.fx` graph of what it computes in evaluation.
 
-Attention modules are taken apart so that their projections become linear layers; normalizations that carry an
-activation (timm's) are split; checks and shape arithmetic that nothing reads are dropped.
+What tracing stumbles over is rewritten first (`emqdeploy.quant.rewrites.modules`), what it leaves is rewritten
+afterwards (the other modules of `emqdeploy.quant.rewrites`). The user's module stays as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import sys
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from emqdeploy.errors import EmqError
-from emqdeploy.quant.attention import SelfAttention
+from emqdeploy.models.answers import answering_with_logits, check_takes_images
+from emqdeploy.quant.layers import TrainingOnly
+from emqdeploy.quant.rewrites import rewrite_all
+from emqdeploy.quant.rewrites.base import DIMS, DTYPE, Traced, attribute, is_foreign
+from emqdeploy.quant.rewrites.modules import make_plain
+from emqdeploy.quant.sizes import SizedProxy, Sizes, dims_of, length
 
 LEAVES = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Kept whole in the graph, subclasses too, whatever their forward looks like."""
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Traces a copy of a model that maps one image tensor ``(N, C, H, W)`` to logits.
+def trace(model: nn.Module, shape: tuple[int, int, int] | None = None) -> Traced:
+    """Traces what a copy of a model computes in evaluation.
+
+    Args:
+        model: maps one image tensor ``(N, C, H, W)`` to logits.
+        shape: ``(C, H, W)`` of one image; without it nothing that depends on sizes can be traced.
+
+    Returns:
+        The graph, in the mode that the model is in, and what the user should know about it.
 
     Raises:
         EmqError: the model cannot be traced; the message names the module that stopped it.
     """
-    model = _take_apart(copy.deepcopy(model))
+    check_takes_images(model)
+    notes: list[str] = []
     name = type(model).__name__
-    _take_images_only(model)
-    tracer = _Tracer()
+    plain = answering_with_logits(make_plain(_copy(model).eval(), notes), name, fx.Proxy)
+    tracer = _Tracer(shape)
     try:
-        graph = tracer.trace(model)
+        graph = tracer.trace(plain)
     except EmqError:
         raise
     except Exception as error:
         where = f" ({tracer.where} of type {tracer.type})" if tracer.where else ""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EmqError(
-            f"cannot trace {name}{where}: {str(error).splitlines()[0]}; make its forward free of"
-            " branches on tensor values"
+            f"cannot trace {name}{where}: {reason}; make its forward free of branches on tensor values"
         ) from error
-    module = fx.GraphModule(tracer.root, graph, name)
-    for clean in (_split_activations, _drop_checks, _erase_identities, _own_dropouts, _pool_means):
-        clean(module)
-    module.recompile()
-    return module
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # fx says so of what a function that it wraps gave, and names it in its code
+    traced = Traced(fx.GraphModule(tracer.root, graph, name), notes)
+    for module in tracer.training_only:
+        traced.module.set_submodule(module, TrainingOnly(traced.module.get_submodule(module)))
+    rewrite_all(traced)
+    traced.module.train(model.training)
+    return traced
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; tensors that a hook computed from parameters, which torch refuses to copy, are copied as values."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
 class _Tracer(fx.Tracer):
-    """Knows which modules stay whole, and where it stopped."""
+    """Follows sizes, knows which modules stay whole, and where it stopped.
 
-    def __init__(self) -> None:
-        functions: list[Callable[..., Any]] = []
-        self._whole: tuple[type[nn.Module], ...] = LEAVES
-        if "timm" in sys.modules:
-            import timm.layers
+    Attributes:
+        values: what the nodes compute for two batch sizes, on tensors without data.
+        training_only: modules without state that hand their input on in evaluation; they may do more in training.
+    """
 
-            functions = [function for function in timm.layers.get_notrace_functions() if callable(function)]
-            self._whole += tuple(timm.layers.get_notrace_modules())
-        super().__init__(autowrap_functions=tuple(functions))
+    def __init__(self, shape: tuple[int, int, int] | None = None) -> None:
+        super().__init__(param_shapes_constant=True)
+        self._sizes = None if shape is None else Sizes(shape)
+        self._evaluating = False
+        self.values: dict[fx.Node, Any] = {}
+        self.training_only: set[str] = set()
         self.where = self.type = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return SizedProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> fx.Proxy:
+        if kind == "call_function" and is_foreign(target):
+            # fx takes what is marked with `torch.fx.wrap` as one opaque operator; layers must not hide in it.
+            with contextlib.suppress(Exception):
+                return target(*args, **kwargs)
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        self._follow(proxy.node, args, kwargs)
+        return proxy
+
+    def _follow(self, node: fx.Node, args: Any, kwargs: Any) -> None:
+        if self._sizes is None:
+            return
+        self._evaluating = True
+        if node.op == "placeholder":
+            found = self._sizes.images
+        elif node.op == "get_attr":
+            found = (attribute(self.root, str(node.target)),) * 2
+        else:
+            found = self._sizes.run(self._function(node), args, kwargs, self.values)
+        self._evaluating = False
+        if found is not None:
+            self.values[node] = found
+            node.meta[DIMS], node.meta[DTYPE] = dims_of(found), getattr(found[0], "dtype", None)
+
+    def _function(self, node: fx.Node) -> Callable[..., Any]:
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target)).forward
+        if node.op == "call_method":
+            return lambda owner, *args, **kwargs: getattr(owner, str(node.target))(*args, **kwargs)
+        return node.target  # type: ignore[return-value]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        count = length(self.values.get(obj.node, (None, None)))
+        return super().iter(obj) if count is None else iter([obj[index] for index in range(count)])  # type: ignore[index]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if self._evaluating:
+            return forward(*args, **kwargs)
         before = self.where, self.type
         self.where, self.type = self.path_of_module(m), type(m).__name__
         result = super().call_module(m, forward, args, kwargs)
+        if len(args) == 1 and result is args[0] and not m.state_dict() and not list(m.children()):
+            self.training_only.add(self.where)
+            result = self.create_proxy("call_module", self.where, args, kwargs)
         self.where, self.type = before  # not reached where the module cannot be traced
         return result
-
-
-def _take_apart(model: nn.Module) -> nn.Module:
-    """Rewrites modules of a float model whose insides must become visible."""
-    for name, module in list(model.named_modules()):
-        # timm's Linear only casts its parameters while it is scripted.
-        if type(module).__name__ == "Linear" and isinstance(module, nn.Linear):
-            module.__class__ = nn.Linear
-        if isinstance(module, nn.MultiheadAttention):
-            attention = SelfAttention(name, module)
-            if not name:
-                return attention
-            model.set_submodule(name, attention)
-    return model
-
-
-def _take_images_only(model: nn.Module) -> None:
-    """Leaves further arguments of the forward at their defaults, so that branches on them can be traced."""
-    kind = type(model)
-
-    class OneArgument(kind):  # type: ignore[misc, valid-type]
-        def forward(self, images: Any) -> Any:
-            return kind.forward(self, images)
-
-    model.__class__ = OneArgument
-
-
-def _modules(module: fx.GraphModule) -> dict[str, nn.Module]:
-    return dict(module.named_modules())
-
-
-def _split_activations(module: fx.GraphModule) -> None:
-    """Splits timm's normalization with an activation into the two; parameters keep their names."""
-    modules = _modules(module)
-    split: dict[str, list[nn.Module]] = {}
-    for node in list(module.graph.nodes):
-        name = str(node.target)
-        norm = modules.get(name) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm2d) or not (hasattr(norm, "act") or name in split):
-            continue
-        if name not in split:
-            split[name] = [cast(nn.Module, norm.drop), cast(nn.Module, norm.act)]
-            plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-            plain._parameters, plain._buffers = norm._parameters, norm._buffers
-            plain.train(norm.training)
-            module.set_submodule(name, plain)
-            for index, part in enumerate(split[name]):
-                module.add_submodule(f"{name}_then_{index}", part)
-        tail = node
-        for index, part in enumerate(split[name]):
-            if type(part) is nn.Identity:
-                continue
-            with module.graph.inserting_after(tail):
-                after = module.graph.call_module(f"{name}_then_{index}", (tail,))
-            tail.replace_all_uses_with(after, delete_user_cb=lambda user, after=after: user is not after)
-            tail = after
-
-
-def _drop_checks(module: fx.GraphModule) -> None:
-    """Drops assertions on shapes, and the shape arithmetic that only they read."""
-    for node in reversed(list(module.graph.nodes)):
-        check = node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert"
-        if not node.users and (check or is_number(node)):
-            module.graph.erase_node(node)
-
-
-def is_number(node: fx.Node) -> bool:
-    """Whether a node is a shape or computed from shapes, not a tensor."""
-    if node.target in ("size", "dim") or (
-        node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
-    ):
-        return True
-    if node.op != "call_function" or not node.all_input_nodes:
-        return False
-    arithmetic = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
-    return arithmetic and all(is_number(source) for source in node.all_input_nodes)
-
-
-def _erase_identities(module: fx.GraphModule) -> None:
-    modules = _modules(module)
-    for node in list(module.graph.nodes):
-        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            module.graph.erase_node(node)
-
-
-def _own_dropouts(module: fx.GraphModule) -> None:
-    """Makes modules of functional dropouts: tracing froze the mode that the model was in, a module follows it.
-
-    The dropout inside a fused attention cannot be switched like that and is taken out.
-    """
-    for node in list(module.graph.nodes):
-        if node.op == "call_function" and node.target is F.dropout:
-            share = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-            module.add_submodule(node.name, nn.Dropout(float(share)))
-            with module.graph.inserting_before(node):
-                node.replace_all_uses_with(module.graph.call_module(node.name, (node.all_input_nodes[0],)))
-            module.graph.erase_node(node)
-        elif node.target is F.scaled_dot_product_attention and node.kwargs.get("dropout_p"):
-            node.kwargs = node.kwargs | {"dropout_p": 0.0}
-
-
-def _pool_means(module: fx.GraphModule) -> None:
-    """Writes a mean over height and width as the pooling, and flattening, that integer runtimes fuse."""
-    for node in list(module.graph.nodes):
-        if not node.op.startswith("call") or node.target not in (torch.mean, "mean"):
-            continue
-        options = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
-        dims = options.get("dim")
-        if not isinstance(dims, (tuple, list)) or sorted(dims) not in ([2, 3], [-2, -1]):
-            continue
-        with module.graph.inserting_before(node):
-            mean = module.graph.call_function(F.adaptive_avg_pool2d, (node.all_input_nodes[0], 1))
-            if not options.get("keepdim", False):
-                mean = module.graph.call_function(torch.flatten, (mean, 1))
-        node.replace_all_uses_with(mean)
-        module.graph.erase_node(node)

@@ -11,6 +11,8 @@ from typing import Any
 from emqdeploy.files import atomic_write_text
 from emqdeploy.measuring.rows import rows_of
 
+_FORMULA = ("=", "+", "-", "@")
+
 
 def save_csv(path: Path, result: dict[str, Any]) -> None:
     """Writes one line per row; latencies in milliseconds, sizes in bytes, empty where nothing was measured."""
@@ -25,7 +27,8 @@ def save_csv(path: Path, result: dict[str, Any]) -> None:
     writer.writerow([*head, "weights", "activations", *plain, *names, "ratio_to_first", *costs, *energies, "disturbed"])
     for row in rows_of(result):
         writer.writerow(
-            [
+            _plain(cell)
+            for cell in (
                 *(getattr(row, key) for key in head),
                 *(
                     value if isinstance(value, int | None) else json.dumps(value)
@@ -37,6 +40,11 @@ def save_csv(path: Path, result: dict[str, Any]) -> None:
                 *(getattr(row, key) for key in costs),
                 *(getattr(row.energy, key) for key in energies),
                 "; ".join(row.disturbed),
-            ]
+            )
         )
     atomic_write_text(path, text.getvalue())
+
+
+def _plain(cell: Any) -> Any:
+    """Text that a spreadsheet takes for text: what a file calls a child must not become a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

@@ -29,7 +29,7 @@ def export_parts(result: dict[str, Any]) -> list[Table | str]:
             f"{parity['differing_codes']} of {parity['codes']}" if parity.get("codes") else "not compared",
             f"{100 * parity['top1_agreement']:.1f} %" if "top1_agreement" in parity else "",
         )
-    return [files, *_notes(artefacts)]
+    return [files, *_notes(artefacts), *([result["note"]] if "note" in result else [])]
 
 
 def _integer_layers(artefact: dict[str, Any]) -> str:

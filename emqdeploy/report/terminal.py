@@ -11,15 +11,18 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from emqdeploy.errors import plain_text
-from emqdeploy.format.card import Card, convert
+from emqdeploy.format.card import MOST_DECIBELS, POST_TRAINING, Card, convert
 from emqdeploy.format.child import Widths, in_words
+
+_ENDLESS = 1 << 16
+"""Columns where there is no terminal: nothing is parted or wrapped."""
 
 
 def show(*parts: Table | str) -> None:
-    """Prints tables and lines to standard output; a pipe gets the full width, not a terminal's."""
+    """Prints tables and lines to standard output; a pipe or a log gets them in full width, whole."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(markup=False, highlight=False, emoji=False, width=160)
+        console = Console(markup=False, highlight=False, emoji=False, width=_ENDLESS)
     for part in parts:
         if isinstance(part, str):
             console.print(styled(part), soft_wrap=True)
@@ -39,22 +42,33 @@ def styled(words: object, style: str = "") -> Text:
 
 
 def fitting(found: Table, console: Console) -> list[Table]:
-    """A table as several ones where it is too wide for the terminal, each with its first column."""
+    """A table as several ones where it is too wide for the terminal, each with its first column.
+
+    What is too wide even so, a sentence or a long name, is folded.
+    """
     first, *rest = found.columns
-    endless = console.options.update(max_width=1 << 16)
+    endless = console.options.update(max_width=_ENDLESS)
+
+    def wide(columns: Sequence[Column]) -> bool:
+        return Measurement.get(console, endless, _of_columns(columns)).maximum > console.width
+
     pieces: list[list[Column]] = [[first]]
     for column in rest:
-        wide = Measurement.get(console, endless, _of_columns([*pieces[-1], column])).maximum > console.width
-        if wide and column.no_wrap and len(pieces[-1]) > 1:
+        if column.no_wrap and len(pieces[-1]) > 1 and wide([*pieces[-1], column]):
             pieces.append([first])
         pieces[-1].append(column)
-    return [_of_columns(piece) for piece in pieces]
+    return [_of_columns(piece, fold=wide(piece)) for piece in pieces]
 
 
-def _of_columns(columns: Sequence[Column]) -> Table:
+def _of_columns(columns: Sequence[Column], fold: bool = False) -> Table:
     made = Table()
     for column in columns:
-        made.add_column(styled(column.header), justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+        made.add_column(
+            styled(column.header),
+            justify=column.justify,
+            no_wrap=column.no_wrap and not fold,
+            overflow="fold" if fold else column.overflow,
+        )
     for cells in zip(*(column.cells for column in columns), strict=True):
         made.add_row(*map(styled, cells))
     return made
@@ -92,28 +106,56 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
 
 def origin(child: str, trained: Sequence[str], method: str | None) -> str:
     """How a child came about: trained, never visited by training, or calibrated where nothing was trained."""
-    if method == "post-training":
+    if method == POST_TRAINING:
         return "calibrated"
     return "trained" if child in trained else "unseen"
 
 
-def accuracy_table(title: str, accuracy: dict[str, float], trained: Sequence[str], method: str | None = None) -> Table:
-    """Accuracy per child by name; children that training never visited are marked."""
-    result = table(title, "child", "accuracy", "")
+def accuracy_table(
+    title: str,
+    accuracy: dict[str, float],
+    trained: Sequence[str],
+    method: str | None = None,
+    fidelity: dict[str, dict[str, Any]] | None = None,
+) -> Table:
+    """Accuracy per child by name, and where known how far it is from what was trained; unseen children are marked."""
+    columns = _FIDELITY if fidelity else ()
+    result = table(title, "child", "accuracy", *columns, "", caption=_measured_on(fidelity))
     for child, value in accuracy.items():
-        result.add_row(child, percent(value), origin(child, trained, method))
+        cells = fidelity_cells(fidelity[child]) if fidelity else []
+        result.add_row(child, percent(value), *cells, origin(child, trained, method))
     return result
 
 
+_FIDELITY = ("signal to noise", "same class")
+
+
+def fidelity_cells(found: dict[str, Any]) -> list[str]:
+    """Signal to noise of a child's logits, and the share of clear decisions that it leaves."""
+    snr = found["snr_db"]
+    return ["equal" if snr >= MOST_DECIBELS else f"{snr:.1f} dB", f"{found['agreement']:.1f} %"]
+
+
+def _measured_on(fidelity: dict[str, dict[str, Any]] | None) -> str | None:
+    """What the columns of fidelity are about."""
+    if not fidelity:
+        return None
+    found = next(iter(fidelity.values()))
+    against, images = found["against"], found["images"]
+    return f"signal to noise of the logits and the same class where it is no tie: to the {against}, {images} images"
+
+
 def quantize_table(result: dict[str, Any], usable_drop: float) -> Table:
-    """Accuracy per child beside the float model's."""
+    """Every child beside the float model: accuracy, signal to noise of its logits, decisions."""
     seconds, images = result["seconds"], result["calibration_images"]
-    title = f"{result['checkpoint']}: test accuracy without training, {images} images, {seconds:.0f} s of calibration"
-    shown = table(title, "child", "accuracy", "to float", "")
-    shown.add_row("float", percent(result["float_accuracy"]), "", "as it came")
+    written = result["checkpoint"] or "nothing written"
+    title = f"{written}: test accuracy without training, {images} images, {seconds:.0f} s of calibration"
+    shown = table(title, "child", "accuracy", "to float", *_FIDELITY, "", caption=_measured_on(result["fidelity"]))
+    shown.add_row("float", percent(result["float_accuracy"]), "", "", "", "as it came")
     for child, value in result["accuracy"].items():
         verdict = "usable" if child in result["usable"] else f"loses more than {usable_drop:g}: train it"
-        shown.add_row(child, percent(value), f"{value - result['float_accuracy']:+.2f}", verdict)
+        cells = fidelity_cells(result["fidelity"][child])
+        shown.add_row(child, percent(value), f"{value - result['float_accuracy']:+.2f}", *cells, verdict)
     return shown
 
 
@@ -124,9 +166,13 @@ def verify_table(results: list[dict[str, Any]], images: str) -> Table:
         *("child", "rung", "same class", "differing codes", "largest step", "logits differ", "first difference", ""),
     )
     for entry in results:
+        child = entry["child"]
+        if entry["origin"] is not None:
+            result.add_row(child, *_origin_cells(entry["origin"]))
+            child = ""
         for index, (name, rung) in enumerate(entry["rungs"].items()):
             result.add_row(
-                entry["child"] if index == 0 else "",
+                child if index == 0 else "",
                 name,
                 f"{rung['images'] - rung['flips']} of {rung['images']}",
                 f"{rung['differing_codes']} of {rung['codes']}" if rung["codes"] else "not visible",
@@ -143,6 +189,16 @@ def verify_table(results: list[dict[str, Any]], images: str) -> Table:
     reasons = {name: reason for entry in results for name, reason in entry["skipped"].items()}
     result.caption = "\n".join(f"{name} was not run: {reason}" for name, reason in reasons.items()) or None
     return result
+
+
+def _origin_cells(found: dict[str, Any]) -> list[str | Text]:
+    """The child beside the network that it was made from: no rung, but what all rungs have in common."""
+    snr, _ = fidelity_cells(found)
+    alike = round(found["agreement"] / 100 * found["decided"])
+    verdict = styled("ok", "green") if found["judged"] else styled("not judged")
+    verdict = verdict if found["wrong"] is None else styled(found["wrong"], "red")
+    name = found["against"] if found["measured"] else f"{found['against']}, when made"
+    return [name, f"{alike} of {found['decided']}", "-", "-", snr, found["first_layer"] or "-", verdict]
 
 
 def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
@@ -245,7 +301,7 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
     checkpoint = result["checkpoint"]
     notes = [
         f"all children of the same file: {unseen}",
-        "every bit-width computes in int8 and runs at int8 speed: fewer bits save storage, not time",
+        "onnxruntime computes every bit-width in int8, at int8 speed: there fewer bits save storage, not time",
         "next: emqdeploy inspect        what the checkpoint holds, layer by layer",
         "      emqdeploy verify         all bit-widths against the integer reference, on the whole test set",
         f"      emqdeploy bench {checkpoint} --bits 1,2,3,4,5,6,7,8",
@@ -263,7 +319,7 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
     found = result["environment"]
     kernels = {
         "VNNI": "VNNI: 8-bit products are exact at full range; fewer bits run no faster",
-        "AVX2": "AVX2 without VNNI: exact, because codes and weights stay within 127 (64 behind signed tensors)",
+        "AVX2": "AVX2 without VNNI: exact; networks of full levels run there in onnxruntime's slower exact kernels",
     }.get(result["integer_kernels"], "no x86 vector integers found; onnxruntime chooses its own kernels")
     works = [name for name, reason in result["runtimes"].items() if reason is None]
     lines = [

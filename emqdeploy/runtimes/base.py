@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -19,9 +20,11 @@ from emqdeploy.format.card import Card
 from emqdeploy.format.child import Child, ChildLike, find_child, in_order, select_children
 from emqdeploy.format.emq import Checkpoint, load_checkpoint
 from emqdeploy.format.grid import Floats
+from emqdeploy.format.levels import Levels
 from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.registry import Registry, load_package
+from emqdeploy.runtimes.proof import Proof, naming
 from emqdeploy.runtimes.residency import Active, Engine, Residency, parse_residency
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Runtime(ABC):
     device: str = "cpu"
     check_finite: bool = False
     card: Card | None = None
+    _proof: Proof | None = None
 
     def __init__(
         self,
@@ -131,6 +135,20 @@ class Runtime(ABC):
         if importlib.util.find_spec(cls.library) is not None:
             return None
         return f"{cls.library} is not installed, which runtime {cls.name!r} needs; run: emqdeploy doctor"
+
+    @classmethod
+    def needs_proof(cls, levels: Levels) -> bool:
+        """Whether its kernels may answer otherwise here than the network was trained, so that they are tried first.
+
+        Args:
+            levels: of the network, see `emqdeploy.format.levels`.
+        """
+        return False
+
+    @property
+    def unproven(self) -> str | None:
+        """Why what this runtime needs to prove before it serves could not be proven here; None where all was."""
+        return None if self._proof is None else self._proof.missing
 
     @classmethod
     @abstractmethod
@@ -323,11 +341,13 @@ def open_network(path: Path, runtime: str, **options: Any) -> Runtime:
         return cast(Runtime, adapter.open_file(path, **options))
     if is_bundle(path):
         bundle = Bundle.open(path)
-        network = adapter.open_bundle(bundle, **options)
+        with naming(path):
+            network = adapter.open_bundle(bundle, **options)
         network.card = bundle.card
         return network
     checkpoint = load_checkpoint(find_checkpoint(path))
-    network = adapter(checkpoint, **options)
+    with naming(path):
+        network = adapter(checkpoint, **options)
     network.card = checkpoint.card
     return network
 
@@ -335,6 +355,11 @@ def open_network(path: Path, runtime: str, **options: Any) -> Runtime:
 def wanted_children(bundle: Bundle, children: Sequence[ChildLike] | None) -> Sequence[ChildLike] | None:
     """The children that were asked for, else the exported ones, else all that there are."""
     return children if children is not None else bundle.exported or None
+
+
+def loader_of(bundle: Bundle, runtime: str) -> Callable[[], Checkpoint] | None:
+    """What loads the checkpoint that lies in a bundle; None where none does."""
+    return None if bundle.checkpoint is None else functools.partial(bundled_checkpoint, bundle, runtime)
 
 
 def bundled_checkpoint(bundle: Bundle, runtime: str) -> Checkpoint:

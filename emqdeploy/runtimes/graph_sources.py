@@ -9,6 +9,7 @@ from emqdeploy.format.bundle import Artefact, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.ir import Ir, read_ir
+from emqdeploy.format.levels import HALF, Levels
 from emqdeploy.format.precision import INT8, LayerPrecision
 from emqdeploy.graph.filling import filled_model
 
@@ -21,11 +22,15 @@ class Graphs:
         input_shape: ``(C, H, W)`` of one image.
         sources: per child, returns a serialised ONNX model, or a network of OpenVINO that passed the gate.
         layers: per child, the layers as they are stored.
+        levels: those of the network, see `emqdeploy.format.levels`.
+        checkpoint: loads what the graphs were made from; None where that is not at hand.
     """
 
     input_shape: tuple[int, ...]
     sources: dict[Child, Callable[[], bytes | Ir]]
     layers: dict[Child, tuple[LayerPrecision, ...]]
+    levels: Levels = HALF
+    checkpoint: Callable[[], Checkpoint] | None = None
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> Graphs:
@@ -42,10 +47,14 @@ class Graphs:
             checkpoint.card.input_shape,
             {child: source(child) for child in network.children},
             {child: layers(child) for child in network.children},
+            checkpoint.card.levels,
+            lambda: checkpoint,
         )
 
     @classmethod
-    def of_artefacts(cls, bundle: Bundle, artefacts: Sequence[Artefact]) -> Graphs:
+    def of_artefacts(
+        cls, bundle: Bundle, artefacts: Sequence[Artefact], checkpoint: Callable[[], Checkpoint] | None = None
+    ) -> Graphs:
         """Reads OpenVINO's files of one child each; of several for one child the newest."""
 
         def read(artefact: Artefact) -> Ir:
@@ -61,4 +70,6 @@ class Graphs:
             bundle.card.input_shape,
             {child: source(artefact) for child, artefact in held.items()},
             {child: artefact.layers for child, artefact in held.items()},
+            bundle.card.levels,
+            checkpoint,
         )

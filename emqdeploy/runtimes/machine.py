@@ -20,6 +20,7 @@ _PACKAGES = (
     "safetensors",
 )
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+_VNNI = {"avx_vnni", "avx512_vnni"}
 
 
 def environment() -> dict[str, Any]:
@@ -35,6 +36,12 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := package_version(name))},
     }
+
+
+def saturates() -> bool:
+    """Whether 8-bit kernels here may add two products in int16, as they do on x86 without VNNI."""
+    here = environment()
+    return here["machine"].lower() in ("x86_64", "amd64") and not _VNNI & set(here["cpu_flags"])
 
 
 def package_version(name: str) -> str | None:

@@ -99,7 +99,7 @@ class OnnxFileRuntime(OnnxFiles):
         else:
             about = read_sealed(next(iter(files.values())))
         self._files = dict(files)
-        self.card = about.card
+        self.card, self._levels = about.card, about.card.levels
         super().__init__(self._files, about.card.input_shape, children, residency)
         trim_heap()
 
@@ -120,7 +120,8 @@ class OnnxFileRuntime(OnnxFiles):
         return SessionEngine(create_session(data, self._options(child), None, self.device), len(data))
 
     def _options(self, child: Child) -> Any:
-        return session_options(self.threads, external_folder=self._files[child].absolute().parent)
+        folder = self._files[child].absolute().parent
+        return session_options(self.threads, external_folder=folder, levels=self._levels)
 
 
 class OnnxSelectorRuntime(OnnxFiles):
@@ -182,7 +183,8 @@ class OnnxSelectorRuntime(OnnxFiles):
         return SessionEngine(self._session, size, selection(self._values[child]))
 
     def _options(self) -> Any:
-        return session_options(self.threads, external_folder=self._path.absolute().parent)
+        folder = self._path.absolute().parent
+        return session_options(self.threads, external_folder=folder, levels=self._about.card.levels)
 
 
 def read_sealed(path: Path) -> Sealed:

@@ -11,6 +11,7 @@ from typing import Any
 from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.format.bundle import INPUT
 from emqdeploy.format.grid import Floats
+from emqdeploy.format.levels import FULL, HALF, Levels
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.graph.reference import VALUES_SUFFIX
 
@@ -22,13 +23,16 @@ PROVIDERS = {
 """What computes, by the name that a user gives."""
 
 
-def session_options(threads: int | None = None, optimise: bool = True, external_folder: Path | None = None) -> Any:
+def session_options(
+    threads: int | None = None, optimise: bool = True, external_folder: Path | None = None, levels: Levels = HALF
+) -> Any:
     """Options that every session of ours shares.
 
     Args:
         threads: threads inside an operator; None lets onnxruntime use every core.
         optimise: False runs the graph as written, in float between the quantizers.
         external_folder: where files lie that a model given as bytes refers to.
+        levels: those of the network, from its card.
     """
     ort = require("onnxruntime", "runtime")
     _share_allocator()
@@ -37,6 +41,10 @@ def session_options(threads: int | None = None, optimise: bool = True, external_
     options.add_session_config_entry("session.use_env_allocators", "1")
     # A waiting thread must not spin: another session, or the caller's camera loop, needs the core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if levels == FULL:
+        # Processors with AVX2 and without VNNI add two products in int16, where full levels do not fit; the kernels
+        # that this asks for are slower there and exact. Others ignore it.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if external_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external_folder))
     if threads is not None:

@@ -10,11 +10,12 @@ from typing import Any
 from emqdeploy.data import Dataset, Preprocessing, load_dataset
 from emqdeploy.format.bundle import MANIFEST_FILE, Bundle, is_bundle
 from emqdeploy.format.card import Card
-from emqdeploy.format.child import Child, ChildLike, select_children
+from emqdeploy.format.child import ALL, Child, ChildLike, select_children
 from emqdeploy.format.emq import load_checkpoint, read_card
 from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.runtimes.base import Runtime, open_network, open_runtime
 from emqdeploy.runtimes.onnx_file import read_sealed
+from emqdeploy.runtimes.proof import naming
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Source:
         runtime: ready to call.
         card: what the file says about its network.
         size_bytes: per child, the bytes that the file spends on it.
-        children: those that were asked for, in that order; else all that the runtime can have.
+        children: those that were asked for, in that order; else those that were exported, of a checkpoint all.
     """
 
     path: Path
@@ -63,23 +64,29 @@ def open_source(
 
     Args:
         path: what to open.
-        children: those wanted, also as a person types them (``2-4``, ``all``); None takes every one that was exported,
-            of a checkpoint every stored one.
+        children: those wanted, also as a person types them (``2-4``); None and ``all`` take every one that was
+            exported, of a checkpoint every stored one.
         runtime: adapter; single exported files run in onnxruntime.
         threads: threads inside an operator; None uses every core.
         **options: of the adapter, for example ``residency``, ``flavour``, ``provider``.
     """
     found = find_network(path)
     card, sizes = describe(found)
-    wanted = select_children(tuple(sizes), children) if isinstance(children, str) else children
-    options |= {"children": wanted, "threads": threads}
+    if isinstance(children, str):
+        children = None if children.strip().lower() == ALL else select_children(tuple(sizes), children)
+    options |= {"children": children, "threads": threads}
     if found.suffix == ".onnx" or is_bundle(found):
         network = open_network(found, runtime, **options)
     else:
-        only = wanted[0] if wanted is not None and len(wanted) == 1 else None
-        network = open_runtime(load_checkpoint(found, only), runtime, **options)
+        only = children[0] if children is not None and len(children) == 1 else None
+        with naming(found):
+            network = open_runtime(load_checkpoint(found, only), runtime, **options)
         network.card = card
-    asked = network.children if wanted is None else tuple(network.find(child) for child in wanted)
+    if children is None:
+        exported = Bundle.open(found).exported if is_bundle(found) else ()
+        asked = tuple(child for child in network.children if child in exported) or network.children
+    else:
+        asked = tuple(network.find(child) for child in children)
     return Source(found, network, card, sizes, asked)
 
 

@@ -42,7 +42,7 @@ def evaluate(
 
     Args:
         path: a run, checkpoint, bundle or exported file; None takes the latest run.
-        children: those wanted, see `open_source`; None takes every one that there is.
+        children: those wanted, see `open_source`.
         runtime: its name.
         data_dir: where the data set's files lie.
         threads: threads inside an operator; None uses every core.
@@ -62,6 +62,7 @@ def evaluate(
         "trained": list(source.card.trained),
         "method": source.card.method,
         "accuracy": accuracy,
+        "unproven": network.unproven,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class Arrival:
 
     Attributes:
         path: of the file.
-        label: index of the class whose name its folder has, or None.
+        label: index of the class whose name the nearest folder has, or None.
     """
 
     path: Path
@@ -58,7 +58,7 @@ def arrivals(
         for path in found:
             if stop():
                 return
-            yield Arrival(path, index.get(path.parent.name))
+            yield Arrival(path, _label(path, folder, index))
         if not repeat:
             break
     seen = set(found)
@@ -66,7 +66,7 @@ def arrivals(
         ready = [path for path in _images(folder) if path not in seen and _settled(path)]
         seen.update(ready)
         for path in ready:
-            yield Arrival(path, index.get(path.parent.name))
+            yield Arrival(path, _label(path, folder, index))
         if not ready:
             yield None
             time.sleep(POLL_S)
@@ -74,7 +74,15 @@ def arrivals(
 
 def unknown_folders(folder: Path, classes: Sequence[str]) -> list[str]:
     """Names of folders with images that are no class: their images count as unlabelled."""
-    return sorted({path.parent.name for path in _images(folder)} - set(classes) - {folder.name})
+    index = {name: number for number, name in enumerate(classes)}
+    unlabelled = (path for path in _images(folder) if _label(path, folder, index) is None)
+    return sorted({path.parent.name for path in unlabelled} - {folder.name})
+
+
+def _label(path: Path, folder: Path, index: Mapping[str, int]) -> int | None:
+    """The class of the nearest folder that is named like one; inside a class may be folders of sessions or cameras."""
+    above = [folder.name, *path.relative_to(folder).parts[:-1]]
+    return next((index[name] for name in reversed(above) if name in index), None)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,20 @@ from rich.console import Console
 from emqdeploy.data import Dataset, Split, load_dataset, validation_split
 from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError, plain_text
-from emqdeploy.format.card import DataSource
+from emqdeploy.format.card import DataSource, FidelityRecord
 from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.format.runs import CHECKPOINT_FILE
+from emqdeploy.graph.fidelity import TRAINED_NETWORK
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.proof import prove
 from emqdeploy.training.batches import ImageSource, image_source
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.distributed import World
 from emqdeploy.training.evaluate import accuracies, accuracy_per_child
+from emqdeploy.training.fidelity import FEW_IMAGES, build_both, check_rewrite, find_wrong, measure_fidelity
 from emqdeploy.training.loop import Trainer
 from emqdeploy.training.memory import keep_freed_memory
 from emqdeploy.training.methods import NetworkPlan
@@ -53,6 +57,8 @@ class TrainResult:
         sample_passes: images that went forward and backward, calibration included.
         checkpoints: the ``.emq`` file; one per weight setting where codes do not nest; none for the float network.
         accuracy: percent of the test set per stored child, of the deployed network.
+        fidelity: per stored child, how far the deployed network is from the one that was trained.
+        wrong: the first child whose deployed network is another one, and where that begins; None as it should be.
     """
 
     run: Path
@@ -61,6 +67,8 @@ class TrainResult:
     sample_passes: int = 0
     checkpoints: list[Path] = field(default_factory=list)
     accuracy: dict[Child, float] = field(default_factory=dict)
+    fidelity: dict[Child, FidelityRecord] = field(default_factory=dict)
+    wrong: str | None = None
 
     def __iadd__(self, other: TrainResult) -> TrainResult:
         """Adds a part of the run."""
@@ -68,6 +76,8 @@ class TrainResult:
         self.sample_passes += other.sample_passes
         self.checkpoints += other.checkpoints
         self.accuracy |= other.accuracy
+        self.fidelity |= other.fidelity
+        self.wrong = self.wrong or other.wrong
         return self
 
 
@@ -148,9 +158,12 @@ def _train_one(
     torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else cores))
     torch.manual_seed(config.seed)
     notes: list[str] = []
-    network = spec.build(lambda model: notes.extend(_initial_weights(config, model)), users_code=True)
-    for note in notes:
-        console.print(plain_text(note), markup=False, highlight=False)
+    model, network = build_both(spec, lambda model: notes.extend(_initial_weights(config, model)), users_code=True)
+    check_rewrite(config.model, model, network, images.plain(np.arange(min(FEW_IMAGES, len(images)))).cpu())
+    prove(network, spec.input_shape)
+    del model
+    for note in (*dataset.notes, *notes, *network.notes):
+        console.print(plain_text(note), markup=False, highlight=False, soft_wrap=True)
     network.to(images.labels.device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -158,7 +171,6 @@ def _train_one(
     run = RunDirectory(out, writes=world.leads)
     trainer = Trainer(config, network, images, material.validation, len(dataset.classes), run, console, world)
     if resume:
-        run.reopen()
         state = run.load_state()
         if state is not None:
             trainer.restore(state)
@@ -187,7 +199,7 @@ def _train_one(
 
 
 def _initial_weights(config: TrainConfig, model: torch.nn.Module) -> list[str]:
-    return [] if config.pretrained is None else load_pretrained(model, config.pretrained)
+    return [] if config.pretrained is None else load_pretrained(model, config.pretrained, entry=config.weights_entry)
 
 
 def training_device(config: CommonOptions) -> torch.device:
@@ -254,14 +266,30 @@ def _write(
     network.cpu().eval()
     frozen = freeze(network, children)
     device = images.device
+    network.to(device)
+    fidelity: dict[Child, FidelityRecord] = {}
     for child in children:
-        deployed = deployed_reference(network, frozen, child).to(device)
-        result.accuracy |= accuracies({child: deployed}, material.test)
+        deployed = {child: deployed_reference(network, frozen, child).to(device)}
+        result.accuracy |= accuracies(deployed, material.test)
+        # The float weights are no measure: training bent them to their codes, they were never the network.
+        found = measure_fidelity({child: partial(_at, network, child)}, deployed, material.test, TRAINED_NETWORK)
+        wrong = find_wrong(found, network, deployed, material.test)
+        if wrong is not None and result.wrong is None:
+            result.wrong = f"{path}: {wrong.sentence}; do not deploy it, train with --keep-float {wrong.layer}"
+        fidelity |= found
+    result.fidelity |= fidelity
     passes, seconds = result.sample_passes, round(result.seconds, 2)
     provenance = {"best_epoch": best_epoch, "sample_passes": passes, "seconds": seconds}
     trained = [child for child in children if child in network.trained] or children
     measured = {child: result.accuracy[child] for child in children}
     source = DataSource(config.data, config.image_size)
-    card = make_card(spec, material.dataset, source, trained, measured, config.to_dict(), provenance)
-    result.checkpoints.append(write_checkpoint(path, network, frozen, card))
+    card = make_card(spec, material.dataset, source, trained, measured, fidelity, config.to_dict(), provenance)
+    result.checkpoints.append(write_checkpoint(path, network.cpu(), frozen, card))
     network.to(device)
+
+
+def _at(network: MultiBitNetwork, child: Child, images: torch.Tensor) -> torch.Tensor:
+    """What a child was trained to answer: fake-quantized, in evaluation mode."""
+    with network.at(child):
+        logits: torch.Tensor = network(images)
+    return logits

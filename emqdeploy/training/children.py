@@ -76,7 +76,10 @@ def _child(name: str, table: Any, where: str) -> Child:
             raise UsageError(
                 f"{where}: {key} of child {name!r} is {widths!r}; give a number or a map of layers to numbers"
             )
-    return Child(name, table["weights"], table.get("activations", ACTIVATION_BITS[-1]))
+    try:
+        return Child(name, table["weights"], table.get("activations", ACTIVATION_BITS[-1]))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def children_tables(children: Sequence[Child]) -> dict[str, dict[str, Any]]:

@@ -49,7 +49,7 @@ class Choice:
             elif key in known:
                 values[key] = known[key].read(value, where)
             else:
-                unknown = f"unknown key {key!r} in [{self.key}]{nearest(key, known)}"
+                unknown = f"unknown key {key!r} in [{self.key}]{nearest(key, ['name', *known])}"
                 raise UsageError(f"{where}: {self._stranger(key, name) or unknown}")
         return values
 

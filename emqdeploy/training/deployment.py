@@ -11,7 +11,7 @@ import torch
 
 from emqdeploy import __version__
 from emqdeploy.data import Dataset
-from emqdeploy.format.card import Card, DataSource
+from emqdeploy.format.card import Card, DataSource, FidelityRecord
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint, save_checkpoint
 from emqdeploy.format.frozen import FrozenNetwork
@@ -26,6 +26,7 @@ def make_card(
     source: DataSource,
     trained: Sequence[Child],
     accuracy: Mapping[Child, float],
+    fidelity: Mapping[Child, FidelityRecord],
     recipe: dict[str, Any],
     provenance: Mapping[str, Any],
 ) -> Card:
@@ -37,6 +38,7 @@ def make_card(
         source: how to find that again.
         trained: the stored children that training visited, or that were asked for.
         accuracy: percent of the test set per stored child.
+        fidelity: per stored child, how far it is from the network that it was made from.
         recipe: the options that made it.
         provenance: seconds, passes and the like; versions are added.
     """
@@ -47,7 +49,9 @@ def make_card(
         preprocessing=dataset.preprocessing.pixels(),
         data=source,
         accuracy={child.name: round(percent, 4) for child, percent in accuracy.items()},
+        fidelity={child.name: found for child, found in fidelity.items()},
         trained=tuple(child.name for child in trained),
+        levels=spec.insertion.levels,
         structure=spec.to_dict(),
         recipe=recipe,
         provenance={**versions, **provenance},

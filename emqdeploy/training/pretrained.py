@@ -1,82 +1,150 @@
-"""Float weights from a file into a model: state dicts as people publish them, without running anything in the file."""
+"""Float weights from a file into a model: the right group of tensors, whatever stands before their names."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import pathlib
-import pickle
 import re
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.files import open_regular
-from emqdeploy.training.run import LATENT_FILE
-
-State = dict[str, Tensor]
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+from emqdeploy.training.weights_file import State, read_states
 
 QUANTIZER = "quantizer"
 """Submodule of a layer, see `emqdeploy.quant.layers.QuantLayer`."""
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_NUMPY_SCALAR, _NUMPY_ARRAY = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
-_HARMLESS: list[Any] = [
-    # What training scripts store beside their weights: arguments, paths, accuracies as numpy numbers.
-    *(argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, np.ndarray, np.dtype),
-    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")),
-    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_NUMPY_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-]
+_WRAPPERS = frozenset(("module", "_orig_mod"))
+"""What parallel and compiled models put before every name: it says nothing about which weights these are."""
+
+_PLAIN = frozenset(("", "state_dict", "model_state_dict", "model_state", "model", "network", "net"))
+"""Where weights lie that were trained, not averaged or of another network."""
 
 
-def load_pretrained(model: nn.Module, path: Path, fresh_head: bool = True) -> list[str]:
+@dataclass(frozen=True)
+class _Entry:
+    """Tensors in a file that have the names of a model, behind a prefix.
+
+    Attributes:
+        name: where they lie, as a person writes it; empty for what needs no word.
+        group: the keys that lead to their dictionary.
+        prefix: before every name, with its dot.
+        matched: how many names of the model are among them.
+    """
+
+    name: str
+    group: tuple[str, ...]
+    prefix: str
+    matched: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether these are the weights that anybody would take."""
+        return set(self.name.split(".")) <= _PLAIN
+
+    def about(self) -> str:
+        """The name, and what it means."""
+        averaged = re.search(r"ema|swa|averag", self.name, re.IGNORECASE)
+        return (repr(self.name) if self.name else "those in no entry") + (" (averaged weights)" if averaged else "")
+
+
+def load_pretrained(model: nn.Module, path: Path, fresh_head: bool = True, entry: str | None = None) -> list[str]:
     """Loads float weights into a model, in place.
 
-    Wrapping (``state_dict``, ``model``, ...) and prefixes (``module.``, ``_orig_mod.``, ``model.``) are taken off. A
-    last layer of another number of classes, or none, keeps the model's fresh weights. Anything else must match by name
-    and shape.
+    Wrapping (``state_dict``, ``model``, ...) and whatever stands before all names (``module.``, ``backbone.``, ...) is
+    taken off. A last layer of another number of classes, or none, keeps the model's fresh weights. Anything else must
+    match by name and shape.
 
     Args:
         model: freshly created.
         path: ``.safetensors``, ``.pth`` or ``.pt``; or a run directory, whose latent weights are taken.
         fresh_head: whether the last layer may stay fresh; False where no training follows.
+        entry: which weights to take of a file that holds several, ``model_ema`` for example; None takes those that are
+            not averaged.
 
     Returns:
         What happened, a sentence each.
 
     Raises:
-        EmqError: the file cannot be read, or does not belong to this model; nothing was loaded then.
+        EmqError: the file cannot be read, does not belong to this model, or holds several weights of which none is the
+            usual one; nothing was loaded then.
     """
     wanted = model.state_dict()
-    found = _without_prefixes(read_state(path), set(wanted))
+    states = read_states(path)
+    entries = _entries(states, wanted, path, type(model).__name__)
+    chosen = _choose(entries, entry, path)
+    others = [one for one in entries if one is not chosen]
+    state = states[chosen.group]
+    behind = tuple(one.prefix for one in others if one.group == chosen.group)
+    inside = tuple(prefix for prefix in behind if prefix.startswith(chosen.prefix))
+    left_out = [name for name in state if not name.startswith(chosen.prefix) or name.startswith(inside)]
+    found = {name.removeprefix(chosen.prefix): tensor for name, tensor in state.items() if name not in set(left_out)}
     # What a run's quantizers learned is of no use to a float model.
     found = {name: tensor for name, tensor in found.items() if f".{QUANTIZER}." not in name}
     head = _head(model)
     fresh = [name for name in head if name not in found or _other_classes(found[name], wanted[name])]
+    _check(found, {name: tensor for name, tensor in wanted.items() if name not in fresh}, head, path, model)
     if fresh and not fresh_head:
         raise EmqError(_describe_head(fresh, found, wanted, path) + "; train it with: emqdeploy train --pretrained")
-    _check(found, {name: tensor for name, tensor in wanted.items() if name not in fresh}, head, path, model)
     loaded = [name for name in wanted if name in found and name not in fresh]
     with torch.no_grad():
         for name in loaded:
             wanted[name].copy_(found[name])
-    notes = [f"loaded {len(loaded)} of {len(wanted)} tensors from {path}"]
+    where = "" if chosen.plain and not others else f", {chosen.about()}"
+    notes = [f"loaded {len(loaded)} of {len(wanted)} tensors from {path}{where}"]
+    if others:
+        notes[0] += f"; it also holds {', '.join(one.about() for one in others)}, see --weights-entry"
+    unused = [name for name in left_out if not name.startswith(behind)]
+    if unused:
+        notes.append(f"left out {_some(unused)}, which {'do' if len(unused) > 1 else 'does'} not belong to the model")
     if fresh:
         notes.append(_describe_head(fresh, found, wanted, path) + ": it starts from fresh weights")
     return notes
 
 
-def _other_classes(stored: Tensor, tensor: Tensor) -> bool:
+def _entries(states: dict[tuple[str, ...], State], wanted: State, path: Path, kind: str) -> list[_Entry]:
+    """All that a file holds of tensors by a model's names, but for prefixes that match by accident."""
+    entries: list[_Entry] = []
+    for group, state in states.items():
+        behind: dict[str, set[str]] = defaultdict(set)
+        for name in state:
+            for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+                if name[start:] in wanted:
+                    behind[name[:start]].add(name)
+        for prefix, names in sorted(behind.items(), key=lambda item: (-len(item[1]), len(item[0]))):
+            if all(names.isdisjoint(behind[one.prefix]) for one in entries if one.group == group):
+                parts = [part for part in (*group, *prefix.split(".")) if part and part not in _WRAPPERS]
+                entries.append(_Entry(".".join(parts), group, prefix, len(names)))
+    if not entries:
+        first = next(iter(next(iter(states.values()))))
+        raise EmqError(
+            f"{path} holds no tensor by a name of {kind}: its first is {first!r}, and {kind} begins with"
+            f" {next(iter(wanted))!r}; choose the --model that the weights were trained for"
+        )
+    most = max(one.matched for one in entries)
+    return [one for one in entries if 2 * one.matched > most]
+
+
+def _choose(entries: list[_Entry], asked: str | None, path: Path) -> _Entry:
+    """The one that was asked for, or the only one that is plain, or the only one."""
+    names = ", ".join(one.about() for one in entries)
+    if asked is not None:
+        found = [one for one in entries if one.name == asked] or [
+            one for one in entries if f".{asked}." in f".{one.name}."
+        ]
+        if len(found) != 1:
+            few = "several" if found else "no"
+            raise UsageError(f"{path} holds {few} weights by --weights-entry {asked}; allowed: {names}")
+        return found[0]
+    found = [one for one in entries if one.plain] or entries
+    if len(found) != 1:
+        raise UsageError(f"{path} holds several weights that fit; choose with --weights-entry: {names}")
+    return found[0]
+
+
+def _other_classes(stored: torch.Tensor, tensor: torch.Tensor) -> bool:
     return stored.shape != tensor.shape and stored.shape[1:] == tensor.shape[1:]
 
 
@@ -103,69 +171,13 @@ def _check(found: State, wanted: State, head: list[str], path: Path, model: nn.M
             )
         if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
             raise EmqError(f"{name!r} in {path} holds values that are not finite; take an earlier checkpoint")
-    for name in found:
-        if name not in wanted and name not in head:
-            raise EmqError(f"{path} holds {name!r}, which {kind} does not have; {advice}")
+    strange = [name for name in found if name not in wanted and name not in head]
+    if strange:
+        raise EmqError(f"{path} holds {_some(strange)}, which {kind} does not have; {advice}")
 
 
-def read_state(path: Path) -> State:
-    """Reads a file's tensors by name, wrapping taken off.
-
-    Raises:
-        EmqError: the file is missing, no weights file, or asks for code to be run.
-    """
-    if path.is_dir():
-        if not (path / LATENT_FILE).is_file():
-            raise UsageError(f"{path} holds no {LATENT_FILE}; name a weights file or a run directory")
-        path = path / LATENT_FILE
-    if not path.exists():
-        raise UsageError(f"there is no file {path}; give float weights as .safetensors, .pth or .pt")
-    if path.suffix.lower() not in SUFFIXES:
-        hint = f"; the float weights of a run are in {LATENT_FILE} beside it" if path.suffix == ".emq" else ""
-        raise UsageError(f"{path} is no file of float weights{hint}; known: {', '.join(SUFFIXES)}")
-    os.close(open_regular(path, "give float weights as .safetensors, .pth or .pt"))
-    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
-    for _ in range(2):
-        if isinstance(content, dict):
-            content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-    entries = content if isinstance(content, dict) else {}
-    tensors = {str(name): value for name, value in entries.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise EmqError(f"{path} holds no tensors by name; save a model's state_dict() in it")
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise EmqError(f"{path} is not a readable safetensors file ({error}); get it again") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"asks for {named[1]}" if named else "is no plain archive of tensors"
-        raise EmqError(
-            f"{path} {what}, which could run code and is refused; save only the weights:"
-            " torch.save(model.state_dict(), FILE)"
-        ) from error
-    except Exception as error:  # a broken archive can fail with nearly any of them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EmqError(f"{path} is not a readable weights file ({reason}); get it again") from error
-
-
-def _without_prefixes(found: State, wanted: set[str]) -> State:
-    """Takes off what wrappers put before every name, as long as the model has no such names itself."""
-    while wanted.isdisjoint(found):
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None)
-        if prefix is None:
-            break
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
+def _some(names: list[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _head(model: nn.Module) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from emqdeploy.errors import EmqError, UsageError, writable_dir
-from emqdeploy.files import atomic_path, atomic_write_bytes, atomic_write_text, remove_leftovers
+from emqdeploy.errors import EmqError, UsageError, cannot_write, writable_dir
+from emqdeploy.files import LARGEST_TEXT, atomic_path, atomic_write_bytes, atomic_write_text, open_regular, read_bytes
 from emqdeploy.locks import locked
 
 CONFIG_FILE = "config.toml"
@@ -71,11 +72,6 @@ class RunDirectory:
         if self.writes:
             atomic_write_text(writable_dir(self.path) / CONFIG_FILE, config)
 
-    def reopen(self) -> None:
-        """Gets an existing run ready to go on."""
-        if self.writes:
-            remove_leftovers(writable_dir(self.path))
-
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to the metrics."""
         if not self.writes:
@@ -84,14 +80,15 @@ class RunDirectory:
             with (self.path / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise EmqError(f"cannot write {self.path / METRICS_FILE}: {error.strerror}; free some space") from error
+            raise cannot_write(self.path / METRICS_FILE, error) from error
 
     def truncate_metrics(self, epochs: int) -> None:
         """Drops the metrics of epochs that the saved state does not include; they will be trained again."""
         if not self.writes:
             return
         path = self.path / METRICS_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
+        held = read_bytes(path, LARGEST_TEXT, "remove it to go on without") if path.exists() else b""
+        lines = held.decode(errors="replace").splitlines()
         kept = [line for line in lines if _epoch_of(line) < epochs]
         atomic_write_text(path, "".join(line + "\n" for line in kept))
 
@@ -135,10 +132,15 @@ class RunDirectory:
 
 
 def _load(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise EmqError(f"{path} is damaged; {remedy}") from error
+    """What `_save` wrote: an archive as long as what it holds, of tensors and plain values."""
+    with open(open_regular(path, remedy), "rb") as file:
+        try:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()):
+                raise ValueError("compressed, which could unfold to any size")
+            file.seek(0)
+            values: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise EmqError(f"{path} is damaged; {remedy}") from error
     return values
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emqdeploy.data.loading import located
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
 from emqdeploy.options import Parse, names, option, settle
@@ -47,6 +49,15 @@ def one_of(flag: str, *allowed: str) -> Parse:
     return read
 
 
+def hold_anywhere(settings: Any) -> None:
+    """Makes the paths of frozen settings absolute, in place: whoever reads them later may work in another directory."""
+    for name in ("data_dir", "pretrained"):
+        path = getattr(settings, name, None)
+        if path is not None:
+            object.__setattr__(settings, name, Path(os.path.abspath(path)))
+    object.__setattr__(settings, "data", located(settings.data, settings.data_dir))
+
+
 @dataclass(frozen=True)
 class CommonOptions:
     """Options of a run; ``emqdeploy train --help`` and docs/training.md describe them.
@@ -65,6 +76,9 @@ class CommonOptions:
     image_size: int | None = _what(None, "Height and width for an image folder.")
     limit: int | None = _what(None, "At most this many training images, for a quick trial.", least=1)
     pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
+    weights_entry: str | None = _what(
+        None, "Which weights to take of a --pretrained file that holds several, model_ema for example."
+    )
     bits: tuple[int | str, ...] = _what(
         (1, 2, 4, 8),
         "Children to train: weight bit-widths, 2a4 for 4-bit activations; those between come for free.",
@@ -140,6 +154,7 @@ class CommonOptions:
     def __post_init__(self) -> None:
         """Checks every value, and what does not go together; the sentence names the flags."""
         settle(self)
+        hold_anywhere(self)
         if not self.learning_rate > 0:
             raise UsageError(f"--lr is {self.learning_rate}; it must be positive")
         for given, other in ((self.ghost_batches > 1, "--ghost-batches"), (self.compile, "--compile")):

@@ -11,7 +11,7 @@ from emqdeploy.data import Dataset, Preprocessing
 from emqdeploy.errors import EmqError, require
 from emqdeploy.export.products import Job, Product
 from emqdeploy.format.bundle import BASELINE, INPUT
-from emqdeploy.format.card import Card
+from emqdeploy.format.card import POST_TRAINING, Card
 from emqdeploy.format.child import FLOAT_BITS, MASTER_BITS
 from emqdeploy.format.grid import Floats
 from emqdeploy.format.precision import FLOAT32, INT8, LayerPrecision
@@ -73,30 +73,31 @@ def float_onnx(card: Card, weights: Path, images: Floats) -> bytes:
     """Exports the float network of a run to ONNX.
 
     Training leaves the statistics of the quantized networks in the normalizations; with the weights in float they would
-    be wrong, so they are measured on training images.
+    be wrong, so they are measured on training images. What `quantize` leaves is the user's own model.
 
     Args:
         card: what the checkpoint says about it.
-        weights: the float weights that training wrote.
+        weights: the float weights that the run left.
         images: normalised training images.
     """
     require("torch", "train")
-    import safetensors.torch
     import torch
 
     from emqdeploy.models import create_model
     from emqdeploy.training.pretrained import QUANTIZER
+    from emqdeploy.training.weights_file import read_states
 
     channels, height, _ = card.input_shape
     model = create_model(card.model, len(card.classes), channels, height)
+    state = read_states(weights)[()]
     try:
-        state = safetensors.torch.load_file(weights)
         # What a run's quantizers learned is of no use to the float network.
         model.load_state_dict({name: tensor for name, tensor in state.items() if f".{QUANTIZER}." not in name})
     except RuntimeError as error:
         raise EmqError(f"{weights} does not fit {card.model}: {str(error).splitlines()[0]}") from error
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [] if card.method == POST_TRAINING else norms
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches

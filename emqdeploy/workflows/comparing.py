@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Codes, Floats
 from emqdeploy.format.tasks import TASKS
 from emqdeploy.graph.floating import float_operators
-from emqdeploy.graph.parity import Parity
+from emqdeploy.graph.parity import Parity, explain_noise
 from emqdeploy.graph.reference import CODES_SUFFIX, VALUES_SUFFIX, IntegerReference
 from emqdeploy.runtimes.source import dataset_of
 from emqdeploy.workflows.rungs import RUNGS, Rung
@@ -37,26 +38,30 @@ class ParityImages:
         inputs: normalised, ``(N, C, H, W)``.
         labels: their classes, None where they have none.
         origin: where they are from, for people.
+        missing: why they are no test images, empty where they are.
     """
 
     inputs: Floats
     labels: NDArray[Any] | None
     origin: str
+    missing: str = ""
 
 
 def parity_images(card: Card, count: int | None, data_dir: Path | None) -> ParityImages:
     """Returns test images of the network's own data set; noise where that is not at hand."""
     preprocessing = Preprocessing.of(card.preprocessing)
     labels: NDArray[Any] | None = None
+    missing = ""
     try:
         test = dataset_of(card, data_dir).test
         images, labels = test.images[:count], np.asarray(test.labels[:count])
         origin = f"{len(images)} test images"
-    except EmqError:
+    except EmqError as error:
+        missing = str(error)
         shape = (count or PARITY_IMAGES, *card.input_shape)
         images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         origin = f"{len(images)} noise images, because the data set is not at hand"
-    return ParityImages(preprocessing.normalize(images), labels, origin)
+    return ParityImages(preprocessing.normalize(images), labels, origin, missing)
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,17 @@ class Compared:
         inputs = batch.inputs[:count]
         actual = self.rung.run(inputs)
         logits = batch.logits[:count]
-        if self.rung.followed:
-            followed = self.reference.follow(inputs, actual[1])
-            logits = followed.logits
-            self.parity.add_followed(followed, actual)
-        else:
+        fresh = functools.partial(Parity, float_logits=self.reference.float_logits)
+        parity, followed = fresh(), self.rung.followed
+        if followed != "behind floats":
             # A runtime that shows no codes is compared by its logits.
-            self.parity.add((logits, {name: batch.codes[name][:count] for name in actual[1]}), actual)
+            parity.add((logits, {name: batch.codes[name][:count] for name in actual[1]}), actual)
+        if followed == "behind floats" or (followed and self.rung.judge(parity, None) is not None):
+            answers = self.reference.follow(inputs, actual[1], followed == "everywhere")
+            parity, logits = fresh(), answers.logits
+            parity.add_followed(answers, actual)
+        explain_noise(parity, self.reference, inputs, logits)
+        self.parity.merge(parity)
         if batch.labels is not None:
             task, labels = TASKS[self.task], batch.labels[:count]
             self._labelled = True

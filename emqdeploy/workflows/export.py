@@ -9,7 +9,7 @@ from typing import Any
 
 from emqdeploy.errors import EmqError
 from emqdeploy.export.products import Job, Product
-from emqdeploy.export.selector import SELECTORS
+from emqdeploy.export.selector import SELECTORS, several
 from emqdeploy.export.settings import ExportSettings
 from emqdeploy.export.storage import STORAGES
 from emqdeploy.format.bundle import BASELINE, Artefact, Bundle, is_bundle
@@ -34,7 +34,8 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
     """Exports children of a checkpoint into a bundle, each file proven first.
 
     Returns:
-        ``bundle``, ``checkpoint`` and ``artefacts``: what this export added, as in the manifest, with ``path``.
+        ``bundle``, ``checkpoint`` and ``artefacts``: what this export added, as in the manifest, with ``path``; and a
+        ``note`` where no test images were at hand.
 
     Raises:
         EmqError: a file differs from the reference, a layer of it runs in float and that was not allowed, a package is
@@ -57,17 +58,22 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
     checkpoint = load_checkpoint(found)
     network, card = checkpoint.network, checkpoint.card
     children = select_children(network.children, settings.bits or card.trained or "all")
+    if settings.selector is not None:
+        several(children)  # nothing is written before a selector is refused
     # A checkpoint that lies in a bundle is exported into that bundle.
     home = found.parent if is_bundle(found.parent) else found.parent / BUNDLE_DIRECTORY
     directory = settings.out or home
     if settings.with_baselines:
         check_weights(found.parent)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with BundleWriter(directory, card, network.children, report) as writer:
         emq = writer.stage_checkpoint(found)
         images = parity_images(card, _image_count(card), settings.data_dir)
-        prover = Prover(checkpoint, images, settings.allow_float, settings.data_dir)
-        job = Job(checkpoint, emq, children, writer.staging, settings, report)
+        computed = target.network(checkpoint)
+        if computed.card.levels != card.levels:
+            report(f"{settings.target} has 128 of 256 levels for what is never negative; proven is that network")
+        prover = Prover(computed, images, settings.allow_float, settings.data_dir)
+        job = Job(computed, emq, children, writer.staging, settings, report)
         baselines = baseline_products(job, found.parent) if settings.with_baselines else ()
         for product in chain(target.products(job), baselines):
             if product.role == BASELINE:
@@ -77,7 +83,8 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
                 report(f"proving {product.id} on {images.origin}")
                 proven = find_target(product.target).prove(prover, product)
             rows.append(_row(directory, _add(writer, product, proven), product.children))
-    return {"bundle": str(directory), "checkpoint": str(found), "artefacts": rows}
+    made = {"bundle": str(directory), "checkpoint": str(found), "artefacts": rows}
+    return made | ({"note": f"proven on {images.origin}: {images.missing}"} if images.missing else {})
 
 
 def materialize(

@@ -72,6 +72,10 @@ class Target(ABC):
             EmqError: one sentence: the file was altered, or its runtime refuses it.
         """
 
+    def network(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The network as this target computes it, which is what its files are made from and proven against."""
+        return checkpoint
+
     def why_not(self, artefact: Artefact) -> str | None:
         """Why a file cannot run here, in one sentence; None where it can."""
         return None

@@ -58,20 +58,26 @@ def replay_settings(path: Path, now: BenchSettings, given: set[str], option: str
 
     Args:
         path: the result or the report.
-        now: from the command line: where the network and the files lie now; without a path it is where it was then.
+        now: from the command line: the network, and the files that were read.
         given: names of the options on the command line.
         option: that asks for it.
 
     Raises:
-        UsageError: an option would change what is repeated, or the result names a file that the command line does not.
+        UsageError: an option would change what is repeated, or the result names a network or a file that the command
+            line does not: what is opened stands there, for a network may be a program.
     """
     other = sorted(given - _FREE - set(_FILES))
     if other:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in other)
         raise UsageError(f"{option} repeats a bench with its own settings; leave out {options}, or leave out {option}")
     settings = BenchSettings.from_dict(read_result(path)["settings"])
+    if now.path is None and settings.path is not None:
+        raise UsageError(
+            f"this bench opened {settings.path}, and a result may not say what is opened; name the network before"
+            f" {option}: emqdeploy bench PATH {option} ..."
+        )
     again = {name: getattr(now, name) for name in _FILES if name in given}
-    settings = replace(settings, **again, path=now.path or settings.path)
+    settings = replace(settings, **again, path=now.path)
     for name in _names_files(settings):
         if name not in given:
             flag = f"--{name.replace('_', '-')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from emqdeploy.errors import require
 from emqdeploy.format.bundle import INPUT
@@ -15,16 +15,10 @@ from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.format.tasks import TASKS
 from emqdeploy.graph.filling import filled_model
 from emqdeploy.graph.floating import float_operators
-from emqdeploy.graph.parity import Parity
+from emqdeploy.graph.parity import Judge, may_round, must_agree, must_be_exact
 from emqdeploy.graph.reference import layer_values, quantized_tensors
 from emqdeploy.registry import Registry
 from emqdeploy.runtimes.base import Runtime, open_runtime
-
-DISAGREEMENT = 0.005
-"""Share of images that a runtime with a rounding of its own may decide differently where the margin is clear."""
-
-ACCURACY_POINTS = 0.3
-"""Percentage points by which its accuracy may differ; of fewer than 333 images, one image."""
 
 _EVALUATED_PIXELS = 8 * 64 * 64
 """Pixels of all images that the ONNX reference evaluator gets: it computes in plain numpy, a second for a megapixel."""
@@ -32,8 +26,7 @@ _EVALUATED_PIXELS = 8 * 64 * 64
 Answers = tuple[Floats, Mapping[str, Codes]]
 """Logits and, where they can be seen, the codes of quantized tensors by name."""
 
-Judge = Callable[[Parity, float | None], str | None]
-"""Returns what is wrong with a comparison, or None; also given how many points the accuracy differs, where known."""
+Followed = Literal["behind floats", "everywhere"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +40,9 @@ class Rung:
         most_images: how many images it gets at most; None means all.
         precision: what each layer is stored and computed as, where the rung knows.
         locate: finds the first tensor whose codes differ from the reference's, where `run` shows none.
-        followed: whether the reference goes on behind float operators with the codes that the rung had there, so that
-            every integer kernel is compared given its own inputs.
+        followed: where the reference goes on with the codes that the rung had: behind float operators, so that every
+            integer kernel is compared given its own inputs, or everywhere, where a batch is not right without that, for
+            a rounding early in a network moves all that comes after it.
     """
 
     run: Callable[[Floats], Answers]
@@ -57,7 +51,7 @@ class Rung:
     most_images: int | None = None
     precision: Callable[[], list[LayerPrecision]] | None = None
     locate: Callable[[Floats, Mapping[str, Codes]], str | None] | None = None
-    followed: bool = False
+    followed: Followed | None = None
 
 
 def rung_of(runtime: Runtime, child: Child, judge: Judge, **options: Any) -> Rung:
@@ -83,37 +77,9 @@ RUNGS: Registry[Callable[[Checkpoint, Child], Rung]] = Registry("rung")
 """Rungs that a checkpoint alone is enough for; each raises one sentence where it cannot run here."""
 
 
-def must_be_exact(parity: Parity, accuracy_points: float | None) -> str | None:
-    """An integer runtime gives the reference's codes and logits, all of them."""
-    if parity.differing_codes:
-        return f"{parity.differing_codes} of {parity.codes} codes differ"
-    if parity.max_rounded_step > 1:
-        return f"codes behind float operators differ by up to {parity.max_rounded_step} steps, more than a rounding"
-    return f"logits differ by {100 * parity.max_logit_error:.2g} %" if parity.max_logit_error else None
-
-
-def may_round(parity: Parity, accuracy_points: float | None) -> str | None:
-    """Float sums round a tie the other way: a decision may flip only where the margin is small."""
-    return _flipped(parity) if parity.unsafe_flips else None
-
-
-def must_agree(parity: Parity, accuracy_points: float | None) -> str | None:
-    """A runtime that rounds in its own way decides as the reference does, but for one image, or a few in a thousand."""
-    if parity.unsafe_flips > max(1, DISAGREEMENT * parity.images):
-        return _flipped(parity)
-    allowed = max(ACCURACY_POINTS, 100 / max(parity.images, 1))
-    if parity.unsafe_flips and accuracy_points is not None and abs(accuracy_points) > allowed:
-        return f"accuracy differs by {accuracy_points:+.2f} points"
-    return None
-
-
 def strictest(checkpoint: Checkpoint) -> Judge:
     """Operators that stay in float round differently everywhere, so a network with some can only be close."""
-    return may_round if float_operators(checkpoint.skeleton) else must_be_exact
-
-
-def _flipped(parity: Parity) -> str:
-    return f"{parity.unsafe_flips} of {parity.images} images change their class though its margin is above 1 %"
+    return must_agree if float_operators(checkpoint.skeleton) else must_be_exact
 
 
 @RUNGS.register("onnxruntime")
@@ -132,7 +98,7 @@ def unfused(checkpoint: Checkpoint, child: Child) -> Rung:
 def torch(checkpoint: Checkpoint, child: Child) -> Rung:
     """The torch network with the deployed numbers."""
     runtime: Any = open_runtime(checkpoint, "torch", children=[child])
-    return Rung(runtime.run_traced, may_round, runtime.close)
+    return Rung(runtime.run_traced, may_round, runtime.close, followed="everywhere")
 
 
 @RUNGS.register("onnx-reference")
@@ -149,19 +115,32 @@ def evaluator(checkpoint: Checkpoint, child: Child) -> Rung:
         return values[output], {name: values[name] for name in tensors}
 
     _, height, width = checkpoint.card.input_shape
-    return Rung(run, may_round, most_images=max(1, _EVALUATED_PIXELS // (height * width)))
+    most = max(1, _EVALUATED_PIXELS // (height * width))
+    return Rung(run, may_round, most_images=most, followed="everywhere")
 
 
 @RUNGS.register("openvino")
 def openvino(checkpoint: Checkpoint, child: Child) -> Rung:
     """OpenVINO on the CPU."""
-    return rung_of(open_runtime(checkpoint, "openvino", children=[child]), child, must_agree)
+    return rung_of(open_runtime(checkpoint, "openvino", children=[child], prove=False), child, must_agree)
+
+
+@RUNGS.register("native")
+def native(checkpoint: Checkpoint, child: Child) -> Rung:
+    """Our own kernels on this processor, every code visible."""
+    runtime: Any = open_runtime(checkpoint, "native", children=[child])
+    return Rung(runtime.run_traced, must_be_exact, runtime.close)
 
 
 def _traced(checkpoint: Checkpoint, child: Child, judge: Judge, optimise: bool) -> Rung:
-    followed = optimise and bool(float_operators(checkpoint.skeleton))
-    tensors = quantized_tensors(checkpoint.skeleton)
-    if followed:
+    tensors, followed = quantized_tensors(checkpoint.skeleton), _followed(checkpoint, optimise)
+    if followed == "behind floats":
         tensors += layer_values(checkpoint.skeleton)
     runtime: Any = open_runtime(checkpoint, "onnxruntime", children=[child], trace=tensors, optimise=optimise)
     return Rung(runtime.run_traced, judge, runtime.close, followed=followed)
+
+
+def _followed(checkpoint: Checkpoint, integers: bool) -> Followed | None:
+    if not integers:
+        return "everywhere"
+    return "behind floats" if float_operators(checkpoint.skeleton) else None

@@ -1,4 +1,4 @@
-"""Parity of every way to run a network with the integer reference: a checkpoint, and every file of a bundle."""
+"""Parity of every way to run a network with the integer reference, and of that with the model that it was made from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.format.bundle import BASELINE, VERIFIED, Bundle, is_bundle
 from emqdeploy.format.bundle_writer import BundleWriter
 from emqdeploy.format.child import Child, ChildLike, select_children
 from emqdeploy.format.emq import SUFFIX, Checkpoint, load_checkpoint
+from emqdeploy.format.grid import Floats
 from emqdeploy.format.precision import LayerPrecision, precision_summary
 from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.graph.reference import IntegerReference
@@ -21,10 +23,8 @@ from emqdeploy.runtimes.base import open_runtime
 from emqdeploy.workflows.comparing import BATCH, Compared, ParityImages, layer_of, parity_images, reference_batches
 from emqdeploy.workflows.export import BUNDLE_DIRECTORY
 from emqdeploy.workflows.handlers import find_target
+from emqdeploy.workflows.origin import Origin
 from emqdeploy.workflows.rungs import RUNGS, Rung
-
-_ADVICE = ("openvino",)
-"""Rungs that say what would happen elsewhere: who exports to OpenVINO has artefacts, and those decide."""
 
 
 def verify(
@@ -33,6 +33,7 @@ def verify(
     count: int | None = None,
     data_dir: Path | None = None,
     model: str | None = None,
+    pretrained: Path | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
     """Verifies a checkpoint, and every file of its bundle.
@@ -43,10 +44,12 @@ def verify(
         count: test images; None takes all.
         data_dir: where the data set's files lie.
         model: the network's own function ``pkg.module:function``, named again so that torch may import it.
+        pretrained: the float weights that the network was made from; None takes what `quantize` left beside it.
         report: receives one line about what is being done.
 
     Returns:
-        ``ok``, ``images``, ``results`` (per child the rungs, what could not run here, and the layers) and
+        ``ok``, ``images``, ``results`` (per child the rungs, its ``origin``: how far it is from the network that it was
+        made from, what could not run here, and the layers), ``not_compared``: why the float model is not at hand, and
         ``completed``: artefacts that the manifest now calls verified.
     """
     if path is not None and is_bundle(path):
@@ -66,14 +69,17 @@ def verify(
     exported = bundle.exported if bundle is not None and bundle.checkpoint_path == found else ()
     children = select_children(checkpoint.network.children, bits or exported or "all")
     images = parity_images(checkpoint.card, count, data_dir)
+    folders = [found.parent] if bundle is None else [found.parent, bundle.path.parent]
+    origin = Origin.find(checkpoint, pretrained, folders, images)
     results = []
     for child in children:
         report(f"verifying {child} on {images.origin}")
-        results.append(_verify_child(checkpoint, bundle, child, images))
+        results.append(_verify_child(checkpoint, bundle, child, images, origin))
     return {
         "checkpoint": str(found),
         "bundle": None if bundle is None else str(bundle.path),
         "images": images.origin,
+        "not_compared": origin.missing,
         "completed": [] if bundle is None else _complete(bundle, results, images.origin),
         "ok": all(result["ok"] for result in results),
         "results": results,
@@ -99,8 +105,9 @@ def _checkpoint_in(bundle: Bundle) -> Path:
     return bundle.checkpoint_path
 
 
-def _verify_child(checkpoint: Checkpoint, bundle: Bundle | None, child: Child, images: ParityImages) -> dict[str, Any]:
-    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child))
+def _verify_child(
+    checkpoint: Checkpoint, bundle: Bundle | None, child: Child, images: ParityImages, origin: Origin
+) -> dict[str, Any]:
     opened: dict[str, Rung] = {}
     skipped: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -109,16 +116,10 @@ def _verify_child(checkpoint: Checkpoint, bundle: Bundle | None, child: Child, i
             opened[name] = make(checkpoint, child)
         except EmqError as error:
             skipped[name] = str(error)
-    if bundle is not None:
-        _open_artefacts(bundle, checkpoint, child, opened, skipped, failed)
-    compared = {name: Compared(rung, reference, checkpoint.card.task) for name, rung in opened.items()}
-    for batch in reference_batches(reference, images):
-        for name, one in list(compared.items()):
-            try:
-                one.add(batch)
-            except EmqError as error:
-                failed[name] = str(error)
-                compared.pop(name).rung.close()
+    compared, answers = _compare(checkpoint, child, images, opened, failed)
+    # A target may compute a network of its own, which its files are compared with.
+    for network, artefacts in _open_artefacts(bundle, checkpoint, child, skipped, failed):
+        compared |= _compare(network, child, images, artefacts, failed)[0]
     precision = _precision(compared, checkpoint, child)
     rungs = {name: one.to_dict() for name, one in compared.items()}
     for artefact in bundle.artefacts if bundle is not None else ():
@@ -129,13 +130,17 @@ def _verify_child(checkpoint: Checkpoint, bundle: Bundle | None, child: Child, i
         locate = compared[name].rung.locate
         if row["wrong"] is not None and locate is not None:
             some = images.inputs[:BATCH]
-            row["first_layer"] = layer_of(locate(some, reference.run(some)[1]))
+            row["first_layer"] = layer_of(locate(some, compared[name].reference.run(some)[1]))
     for one in compared.values():
         one.rung.close()
+    made_from = origin.compare(child, answers)
+    faults = [rung["wrong"] for rung in rungs.values()]
+    faults += [] if made_from is None else [made_from["wrong"]]
     return {
         "child": child.name,
         "bits": child.bits,
-        "ok": not failed and all(rung["wrong"] is None for name, rung in rungs.items() if name not in _ADVICE),
+        "ok": not failed and not any(faults),
+        "origin": made_from,
         "rungs": rungs,
         "failed": failed,
         "skipped": skipped,
@@ -143,27 +148,45 @@ def _verify_child(checkpoint: Checkpoint, bundle: Bundle | None, child: Child, i
     }
 
 
+def _compare(
+    checkpoint: Checkpoint, child: Child, images: ParityImages, rungs: dict[str, Rung], failed: dict[str, str]
+) -> tuple[dict[str, Compared], Floats]:
+    """Compares rungs with the reference of a network; returns those that ran, and the reference's logits."""
+    reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child))
+    compared = {name: Compared(rung, reference, checkpoint.card.task) for name, rung in rungs.items()}
+    answers = []
+    for batch in reference_batches(reference, images):
+        answers.append(batch.logits)
+        for name, one in list(compared.items()):
+            try:
+                one.add(batch)
+            except EmqError as error:
+                failed[name] = str(error)
+                compared.pop(name).rung.close()
+    return compared, np.concatenate(answers)
+
+
 def _open_artefacts(
-    bundle: Bundle,
-    checkpoint: Checkpoint,
-    child: Child,
-    opened: dict[str, Rung],
-    skipped: dict[str, str],
-    failed: dict[str, str],
-) -> None:
-    """Opens every artefact that serves a child, or says why that is not possible."""
-    for artefact in bundle.artefacts:
+    bundle: Bundle | None, checkpoint: Checkpoint, child: Child, skipped: dict[str, str], failed: dict[str, str]
+) -> list[tuple[Checkpoint, dict[str, Rung]]]:
+    """Opens every artefact that serves a child, or says why that is not possible; by the network that it computes."""
+    opened: dict[str, tuple[Checkpoint, dict[str, Rung]]] = {}
+    for artefact in bundle.artefacts if bundle is not None else ():
         if artefact.role == BASELINE or not artefact.serves(child):
             continue
+        assert bundle is not None
         try:
             target = find_target(artefact.target)
             reason = target.why_not(artefact)
-            if reason is None:
-                opened[artefact.id] = target.open(bundle, artefact, child, checkpoint)
-            else:
+            if reason is not None:
                 skipped[artefact.id] = reason
+                continue
+            network = target.network(checkpoint)
+            rung = target.open(bundle, artefact, child, network)
+            opened.setdefault(network.card.levels, (network, {}))[1][artefact.id] = rung
         except EmqError as error:
             failed[artefact.id] = str(error)
+    return list(opened.values())
 
 
 def _complete(bundle: Bundle, results: Sequence[dict[str, Any]], origin: str) -> list[str]:

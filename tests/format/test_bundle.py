@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
@@ -98,6 +99,23 @@ def test_another_checkpoint_is_not_mixed_in(bundle: Path, tmp_path: Path) -> Non
         pytest.raises(UsageError, match="bundle of another checkpoint"),
     ):
         writer.stage_checkpoint(tmp_path / "other.emq")
+
+
+def test_a_repaired_bundle_takes_no_other_network_in(bundle: Path, tmp_path: Path) -> None:
+    """A damaged checkpoint was dropped: artefacts that do without it still belong to that network."""
+    (bundle / "model.emq").write_bytes(b"damaged")
+    opened = open_or_repair(bundle, lambda _: None)
+    assert (opened.checkpoint, [artefact.id for artefact in opened.artefacts]) == (None, ["onnx-w2"])
+    other = msgspec.structs.replace(CARD, accuracy={"4": 70.0})
+    with (
+        BundleWriter(bundle, other, CHILDREN) as writer,
+        pytest.raises(UsageError, match="bundle of another checkpoint"),
+    ):
+        writer.stage_checkpoint(tmp_path / "model.emq")
+    with BundleWriter(bundle, CARD, CHILDREN) as writer:
+        writer.stage_checkpoint(tmp_path / "model.emq")
+        add(writer, "4", shared=("model.emq",))
+    assert [artefact.id for artefact in Bundle.open(bundle).artefacts] == ["onnx-w2", "onnx-w4"]
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:

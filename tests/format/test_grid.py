@@ -17,8 +17,6 @@ from emqdeploy.format import grid
 from emqdeploy.format.child import SAME, WEIGHT_BITS, activation_width
 from emqdeploy.format.grid import (
     INTEGER,
-    LIMIT_SIGNED_INPUT,
-    LIMIT_UNSIGNED_INPUT,
     ODD,
     CodeRange,
     Grid,
@@ -41,8 +39,9 @@ from emqdeploy.format.grid import (
     unpack_planes,
     usable_bits,
 )
+from emqdeploy.format.levels import FULL, largest_weight
 
-LIMITS = [LIMIT_UNSIGNED_INPUT, LIMIT_SIGNED_INPUT]
+LIMITS = [largest_weight(signed) for signed in (False, True)]
 finite = st.floats(-8, 8, width=32)
 weights_of_a_layer = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=5), elements=finite)
 some_codes = hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 9)))
@@ -244,7 +243,10 @@ def test_code_ranges() -> None:
     """Never-negative 8-bit tensors have 128 levels, signed ones 256 codes around 128; narrower ones all of theirs."""
     assert code_range(8, False) == CodeRange(0, 0, 127)
     assert code_range(7, False) == CodeRange(0, 0, 127)
-    assert code_range(4, False) == CodeRange(0, 0, 15)
+    assert code_range(4, False) == code_range(4, False, FULL) == CodeRange(0, 0, 15)
+    assert code_range(7, False, FULL) == CodeRange(0, 0, 127)
+    assert code_range(8, False, FULL) == CodeRange(0, 0, 255)
+    assert code_range(8, True, FULL) == code_range(8, True)
     assert code_range(8, True) == CodeRange(128, 0, 255)
     assert code_range(4, True) == CodeRange(128, 120, 135)
     assert (code_range(4, True).levels, code_range(4, True).steps) == (16, 7)

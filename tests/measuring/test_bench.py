@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,23 +146,32 @@ def test_measuring_needs_no_torch(digits: Path) -> None:
 
 def test_an_interrupted_bench_keeps_what_it_has(digits: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle: the file is written, marked as incomplete, and the exit code says so."""
-    out = tmp_path / "bench.json"
-    arguments = ["bench", str(digits), "--bits", "8,2", "--seconds", "600", "--energy", "none", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "emqdeploy", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    script, out = tmp_path / "script.py", tmp_path / "bench.json"
+    script.write_text(
+        "import itertools, os, signal\n"
+        "from emqdeploy.__main__ import main\n"
+        "from emqdeploy.measuring.scenarios import single\n"
+        "take_turns = single.take_turns\n"
+        "def interrupted(bench):\n"
+        "    stop, rounds = bench.stop, itertools.count()\n"
+        "    def interrupt_third():\n"
+        "        if next(rounds) == 2:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        return stop()\n"
+        "    bench.stop = interrupt_third\n"
+        "    return take_turns(bench)\n"
+        "single.take_turns = interrupted\n"
+        "main()\n"
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("timing"):
-            break
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    arguments = ["bench", str(digits), "--bits", "8,2", "--seconds", "600", "--energy", "none", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
     result = load_result(out)
     assert result["complete"] is False
     assert all(row["latency_ms"]["samples"] > 0 and row["accuracy"] is None for row in result["rows"])
-    assert "interrupted: what was measured until then is here" in printed
+    assert "interrupted: what was measured until then is here" in done.stdout
 
 
 def test_a_killed_bench_goes_on(digits: Path, tmp_path: Path) -> None:
@@ -196,10 +204,10 @@ def test_a_killed_bench_goes_on(digits: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "bench.json").exists()
     assert partial["complete"] is False
     assert list(partial["scenarios"]) == ["single", "switch"]
-    refused = call("--resume", "bench.json", "--samples", "30")
+    refused = call(str(digits), "--resume", "bench.json", "--samples", "30")
     assert refused.returncode == 2
     assert "leave out --samples, or leave out --resume" in refused.stderr
-    done = call("--resume", "bench.json")
+    done = call(str(digits), "--resume", "bench.json")
     assert done.returncode == 0, done.stderr
     assert "timing" not in done.stderr
     result = load_result(tmp_path / "bench.json")
@@ -210,7 +218,7 @@ def test_a_killed_bench_goes_on(digits: Path, tmp_path: Path) -> None:
     assert len(result["switches"]) == 10
     assert "resumed after an interruption: single, switch measured before it, deadly after it" in result["notes"]
     assert not (tmp_path / "bench.json.partial").exists()
-    nothing = call("--resume", "bench.json")
+    nothing = call(str(digits), "--resume", "bench.json")
     assert nothing.returncode == 2
     assert "nothing to resume" in nothing.stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,14 @@ from hypothesis import strategies as st
 
 from emqdeploy.errors import UsageError
 from emqdeploy.measuring.bench import bench
-from emqdeploy.measuring.energy import ENERGY_SOURCES, Energy, Meter, NotMeasured, summary
+from emqdeploy.measuring.energy import ENERGY_SOURCES, Energy, EnergySource, Meter, NotMeasured, summary
 from emqdeploy.measuring.power import check_source, find_source
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.sysfs import ROOT_VARIABLE, Tree
 from tests.measuring.trees import TREES, plant
+
+READINGS = 6
+"""Of a source that a test waits for."""
 
 RAILS = {
     "orin nano": ("VDD_IN", 4.984, "read alone"),
@@ -40,12 +42,10 @@ def test_the_rail_is_the_input_or_a_sum_without_double_counting(board: str, tmp_
 def test_power_is_integrated_over_time(tmp_path: Path) -> None:
     """4.984 W for a stretch of time is that many joules, and a meter says how often it looked."""
     source = find_source("hwmon", (), Tree(plant(tmp_path, TREES["orin nano"]())))
-    with Meter(source) as meter:
-        time.sleep(0.3)
-    energy = meter.energy()
+    energy = _measure(source)
     assert energy.watts == pytest.approx(4.984)
     assert energy.joules == pytest.approx(4.984 * energy.seconds)
-    assert energy.samples >= 4
+    assert energy.samples >= READINGS
     assert energy.trouble == ""
 
 
@@ -63,9 +63,19 @@ class Scripted:
         return next(self._values)
 
 
-def _measure(source: Scripted, seconds: float = 0.05) -> Energy:
-    with Meter(source) as meter:
-        time.sleep(seconds)
+def _measure(source: EnergySource) -> Energy:
+    """What a meter says once a source was read a few times, however long that takes."""
+    read, left, enough = source.read, itertools.count(1), threading.Event()
+
+    def counted() -> float | None:
+        value = read()
+        if next(left) >= READINGS:
+            enough.set()
+        return value
+
+    with pytest.MonkeyPatch.context() as patch, Meter(source) as meter:
+        patch.setattr(source, "read", counted)
+        assert enough.wait(600)
     return meter.energy()
 
 
@@ -180,9 +190,11 @@ def test_a_jetson_is_measured_whole(digits: Path, tmp_path: Path, monkeypatch: p
 
     def live() -> None:
         """The current swings between 1000 and 1400 mA."""
-        current = tree.path("sys/class/hwmon/hwmon1/curr1_input")
+        current, fresh = tree.path("sys/class/hwmon/hwmon1/curr1_input"), tmp_path / "fresh"
         for step in itertools.count():
-            current.write_text(str(1000 + 100 * (step % 5)))
+            # A file of the kernel is never seen half written.
+            fresh.write_text(str(1000 + 100 * (step % 5)))
+            fresh.replace(current)
             if done.wait(0.02):
                 return
 

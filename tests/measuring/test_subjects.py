@@ -87,3 +87,14 @@ def test_two_runtimes_are_compared(bundle: Path) -> None:
     (compared,) = result["scenarios"]["single"]["runtimes"]
     assert compared["low"] <= compared["ratio"] <= compared["high"]
     assert any(note.startswith("2 bits: ") and "openvino" in note for note in result["notes"])
+
+
+def test_a_comparison_of_runtimes_names_the_form(bundle: Path) -> None:
+    """Of two files of one child each is compared with the other runtime, and the sentence says which."""
+    pytest.importorskip("openvino")
+    short: dict[str, Any] = {"scenarios": ("single",), "samples": 20, "limit": 20, "energy": "none", "baselines": False}
+    result = bench(BenchSettings(str(bundle), bits="2", runtimes=("onnxruntime", "openvino"), **short))
+    notes = [note for note in result["notes"] if note.startswith("2 bits: ")]
+    assert len(notes) == 2
+    for form in ("packed", "int8"):
+        assert sum(f"onnxruntime ({form})" in note and "openvino" in note for note in notes) == 1

@@ -332,7 +332,7 @@ class Twice(nn.Module):
     ("model", "keep", "message"),
     [
         (Branching(), (), "cannot trace Branching: .*; make its forward free of branches"),
-        (Twice(), (), "layer 'conv' is called 2 times; give each call its own layer"),
+        (Twice(), (), "layer 'conv' is called 2 times; give each call its own layer, .*--keep-float conv"),
         (nn.Sequential(nn.ReLU()), (), "no Conv2d or Linear layer"),
         (plain(), ("head",), "cannot keep 'head' at 8 bits: no such layer; layers: 0, 2, 7"),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emqdeploy.errors import EmqError
 from emqdeploy.format.child import Child
@@ -62,29 +64,9 @@ def test_the_clamp_stands_behind_a_max_pooling() -> None:
     assert set(network.taps()) == {"input", "_1", "_4"}
 
 
-class Unused(nn.Module):
-    """A layer whose result goes nowhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used, self.idle = nn.Linear(4, 3), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, 1, 2, 2) to (N, 3)."""
-        self.idle(x.flatten(1))
-        return self.used(x.flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("model", "shape", "message"),
-    [
-        (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")), (1, 4, 4), "pads with 'reflect'"),
-        (Unused(), (1, 2, 2), "has 1 of 2 layer markers"),
-    ],
-)
-def test_what_cannot_be_exported_is_said(model: nn.Module, shape: tuple[int, int, int], message: str) -> None:
-    """A quantizer that is lost on the way is an error, never a silent float operator."""
-    network = insert_quantizers(model, InsertionConfig(), (FOUR,), (), 1.0)
-    network.initialise_clips(torch.rand(2, *shape))
-    with pytest.raises(EmqError, match=message):
-        export_skeleton(network, freeze(network.eval(), (FOUR,)), shape)
+def test_a_lost_quantizer_is_an_error(small: Deployed) -> None:
+    """Never a silent float operator: what the exporter drops is named."""
+    frozen = small.checkpoint.network
+    more = replace(frozen, sites=frozen.sites | {"ghost": next(iter(frozen.sites.values()))})
+    with pytest.raises(EmqError, match="site markers; lost: ghost"):
+        export_skeleton(small.network, more, small.spec.input_shape)

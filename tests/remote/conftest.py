@@ -68,7 +68,7 @@ def start_device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
         Path("/run/sshd").mkdir(exist_ok=True) if getpass.getuser() == "root" else None
         server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=subprocess.DEVNULL)
         servers.append(server)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:

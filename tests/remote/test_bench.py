@@ -42,8 +42,8 @@ def _place(device: Device) -> Place:
 
 
 def _nothing_left(device: Device) -> None:
-    """No directory, and no process that works in one, half a minute later at the latest."""
-    until = time.monotonic() + 30
+    """No directory, and no process that works in one, two minutes later at the latest."""
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
         running = [line for line in listed.splitlines() if f"{device.temporary}/" in line]

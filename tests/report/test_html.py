@@ -162,7 +162,7 @@ def test_the_page_answers_to_pointer_and_keys(browser: Browser, result: dict[str
         " blob.text().then((text) => { window.saved = text; }); return make.call(URL, blob); };"
         " document.getElementById('save').click()"
     )
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not (saved := browser.run("window.saved || ''")) and time.monotonic() < until:
         time.sleep(0.05)
     assert json.loads(saved) == result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -131,6 +132,9 @@ HOSTILE = "cat\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r[red]\udcff"
 """Sets the title, clears the screen, turns text around, returns to the start of the line; no character at the end."""
 
 
+FIDELITY = {"against": "float model", "snr_db": 31.26, "agreement": 99.2, "decided": 250, "images": 256}
+
+
 def test_no_escape_sequence_reaches_the_terminal(printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Titles, headings, cells, captions, lines, progress, errors, and the picture of a stream."""
     hostile = table(HOSTILE, HOSTILE, caption=HOSTILE)
@@ -143,7 +147,9 @@ def test_no_escape_sequence_reaches_the_terminal(printed: Any, capsys: pytest.Ca
         "environment": {"cpu": HOSTILE, "cores": 1, "python": "3", "packages": {}},
     }
     bad = {"wrong": HOSTILE, "images": 1, "flips": 1, "codes": 0, "max_output_steps": 1.0, "first_layer": HOSTILE}
+    origin = {**FIDELITY, "against": HOSTILE, "measured": True, "judged": True} | bad
     rung = {"child": "4", "rungs": {HOSTILE: bad}, "failed": {"t": "emqdeploy[openvino]"}, "skipped": {}}
+    rung["origin"] = origin
     shown = {
         **{"recent_ms": [1.0], "limits": {}, "setting": HOSTILE, "state": "met", "images": 1, "seconds": 1.0},
         **{"unreadable": 0, "labelled": 0, "accuracy": None, "power_w": None, "no_power": HOSTILE},
@@ -177,19 +183,96 @@ def test_a_table_that_fits_stays_whole() -> None:
     assert [len(part.columns) for part in fitting(wide, console)] == [2, 2, 2]
 
 
+LONG = "features.stage3.block11.branch2.depthwise_convolution.weight_fake_quantized"
+REASON = "differs from the integer reference at " + ", ".join(f"{LONG}.{index}" for index in range(4))
+
+
+def wide_table() -> Table:
+    """Names and reasons as long as those of real networks."""
+    made = table("Parity", "child", "rung", *(f"figure {index}" for index in range(12)), "first difference", "")
+    made.add_row("8", "onnxruntime", *(f"{index}.25" for index in range(12)), LONG, styled(REASON, "red"))
+    return made
+
+
+def test_a_pipe_gets_every_column_and_whole_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line per row, as wide as it takes: what is cut off in a log is lost."""
+    show(wide_table(), "a line " * 40)
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if "onnxruntime" in line)
+    assert all(f"{index}.25" in row for index in range(12))
+    assert LONG in row
+    assert REASON in row
+    assert lines[-1] == "a line " * 40
+
+
+def test_a_terminal_folds_what_is_too_wide_by_itself(printed: Any) -> None:
+    """In parts of 80 columns; a name or a sentence that is longer goes on in the next line."""
+    text = printed(wide_table())
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    cells = [line.split("│")[-2].strip() for line in text.splitlines() if "│" in line]
+    folded = "".join(cells)
+    assert LONG in folded
+    assert REASON.replace(" ", "") in folded.replace(" ", "")
+
+
 def test_tables_of_training_take_names(printed: Any) -> None:
-    """Trained, unseen, calibrated; usable or worth training."""
+    """Trained, unseen, calibrated; usable or worth training; how far from what a child was made from."""
     text = printed(accuracy_table("Accuracy", {"8": 99.0, "4": 98.0, "2a4": 97.0}, ["8", "2a4"]))
+    assert "signal to noise" not in text
     assert [line.split("│")[3].strip() for line in text.splitlines() if "%" in line] == ["trained", "unseen", "trained"]
     assert "calibrated" in printed(accuracy_table("Accuracy", {"8": 99.0}, [], "post-training"))
     result = {
         **{"checkpoint": "model.emq", "seconds": 3.0, "calibration_images": 512, "float_accuracy": 99.1},
         **{"accuracy": {"8": 99.0, "mixed": 90.0}, "usable": ["8"]},
+        "fidelity": {"8": FIDELITY, "mixed": FIDELITY | {"snr_db": 200.0}},
     }
     text = printed(quantize_table(result, 1.0))
     assert "usable" in text
     assert "loses more than 1: train it" in text
     assert "-9.10" in text
+    assert "31.3 dB │     99.2 %" in text
+    assert " equal │" in text
+    text = printed(accuracy_table("Accuracy", {"8": 99.0}, ["8"], fidelity={"8": FIDELITY}))
+    assert "31.3 dB" in text
+    assert "to the float model, 256 images" in " ".join(text.split())
+
+
+def test_a_child_stands_beside_what_it_was_made_from() -> None:
+    """First of its rows; judged or only shown, measured here or when it was made."""
+    rung = {"wrong": None, "images": 9, "flips": 0, "codes": 0, "max_output_steps": 0.0, "first_layer": None}
+    here = {**FIDELITY, "measured": True, "judged": True, "wrong": None, "first_layer": None}
+    entries = [
+        {"child": child, "rungs": {"torch": rung}, "failed": {}, "skipped": {}, "origin": origin}
+        for child, origin in (
+            ("8", here),
+            ("4", here | {"judged": False, "measured": False}),
+            ("a8", here | {"wrong": "a signal to noise of 9.0 dB, below 15", "first_layer": "conv2"}),
+            ("2", None),
+        )
+    ]
+    rows = [
+        list(map(str, cells))
+        for cells in zip(*(column.cells for column in verify_table(entries, "").columns), strict=True)
+    ]
+    assert rows[0] == ["8", "float model", "248 of 250", "-", "-", "31.3 dB", "-", "ok"]
+    assert rows[2][1] == "float model, when made"
+    assert rows[2][-1] == "not judged"
+    assert rows[4][-2:] == ["conv2", "a signal to noise of 9.0 dB, below 15"]
+    assert [row[0] for row in rows] == ["8", "", "4", "", "a8", "", "2"]
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    """A name comes from a file of anybody; a spreadsheet would run it."""
+    result = json.loads(RESULT.read_text())
+    for row, label in zip(result["rows"], ("=1+1", "+1", "-1", "@SUM(A1)"), strict=False):
+        row["label"] = label
+    result["rows"][0]["accuracy_drop"] = -0.5
+    save_csv(tmp_path / "bench.csv", result)
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows[:4]] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)"]
+    assert rows[0]["accuracy_drop"] == "-0.5"
 
 
 def test_csv_says_what_a_child_is(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_single_files_runs_and_checkpoints_open_too(small: Deployed, run: Path) 
 
 def test_a_source_says_what_every_child_costs(small: Deployed, run: Path) -> None:
     """The bytes of its file; of one that was not exported, what loading it from the checkpoint reads."""
-    source = open_source(run / "bundle", "all", threads=1)
+    source = open_source(run / "bundle", "1-8", threads=1)
     assert source.children == small.checkpoint.network.children
     assert source.size_bytes[Child.of(2)] == (run / "bundle/model-w2.onnx").stat().st_size
     _, stored = read_card(run / "model.emq")
@@ -102,9 +102,11 @@ def test_a_source_says_what_every_child_costs(small: Deployed, run: Path) -> Non
 
 
 def test_children_may_be_named_as_people_type_them(run: Path) -> None:
-    """Names, widths, ranges; one child of a checkpoint is all that is read of it."""
+    """Names, widths, ranges; one child of a checkpoint is all that is read of it; of a bundle all are the exported."""
     assert [child.name for child in open_source(run, "2-4,w8a8", threads=1).children] == ["2", "3", "4", "8"]
     assert [child.name for child in open_source(run / "model.emq", "3", threads=1).runtime.children] == ["3"]
+    assert [child.name for child in open_source(run / "bundle", "all", threads=1).children] == ["2", "8"]
+    assert len(open_source(run / "model.emq", "All", threads=1).children) == 8
     with pytest.raises(UsageError, match="no child '9' here; available: 1, 2, 3"):
         open_source(run, "8-9")
 
@@ -114,7 +116,9 @@ def test_errors_are_one_sentence(small: Deployed, run: Path) -> None:
     bundle = run / "bundle"
     with pytest.raises(UsageError, match="holds no ONNX artefacts of flavour 'packed'; it holds int8, if"):
         Runtime.from_bundle(bundle, flavour="packed")
-    with pytest.raises(UsageError, match="unknown runtime 'tvm'; known: onnxruntime, openvino, tensorrt, torch"):
+    with pytest.raises(
+        UsageError, match="unknown runtime 'tvm'; known: native, onnxruntime, openvino, tensorrt, torch"
+    ):
         Runtime.from_bundle(bundle, runtime="tvm")
     with pytest.raises(UsageError, match="runs in onnxruntime here, not in 'openvino'; name its bundle"):
         Runtime.from_bundle(bundle / "model-w2.onnx", runtime="openvino")

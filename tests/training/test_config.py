@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from emqdeploy.errors import UsageError
 from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.methods.emqnet import EMQNetOptions
+from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.recipes import resolve
 
 
@@ -68,6 +70,22 @@ def test_a_name_stands_for_one_child() -> None:
         TrainConfig(bits=(2, 4), children={"3": table})
     with pytest.raises(UsageError, match="--bits with --children names child '4' twice"):
         TrainConfig(bits=(2, 4), children={"4": {"weights": 4}})
+
+
+def test_paths_hold_in_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run and a checkpoint record is found from elsewhere: data, weights to start from, scores to take."""
+    monkeypatch.chdir(tmp_path)
+    given = {"data": "imagefolder:photos", "pretrained": Path("w.pth"), "scores_from": "runs/other"}
+    config = resolve(None, None, given)
+    monkeypatch.chdir("/")
+    assert (config.data, config.pretrained) == (f"imagefolder:{tmp_path / 'photos'}", tmp_path / "w.pth")
+    assert isinstance(config.method, EMQNetOptions)
+    assert config.method.scores_from == str(tmp_path / "runs" / "other")
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    monkeypatch.chdir(tmp_path)
+    made = QuantizeConfig(Path("w.pth"), "resnet8", "imagefolder:photos", data_dir=Path("moved"))
+    assert (made.data, made.data_dir) == (f"imagefolder:{tmp_path / 'moved'}", tmp_path / "moved")
+    config.check_resumes(resolve(None, None, given), tmp_path)
 
 
 def test_configuration_survives_json() -> None:

@@ -30,7 +30,7 @@ from emqdeploy.training.evaluate import accuracies
 from emqdeploy.training.posttraining.clips import CLIP_CHOICES, calibrate_clips
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.quantize import QuantizeResult, advice, calibrate, calibration_batches, quantize
-from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, EQUALIZED_PEAK, STATISTICS
+from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 
 ONE, TWO, FOUR, EIGHT = map(Child.of, (1, 2, 4, 8))
 NARROW = Child("narrow", {"*": 4, "stage1.0.conv1": 8, "stage3.0.conv2": 2}, {"*": 8, "stage2.0.conv2": 4})
@@ -116,20 +116,6 @@ def test_every_clip_choice_survives_a_dead_tensor(network: MultiBitNetwork, choi
     calibrate_clips(network, batches, choice)
     assert network.sites["input"].clips() == before
     assert all(clip > 0 for site in network.sites.values() for clip in site.clips().values())
-
-
-def test_equalization_keeps_the_float_function(network: MultiBitNetwork, batches: list[Tensor]) -> None:
-    """Weights of every switchable channel reach the same peak, and the network computes what it did."""
-    plain = copy.deepcopy(network)
-    EQUALIZATIONS["peak"](network)
-    for layer in network.layers.values():
-        if not layer.pinned:
-            torch.testing.assert_close(
-                layer.weight.flatten(1).abs().amax(1), torch.full((len(layer.weight),), EQUALIZED_PEAK)
-            )
-    network.use(FLOAT)
-    with torch.no_grad():
-        torch.testing.assert_close(network(batches[0]), plain(batches[0]), rtol=1e-3, atol=1e-3)
 
 
 def outputs(network: nn.Module, images: Tensor, names: list[str]) -> dict[str, Tensor]:
@@ -265,7 +251,7 @@ def test_what_is_lost_is_recommended_for_training() -> None:
     """The table and the advice name the bit-widths to use and the command that gets the others."""
     chosen = QuantizeConfig(Path("w.pth"), "resnet8", "digits", bits=(1, 2, 8))
     accuracy = {ONE: 60.0, TWO: 93.0, EIGHT: 97.0}
-    result = QuantizeResult(Path("runs/x/model.emq"), accuracy, 97.0, (EIGHT,), 512, 1.0, [])
+    result = QuantizeResult(Path("runs/x/model.emq"), accuracy, 97.0, (EIGHT,), 512, 1.0, [], {})
     text = advice(chosen, result)
     assert "more than 1 points lost at: 1, 2; train from the same weights" in text
     assert "emqdeploy train --data digits --model resnet8 --pretrained w.pth --bits 1,2,8\n" in text
@@ -275,6 +261,12 @@ def test_what_is_lost_is_recommended_for_training() -> None:
     text = advice(replace(chosen, bits="8,4a2", children=(NARROW,)), lost)
     assert "lost at: narrow, 4a2; train" in text
     assert "--pretrained w.pth --bits 4a2,8 --children FILE\n" in text
+    made = replace(
+        chosen, bits="8,4a2", children=(NARROW,), weights=Path("my w.pth"), weights_entry="ema", image_size=32
+    )
+    text = advice(made, lost, "my children.toml")
+    assert "--image-size 32 --model resnet8 --pretrained 'my w.pth' --weights-entry ema --bits 4a2,8" in text
+    assert "--children 'my children.toml'\n" in text
 
 
 def test_every_child_has_numbers_of_its_own(network: MultiBitNetwork, batches: list[Tensor]) -> None:

@@ -201,6 +201,98 @@ def test_weights_go_in_before_the_quantizers(tmp_path: Path) -> None:
     assert set(built.float_state()) == set(STATE)
 
 
+OTHER: State = {name: tensor + 1 for name, tensor in STATE.items()}
+"""Weights that can be told from `STATE`."""
+
+
+def before(prefix: str, state: State) -> State:
+    """A state behind a prefix."""
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+SEVERAL: dict[str, tuple[Any, str | None, str]] = {
+    "timm": ({"epoch": 9, "state_dict": STATE, "state_dict_ema": OTHER}, "state_dict_ema", "'state_dict'"),
+    "torchvision": (
+        {"model": STATE, "model_ema": {"n_averaged": torch.tensor(1), **before("module.", OTHER)}},
+        "model_ema",
+        "'model'",
+    ),
+    "in one dictionary": ({**STATE, **before("ema_model.", OTHER)}, "ema_model", "those in no entry"),
+    "one inside the other": ({"net": {**before("model.", STATE), **before("model.ema.", OTHER)}}, "ema", "'net.model'"),
+    "optimizer beside it": ({"model": STATE, "optimizer": {"state": {0: STATE}}}, None, ""),
+}
+
+
+@pytest.mark.parametrize("way", list(SEVERAL))
+def test_raw_and_averaged_weights_are_told_apart(tmp_path: Path, way: str) -> None:
+    """Those that were trained are taken, the note says which and how to take the others, and these can be had."""
+    content, other, taken = SEVERAL[way]
+    torch.save(content, tmp_path / "w.pth")
+    model = network()
+    notes = load_pretrained(model, tmp_path / "w.pth", fresh_head=False)
+    assert torch.equal(model.state_dict()["conv1.weight"], STATE["conv1.weight"])
+    if other is None:
+        assert notes == [f"loaded 56 of 56 tensors from {tmp_path / 'w.pth'}"]
+        return
+    assert f"w.pth, {taken}; it also holds " in notes[0]
+    assert f"{other}' (averaged weights), see --weights-entry" in notes[0]
+    load_pretrained(model, tmp_path / "w.pth", fresh_head=False, entry=other)
+    assert torch.equal(model.state_dict()["conv1.weight"], OTHER["conv1.weight"])
+    with pytest.raises(UsageError, match=r"holds no weights by --weights-entry emo; allowed: .*averaged weights"):
+        load_pretrained(model, tmp_path / "w.pth", entry="emo")
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        ({"epoch": 9, "model_ema": STATE}, ["loaded 56 of 56 tensors from w.pth, 'model_ema' (averaged weights)"]),
+        (before("encoder.backbone.", STATE), ["loaded 56 of 56 tensors from w.pth, 'encoder.backbone'"]),
+        ({"state_dict": before("net.", STATE)}, ["loaded 56 of 56 tensors from w.pth"]),
+        (
+            {"state_dict": {**before("model.", STATE), "criterion.weight": torch.ones(4)}},
+            [
+                "loaded 56 of 56 tensors from w.pth",
+                "left out 'criterion.weight', which does not belong to the model",
+            ],
+        ),
+        (
+            {"n_averaged": torch.tensor(1), "steps": torch.tensor(1), **before("module.", STATE)},
+            [
+                "loaded 56 of 56 tensors from w.pth",
+                "left out 'n_averaged' and 1 more, which do not belong to the model",
+            ],
+        ),
+    ],
+)
+def test_what_stands_around_the_weights_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, notes: list[str]
+) -> None:
+    """Averages alone, a prefix that all names share, what a loss or an average keeps for itself."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "w.pth")
+    model = network()
+    assert load_pretrained(model, Path("w.pth"), fresh_head=False) == notes
+    assert torch.equal(model.state_dict()["conv1.weight"], STATE["conv1.weight"])
+
+
+def test_refusals_name_prefixes_and_strangers(tmp_path: Path) -> None:
+    """Several that fit, none that fits, and names that the model lacks; never classes that are "none"."""
+    for content, message in (
+        (before("student.", STATE) | before("teacher.", OTHER), "choose with --weights-entry: 'student', 'teacher'"),
+        (
+            {"a": torch.ones(1)},
+            r"no tensor by a name of SmallResNet: its first is 'a', and SmallResNet begins with 'con",
+        ),
+        (
+            STATE | {"aux.weight": torch.ones(1), "aux.bias": torch.ones(1)},
+            "holds 'aux.weight' and 1 more, which Small",
+        ),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(EmqError, match=message):
+            load_pretrained(network(), tmp_path / "w.pth", fresh_head=False)
+
+
 def test_learned_steps_in_a_run_s_weights_are_left_out(tmp_path: Path) -> None:
     """Fine-tuning and baselines start from the float weights of an LSQ run, whatever its quantizers learned."""
     path = safetensors_file({**STATE, "stage1.0.conv1.quantizer.step": torch.ones(2, 1)}, tmp_path / "latent")

@@ -92,8 +92,9 @@ def test_mistakes_in_a_file_of_children_are_named(tmp_path: Path, text: str, sen
     """One sentence, before anything starts."""
     file = tmp_path / "children.toml"
     file.write_text(text)
-    with pytest.raises(UsageError, match=re.escape(sentence)):
+    with pytest.raises(UsageError, match=re.escape(sentence)) as caught:
         resolve(None, None, {"children": str(file)})
+    assert str(file) in str(caught.value)
     with pytest.raises(UsageError, match=r"cannot read .*none.toml: No such file"):
         resolve(None, None, {"children": str(tmp_path / "none.toml")})
 
@@ -116,6 +117,8 @@ def test_mistakes_in_a_file_of_children_are_named(tmp_path: Path, text: str, sen
         ),
         ('[quantizer]\nname = "lsq"\npartition = "floor"', "option of quantizer tanh, but quantizer lsq was chosen"),
         ('method = "emqnet"', "method is 'emqnet'; write a table [method]"),
+        ('[method]\nnam = "emqnet"', "unknown key 'nam' in [method] (did you mean 'name'?)"),
+        ("[children]\nmixed = 4", "my.toml: children: child 'mixed' needs weights"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, sentence: str) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.format.runs import next_run_path
+from emqdeploy.format.runs import CHECKPOINT_FILE, find_checkpoint, next_run_path
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.quantize import quantize
-from emqdeploy.training.run import METRICS_FILE, STATE_FILE, RunDirectory
+from emqdeploy.training.run import METRICS_FILE, SCORES_FILE, STATE_FILE, RunDirectory
 
 QUIET = Console(quiet=True)
 
@@ -95,3 +99,42 @@ def test_a_full_disk_is_said_in_our_words(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("state.pt: it is larger than a file may be here; see: ulimit -f\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_several_networks_names_their_files(tmp_path: Path) -> None:
+    """Dedicated networks have a checkpoint each, a folder further down; the refusal says what to type instead."""
+    for name in ("w2", "w4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CHECKPOINT_FILE).write_bytes(b"")
+    files = f"{tmp_path / 'w2' / CHECKPOINT_FILE}, {tmp_path / 'w4' / CHECKPOINT_FILE}"
+    with pytest.raises(UsageError, match=rf"holds no checkpoint itself; name one of those in it: {re.escape(files)}$"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_state_is_a_regular_file_of_its_own_size(tmp_path: Path) -> None:
+    """A pipe is never waited for, and an archive that unfolds to gigabytes is not unfolded."""
+    run, state = RunDirectory(tmp_path), tmp_path / STATE_FILE
+    run.save_state({"step": 3, "weights": torch.zeros(4)})
+    held = run.load_state()
+    assert held is not None
+    assert held["step"] == 3
+    with zipfile.ZipFile(state) as whole, zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    (tmp_path / "packed").replace(state)
+    with pytest.raises(EmqError, match=r"state\.pt is damaged; delete it to start this run over"):
+        run.load_state()
+    for file in (state, tmp_path / SCORES_FILE):
+        file.unlink(missing_ok=True)
+        os.mkfifo(file)
+    with pytest.raises(EmqError, match=r"cannot read .*state\.pt: it is not a regular file; delete it"):
+        run.load_state()
+    with pytest.raises(EmqError, match=r"cannot read .*scores\.pt: it is not a regular file"):
+        run.load_scores(tmp_path)
+
+
+def test_metrics_are_a_regular_file(tmp_path: Path) -> None:
+    """The same goes for what a resumed run reads besides."""
+    os.mkfifo(tmp_path / METRICS_FILE)
+    with pytest.raises(EmqError, match="not a regular file"):
+        RunDirectory(tmp_path).truncate_metrics(1)

@@ -15,10 +15,11 @@ from emqdeploy.format.bundle import VERIFIED, Artefact, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint, save_checkpoint
 from emqdeploy.format.precision import LayerPrecision
+from emqdeploy.graph.parity import must_be_exact
 from emqdeploy.graph.reference import IntegerReference
 from emqdeploy.workflows.export import export
 from emqdeploy.workflows.handlers import TARGETS, Target
-from emqdeploy.workflows.rungs import Rung, must_be_exact
+from emqdeploy.workflows.rungs import Rung
 from emqdeploy.workflows.verify import verify
 
 from ..conftest import Deployed

@@ -16,7 +16,7 @@ from emqdeploy.remote.place import Place
 from emqdeploy.workflows.results import replay_settings
 
 RESULT = Path(__file__).parents[1] / "data" / "bench.json"
-HERE = BenchSettings()
+HERE = BenchSettings(path="here")
 
 
 def _result(folder: Path, **settings: Any) -> Path:
@@ -62,8 +62,17 @@ def test_files_are_named_on_the_command_line(name: str, value: str, tmp_path: Pa
     path, flag = _result(tmp_path, **{name: value}), f"--{name.replace('_', '-')}"
     with pytest.raises(UsageError, match=f"took {flag} from a file, which a result may not name; add {flag}"):
         replay_settings(path, HERE, {"replay"})
-    now = BenchSettings(**{name: Path("mine") if name == "data_dir" else "mine"})
+    now = BenchSettings(path="here", **{name: Path("mine") if name == "data_dir" else "mine"})
     assert getattr(replay_settings(path, now, {"replay", name}), name) == getattr(now, name)
+
+
+@pytest.mark.parametrize("option", ["--replay", "--resume"])
+def test_the_network_is_named_on_the_command_line(option: str, tmp_path: Path) -> None:
+    """What lies at a result's path may be a program for the GPU; of the latest run of one's own it says nothing."""
+    with pytest.raises(UsageError, match=rf"opened engines, and .* may not say .*: emqdeploy bench PATH {option}"):
+        replay_settings(_result(tmp_path, path="engines"), BenchSettings(), set(), option)
+    assert replay_settings(_result(tmp_path, path="engines"), HERE, {"path"}, option).path == "here"
+    assert replay_settings(_result(tmp_path, path=None), BenchSettings(), set(), option).path is None
 
 
 def test_names_of_ours_are_replayed(tmp_path: Path) -> None:

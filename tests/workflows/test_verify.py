@@ -18,16 +18,15 @@ from emqdeploy.format.bundle import MANIFEST_FILE, NOT_RUN, VERIFIED, Bundle, sh
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.format.seal import read_seal, seal
-from emqdeploy.graph.parity import Parity
+from emqdeploy.graph.parity import Parity, may_round, must_agree, must_be_exact
 from emqdeploy.workflows.export import export, materialize
-from emqdeploy.workflows.rungs import may_round, must_agree, must_be_exact
 from emqdeploy.workflows.verify import verify
 
 from ..conftest import Deployed
 
 IMAGES = 24
 
-EVERY_RUNG = {"onnxruntime", "unfused", "torch", "onnx-reference", "openvino"}
+EVERY_RUNG = {"onnxruntime", "unfused", "torch", "onnx-reference", "openvino", "native"}
 """All of them can run where these tests run; one that was left out would prove nothing."""
 
 
@@ -177,17 +176,20 @@ def test_judges() -> None:
     exact = Parity(images=1000, codes=10)
     assert must_be_exact(exact, None) is None
     assert must_be_exact(Parity(images=1, codes=10, differing_codes=1), None) == "1 of 10 codes differ"
-    assert must_be_exact(Parity(images=1, max_logit_error=0.01), None) == "logits differ by 1 %"
-    few, many = (Parity(images=1000, flips=flips, unsafe_flips=flips) for flips in (5, 6))
+    off = Parity(images=1, max_logit_error=0.01, max_float_error=1e-6)
+    assert must_be_exact(off, None) == "logits differ by 1 %"
+    assert must_be_exact(replace(off, float_logits=True), None) is None
+    few, many = (Parity(images=1000, flips=flips, _margins=[1.0] * flips) for flips in (5, 6))
     assert must_agree(few, 0.3) is None
-    assert must_agree(many, 0.0) == "6 of 1000 images change their class though its margin is above 1 %"
+    assert must_agree(many, 0.0) == "6 of 1000 images change their class, and rounding does not explain it"
     assert must_agree(few, -0.4) == "accuracy differs by -0.40 points"
-    assert must_agree(Parity(images=100, flips=2), 2.0) is None
-    one, two = (Parity(images=100, flips=flips, unsafe_flips=flips) for flips in (1, 2))
-    assert must_agree(one, -1.0) is None
-    assert must_agree(two, 0.0) == "2 of 100 images change their class though its margin is above 1 %"
-    assert may_round(Parity(images=1000, flips=5), 0.5) is None
-    assert may_round(few, None) == "5 of 1000 images change their class though its margin is above 1 %"
+    assert must_agree(Parity(images=100, flips=2, _margins=[0.0] * 2), 2.0) is None
+    noisy = Parity(images=10, max_float_error=0.1, signal=1.0, noise=0.04, logits=10)
+    assert must_agree(noisy, None) == "logits are off by 20 % of their spread, rounding explains 10 %"
+    ties = Parity(images=10, codes=1000, differing_codes=10, max_step_error=1)
+    assert may_round(ties, 0.5) is None
+    assert may_round(replace(ties, differing_codes=11), 0.5) == "1.1 % of the codes differ, more than stand near a tie"
+    assert may_round(replace(ties, max_step_error=2), 0.5) == "codes differ by up to 2 steps, more than a rounding"
 
 
 def test_children_that_are_not_there_are_refused_with_those_that_are(exported: Path) -> None:

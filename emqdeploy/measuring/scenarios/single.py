@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -64,9 +65,16 @@ def _compare_runtimes(bench: Workbench, samples: list[list[float]]) -> list[dict
     for (first, base), (second, taken) in combinations(rows, 2):
         if first.child == second.child and first.runtime.name != second.runtime.name:
             ratio = median_ratio(taken, base, BLOCK, bench.settings.seed)
-            names = {"first": first.runtime.name, "second": second.runtime.name}
+            names = {"first": _named(first, bench.subjects), "second": _named(second, bench.subjects)}
             found.append({"label": str(first.child), **names, **ratio})
     return found
+
+
+def _named(subject: Subject, subjects: Sequence[Subject]) -> str:
+    """Its runtime, and its flavour where the child runs there in several."""
+    alike = [one for one in subjects if (one.child, one.runtime.name) == (subject.child, subject.runtime.name)]
+    flavours = {one.opening.flavour for one in alike if one.kind == CHILD}
+    return f"{subject.runtime.name} ({subject.opening.flavour})" if len(flavours) > 1 else subject.runtime.name
 
 
 def _verdict(compared: dict[str, Any]) -> str:

@@ -146,3 +146,36 @@ class PinnedQuantizer(WeightQuantizer):
             ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
         value = StraightThrough.apply(weight, value)
         return QuantizedWeight(value, integers, scale, ones, zeros, ones * MASTER_BITS, zeros)
+
+
+class EqualizedQuantizer(WeightQuantizer):
+    """Another quantizer, to which every output channel is shown with one largest weight; its answer is scaled back.
+
+    Without it a channel of small weights uses few of the layer's codes. The weights themselves stay as they are, and so
+    does the float network: what is scaled is the grid of the codes, per channel, and that costs an integer kernel
+    nothing.
+
+    Args:
+        quantizer: the one that quantizes.
+        weight: of the layer, ``(C, ...)``.
+        peak: the largest weight of every channel that the quantizer sees.
+    """
+
+    factor: Tensor
+
+    def __init__(self, quantizer: WeightQuantizer, weight: Tensor, peak: float) -> None:
+        super().__init__(quantizer.limit)
+        self.kind = quantizer.kind
+        self.quantizer = quantizer
+        largest = weight.detach().reshape(len(weight), -1).abs().amax(1)
+        # A channel of zeros is not scaled: there is nothing to see.
+        factor = torch.where(largest > 0, peak / largest.clamp(min=1e-30), torch.ones_like(largest))
+        self.register_buffer("factor", factor, persistent=False)
+
+    def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
+        """Returns the fake-quantized weights and the numbers that deploy them."""
+        column = self.factor.reshape((-1,) + (1,) * (weight.dim() - 1))
+        seen = self.quantizer(weight * column, bits)
+        return seen._replace(
+            value=seen.value / column, scale=seen.scale / self.factor, residual=seen.residual / self.factor
+        )

@@ -13,12 +13,15 @@ from emqdeploy.format.bundle import Bundle
 from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Codes, Floats
+from emqdeploy.format.levels import FULL, Levels
 from emqdeploy.format.precision import INT8, LayerPrecision
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.runtimes.base import RUNTIMES, Runtime, bundled_checkpoint, wanted_children
+from emqdeploy.runtimes.machine import saturates
 from emqdeploy.runtimes.onnx_file import OnnxFiles
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import SessionEngine, create_session, session_options, with_outputs
+from emqdeploy.runtimes.proof import Proof
 from emqdeploy.runtimes.scratch import Scratch
 
 
@@ -50,7 +53,9 @@ class OnnxRuntime(OnnxFiles):
         self.device = provider
         self.optimise = optimise
         self.trace = list(trace)
-        self._network = checkpoint.network
+        self._network, self._levels = checkpoint.network, checkpoint.card.levels
+        if not trace and optimise and self.needs_proof(self._levels):
+            self._proof = Proof(self.name, self.library, provider, lambda: checkpoint)
         self._scratch = Scratch(self._network.weight_count())
         self._skeleton = with_outputs(checkpoint.skeleton, self.trace) if trace else checkpoint.skeleton
         super().__init__(self._network.children, checkpoint.card.input_shape, children, residency)
@@ -73,6 +78,11 @@ class OnnxRuntime(OnnxFiles):
             return super().open_bundle(bundle, children, flavour, **options)
         return cls(bundled_checkpoint(bundle, cls.name), wanted_children(bundle, children), **options)
 
+    @classmethod
+    def needs_proof(cls, levels: Levels) -> bool:
+        """Where products could saturate it is told to use other kernels, and does not say whether it has them."""
+        return levels == FULL and saturates()
+
     def run_traced(self, images: Floats) -> tuple[Floats, dict[str, Codes]]:
         """Returns logits and the codes of every traced tensor."""
         self.check_images(images)
@@ -82,7 +92,7 @@ class OnnxRuntime(OnnxFiles):
     def precision(self, child: ChildLike) -> list[LayerPrecision]:
         """Reports every layer; kernels are read from a profile of one real inference."""
         child = self.find(child)
-        options = session_options(self.threads, self.optimise)
+        options = session_options(self.threads, self.optimise, levels=self._levels)
         arrays = self._network.initializers(child)
         kernels = profile_kernels(self._skeleton, options, arrays, self.input_shape, self.device)
         report = []
@@ -93,8 +103,11 @@ class OnnxRuntime(OnnxFiles):
         return report
 
     def _build(self, child: Child) -> SessionEngine:
-        options = session_options(self.threads, self.optimise)
+        options = session_options(self.threads, self.optimise, levels=self._levels)
         with self._scratch.lent() as scratch:
             arrays = self._network.initializers(child, scratch)
             session = create_session(self._skeleton, options, arrays, self.device)
-        return SessionEngine(session, sum(array.nbytes for array in arrays.values()))
+            engine = SessionEngine(session, sum(array.nbytes for array in arrays.values()))
+            if self._proof is not None:
+                self._proof(child, (self._skeleton, *(array.tobytes() for array in arrays.values())), engine.run)
+        return engine

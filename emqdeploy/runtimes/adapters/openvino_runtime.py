@@ -17,11 +17,14 @@ from emqdeploy.format.bundle import CHILD, Bundle
 from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats
+from emqdeploy.format.levels import FULL, Levels
 from emqdeploy.format.precision import INT8, LayerPrecision
 from emqdeploy.graph.openvino_rounding import keep_rounding
-from emqdeploy.runtimes.base import RUNTIMES, Runtime, bundled_checkpoint, wanted_children
+from emqdeploy.runtimes.base import RUNTIMES, Runtime, bundled_checkpoint, loader_of, wanted_children
 from emqdeploy.runtimes.graph_sources import Graphs
+from emqdeploy.runtimes.machine import saturates
 from emqdeploy.runtimes.onnx_kernels import UNREAD, Arithmetic
+from emqdeploy.runtimes.proof import Proof
 
 CPU_SETTINGS: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 """On processors that have bfloat16, OpenVINO would compute in it what is not quantized, without a word."""
@@ -69,6 +72,8 @@ class OpenVinoRuntime(Runtime):
         residency: what stays in memory, see `Runtime`.
         threads: threads inside an operator; None leaves that to OpenVINO.
         device: OpenVINO's name of it: ``CPU``, ``GPU``, ``NPU``.
+        prove: compare each child with the integer reference before it serves, see `emqdeploy.runtimes.proof`; who
+            compares it anyway need not.
         cache_dir: where OpenVINO keeps what it compiled, which makes later starts several times faster; None keeps
             nothing.
     """
@@ -84,6 +89,7 @@ class OpenVinoRuntime(Runtime):
         threads: int | None = None,
         device: str = "CPU",
         cache_dir: str | Path | None = None,
+        prove: bool = True,
     ) -> None:
         self._core = shared_core()
         known = self._core.available_devices
@@ -92,7 +98,14 @@ class OpenVinoRuntime(Runtime):
                 f"OpenVINO finds no device {device!r} here; it finds {', '.join(known)}; choose one of these"
             )
         self._graphs = Graphs.of_checkpoint(source) if isinstance(source, Checkpoint) else source
+        if self._graphs.levels == FULL and device == "CPU" and saturates():
+            raise EmqError(
+                "OpenVINO adds products in int16 on this processor, which has no VNNI, where this network's full levels"
+                " do not fit; use --runtime onnxruntime, or quantize with --levels half"
+            )
         self.device = device
+        if prove and self.needs_proof(self._graphs.levels):
+            self._proof = Proof(self.name, self.library, device, self._graphs.checkpoint)
         # One batch at a time with all threads: requests of other threads wait their turn instead of sharing cores.
         self._settings: dict[str, Any] = {**CPU_SETTINGS, "NUM_STREAMS": 1} if device == "CPU" else {}
         if threads is not None:
@@ -106,8 +119,13 @@ class OpenVinoRuntime(Runtime):
         """Opens the OpenVINO artefacts of a bundle; without any, its checkpoint."""
         artefacts = [one for one in bundle.artefacts if one.target in cls.targets and one.role == CHILD]
         if artefacts:
-            return cls(Graphs.of_artefacts(bundle, artefacts), children, **options)
+            return cls(Graphs.of_artefacts(bundle, artefacts, loader_of(bundle, cls.name)), children, **options)
         return cls(bundled_checkpoint(bundle, cls.name), wanted_children(bundle, children), **options)
+
+    @classmethod
+    def needs_proof(cls, levels: Levels) -> bool:
+        """Its transformations are many, and some have been wrong."""
+        return True
 
     def precision(self, child: ChildLike) -> list[LayerPrecision]:
         """Reports every layer; what computes it is read from the graph that OpenVINO runs."""
@@ -127,7 +145,10 @@ class OpenVinoRuntime(Runtime):
             compiled = self._core.compile_model(model, self.device, self._settings)
         except Exception as error:
             raise EmqError(f"OpenVINO cannot load child {child.name}: {_sentence(error)}") from error
-        return _CompiledEngine(compiled, size)
+        engine = _CompiledEngine(compiled, size)
+        if self._proof is not None:
+            self._proof(child, parts, engine.run)
+        return engine
 
 
 def _rounding(model: bytes) -> bytes:

@@ -17,12 +17,14 @@ from emqdeploy.format.bundle import CHILD, INPUT, SELECTOR, Artefact, Bundle
 from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats
+from emqdeploy.format.levels import Levels
 from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.graph.selector import SELECTOR_INPUT, selection, selector_values
 from emqdeploy.graph.tensorrt_flavours import CLASSIC, MODULES, installed_flavour, load_tensorrt, quiet_logger
 from emqdeploy.runtimes import cuda
-from emqdeploy.runtimes.base import RUNTIMES, Runtime
+from emqdeploy.runtimes.base import RUNTIMES, Runtime, loader_of
+from emqdeploy.runtimes.proof import Proof
 from emqdeploy.runtimes.tensorrt_engines import check_artefact, flavour_of, inspect_engine, open_engine, tensorrt_here
 
 _LOGITS = CLASSIFICATION.output
@@ -127,6 +129,7 @@ class TensorRtRuntime(Runtime):
         children: those to load at once; None loads all.
         residency: what stays in memory, see `Runtime`.
         threads: accepted for symmetry; a GPU has its own.
+        prove: compare each child with the integer reference before it serves, see `emqdeploy.runtimes.proof`.
 
     Raises:
         EmqError: there is no GPU, TensorRT is not installed, or an engine was built for something else.
@@ -143,6 +146,7 @@ class TensorRtRuntime(Runtime):
         children: Sequence[ChildLike] | None = None,
         residency: str = "all",
         threads: int | None = None,
+        prove: bool = False,
     ) -> None:
         if isinstance(bundle, Checkpoint):
             raise UsageError(
@@ -155,6 +159,8 @@ class TensorRtRuntime(Runtime):
         for artefact in artefacts:
             check_artefact(artefact)
         self.device = f"{cuda.device_name()}, compute capability {cuda.compute_capability()}"
+        if prove and self.needs_proof(bundle.card.levels):
+            self._proof = Proof(self.name, self.library, self.device, loader_of(bundle, self.name))
         self._shared = _Shared(trt)
         self._lock = threading.Lock()
         self._selector: _Engine | None = None
@@ -190,7 +196,12 @@ class TensorRtRuntime(Runtime):
                 f"{bundle.path} holds no TensorRT engines{which}; build them on this device with: emqdeploy export"
                 f" {bundle.path} --target tensorrt"
             )
-        return cls(bundle, _for_this_device(engines), children, **options)
+        return cls(bundle, _for_this_device(engines), children, **{"prove": True, **options})
+
+    @classmethod
+    def needs_proof(cls, levels: Levels) -> bool:
+        """Its builder chooses kernels by their speed, on each GPU anew."""
+        return True
 
     def precision(self, child: ChildLike) -> list[LayerPrecision]:
         """Reports every layer; what computes it is read from the engine, ``unknown`` where the engine does not say."""
@@ -205,6 +216,12 @@ class TensorRtRuntime(Runtime):
         self._selector = None
 
     def _build(self, child: Child) -> _Choice:
+        choice = self._opened(child)
+        if self._proof is not None:
+            self._proof(child, [self._artefacts[child].sha256.encode()], choice.run)
+        return choice
+
+    def _opened(self, child: Child) -> _Choice:
         artefact = self._artefacts[child]
         if artefact.role != SELECTOR:
             engine = self._load(artefact)

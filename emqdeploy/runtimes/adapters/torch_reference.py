@@ -6,14 +6,17 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from emqdeploy.errors import require
+from emqdeploy.errors import EmqError, require
 from emqdeploy.format.bundle import Bundle
+from emqdeploy.format.card import Card
 from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Codes, Floats
 from emqdeploy.format.precision import FLOAT32, LayerPrecision
 from emqdeploy.graph.reference import CODES_SUFFIX
 from emqdeploy.runtimes.base import RUNTIMES, Runtime, bundled_checkpoint, wanted_children
+
+_REMEDY = "use the original, or another runtime"
 
 
 class _TorchEngine:
@@ -51,16 +54,13 @@ class TorchRuntime(Runtime):
         threads: int | None = None,
     ) -> None:
         self._torch = require("torch", "train")
-        from emqdeploy.quant.build import NetworkSpec
-
-        spec = NetworkSpec.from_dict(checkpoint.card.structure)
         if threads is not None:
             self._torch.set_num_threads(threads)
         self._frozen = checkpoint.network
-        self._structure = spec.build()
+        self._structure = _structure(checkpoint.card)
         self._lock = threading.Lock()
-        stored = checkpoint.network.children
-        super().__init__(stored, spec.input_shape, stored[-1:] if children is None else children, residency)
+        stored, shape = checkpoint.network.children, checkpoint.card.input_shape
+        super().__init__(stored, shape, stored[-1:] if children is None else children, residency)
 
     @classmethod
     def open_bundle(cls, bundle: Bundle, children: Sequence[ChildLike] | None, **options: Any) -> TorchRuntime:
@@ -102,5 +102,29 @@ class TorchRuntime(Runtime):
         from emqdeploy.quant.deploy import deployed_reference
 
         with self._lock:  # the structure is shared while it is rewritten
-            module = deployed_reference(self._structure, self._frozen, child)
+            try:
+                module = deployed_reference(self._structure, self._frozen, child)
+            except (LookupError, AttributeError, ValueError, RuntimeError) as error:
+                raise EmqError(f"the structure that this checkpoint names has other layers; {_REMEDY}") from error
         return _TorchEngine(self._torch, module, 4 * self._frozen.weight_count())
+
+
+def _structure(card: Card) -> Any:
+    """Builds the network that a card describes; that part of it has no schema, and may say anything.
+
+    Raises:
+        EmqError: it says nothing that can be built, or describes another network than the rest of the card.
+    """
+    from emqdeploy.quant.build import NetworkSpec
+
+    try:
+        spec = NetworkSpec.from_dict(card.structure)
+        if (spec.model, spec.classes, spec.input_shape) != (card.model, len(card.classes), card.input_shape):
+            raise EmqError(f"this checkpoint names the structure of another network than its own; {_REMEDY}")
+        return spec.build()
+    except EmqError:
+        raise
+    except Exception as error:
+        raise EmqError(
+            f"this checkpoint does not say how its network is built, which runtime 'torch' needs; {_REMEDY}"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +58,9 @@ class EMQNetOptions(PlannedOptions):
         parse=entry(RESAMPLINGS),
     )
     unbiased: bool = _coreset(False, "Weigh losses so that the gradient is that of all images (sampled only).")
-    scores_from: str | None = _coreset(None, "Take the scores of this run instead of a score phase.")
+    scores_from: str | None = _coreset(
+        None, "Take the scores of this run instead of a score phase.", parse=os.path.abspath
+    )
 
     def __post_init__(self) -> None:
         """Checks that the plan lets children have coresets of their own."""

@@ -17,7 +17,8 @@ from emqdeploy.registry import Registry
 SAMPLE = 100_000
 """Values kept of every tensor, over all images."""
 
-SMALLEST_CLIP = 1e-3
+SMALLEST_CLIP = 1e-12
+"""Of faint tensors, and of those that are always zero; its scale times that of the weights stays a normal float32."""
 
 ClipChoice = Callable[[Tensor, int], float]
 """``(absolute values (K,), steps between zero and the clip) -> clip``."""
@@ -51,7 +52,7 @@ def least_error(values: Tensor, steps: int) -> float:
     top = float(values.max())
     best, least = top, math.inf
     for share in torch.linspace(0.1, 1, 91).tolist():
-        clip = max(top * share, SMALLEST_CLIP)
+        clip = top * share
         scale = clip / steps
         error = float(((values / scale).round().clamp_(max=steps).mul_(scale) - values).square().mean())
         if error < least:
@@ -74,9 +75,10 @@ def calibrate_clips(network: MultiBitNetwork, batches: list[Tensor], choice: str
         if site.fixed:  # the input image, whose range is known
             continue
         steps = {child: site.code_range(child).steps for child in site.clips()}
-        clips = {count: max(choose(values[name], count), SMALLEST_CLIP) for count in set(steps.values())}
+        # A percentile is zero where nearly all values are.
+        clips = {count: choose(values[name], count) or float(values[name].max()) for count in set(steps.values())}
         for child, count in steps.items():
-            site.set_clip(child, clips[count])
+            site.set_clip(child, max(clips[count], SMALLEST_CLIP))
 
 
 def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, Tensor]:

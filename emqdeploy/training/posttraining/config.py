@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emqdeploy.format.card import POST_TRAINING
 from emqdeploy.format.child import Child
+from emqdeploy.format.levels import HALF, LEVELS, Levels
 from emqdeploy.options import names, option, plain_values, settle
 from emqdeploy.training.children import (
     children_tables,
@@ -18,7 +20,7 @@ from emqdeploy.training.children import (
 )
 from emqdeploy.training.posttraining.clips import CLIP_CHOICES
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
-from emqdeploy.training.settings import entry
+from emqdeploy.training.settings import entry, hold_anywhere, one_of
 
 FEWEST_IMAGES = 16
 
@@ -61,7 +63,20 @@ class QuantizeConfig:
     keep_8bit: tuple[str, ...] = option(
         ("first", "last"), "Layers that stay at 8 bits: first, last, names from `inspect`, or none.", parse=names
     )
+    keep_float: tuple[str, ...] = option(
+        (), "Layers, or modules around them, that are not quantized at all.", parse=names
+    )
+    accept_difference: bool = option(
+        False, "Write the checkpoint although its 8-bit child is too far from the float model."
+    )
+    levels: Levels = option(
+        HALF, "Of int8 and uint8: half, exact everywhere; full, nearer to the float model, for VNNI and ARM.",
+        parse=one_of("levels", *LEVELS)
+    )  # fmt: skip
     usable_drop: float = option(1.0, "Points of accuracy that a usable child may lose.", least=0)
+    weights_entry: str | None = option(
+        None, "Which weights to take of a file that holds several, model_ema for example."
+    )
     data_dir: Path | None = option(None, "Where the data set's files lie.")
     image_size: int | None = option(None, "Height and width for image files.")
     seed: int = option(0, "Which images calibrate.")
@@ -69,6 +84,7 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         """Checks every value; the sentence names the flag."""
         settle(self)
+        hold_anywhere(self)
         assert self.trained  # reading them raises what is wrong with them
 
     @property
@@ -83,4 +99,4 @@ class QuantizeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
-        return {"method": "post-training", **plain_values(self), "children": children_tables(self.children)}
+        return {"method": POST_TRAINING, **plain_values(self), "children": children_tables(self.children)}

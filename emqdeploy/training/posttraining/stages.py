@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.format.child import FLOAT, MASTER_BITS, Child
 from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.quant.deploy import deployed_reference
+from emqdeploy.quant.families.base import EqualizedQuantizer, PinnedQuantizer
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.registry import Registry
 from emqdeploy.training.norms import plain_averages, run_all
 
-EQUALIZED_PEAK = 0.1
-"""Largest weight of an equalized channel: `tanh` is straight there to 0.3 %, so codes are evenly spaced in weight."""
+EQUALIZED_PEAK = 2.0**-6
+"""Largest weight of an equalized channel: `tanh` is straight there to 1e-4, so codes are evenly spaced in weight."""
 
 Equalization = Callable[[MultiBitNetwork], None]
 EQUALIZATIONS: Registry[Equalization] = Registry("equalization")
@@ -37,23 +38,21 @@ def keep_weights(network: MultiBitNetwork) -> None:
 
 
 @EQUALIZATIONS.register("peak")
-@torch.no_grad()
 def equalize_peaks(network: MultiBitNetwork) -> None:
-    """Scales every channel that a normalization follows to one largest weight, so that each uses all levels.
+    """Quantizes every channel as if its largest weight were the same, so that each uses all levels.
 
-    The running statistics are scaled alike, hence the float network stays the same function.
+    A layer that has 8 bits at every child shares its codes with none that is narrower, and is rounded plainly.
+
+    Only what the codes stand for is scaled. Scaling the weights themselves, and statistics or the next layer with them,
+    would have to undo it in float32, and twice where parameters are shared.
     """
-    for name, norm_name in network.norm_of.items():
-        layer, norm = network.layers[name], network.norms[norm_name]
-        if layer.pinned:
+    for name, layer in network.layers.items():
+        if layer.pinned or isinstance(layer.quantizer, EqualizedQuantizer):
             continue
-        factor = EQUALIZED_PEAK / layer.weight.reshape(len(layer.weight), -1).abs().amax(1).clamp(min=1e-12)
-        layer.weight.mul_(factor.reshape((-1,) + (1,) * (layer.weight.dim() - 1)))
-        if layer.bias is not None:
-            layer.bias.mul_(factor)
-        norm.running_mean.mul_(factor)
-        # The variance with its epsilon is what divides; that sum is scaled.
-        norm.running_var.add_(norm.eps).mul_(factor.square()).sub_(norm.eps).clamp_(min=0)
+        if all(child.weights.of(name) == MASTER_BITS for child in network.known):
+            layer.quantizer = PinnedQuantizer(layer.quantizer.limit)
+        else:
+            layer.quantizer = EqualizedQuantizer(layer.quantizer, layer.weight, EQUALIZED_PEAK)
 
 
 @STATISTICS.register("float")
@@ -76,15 +75,17 @@ def estimate(network: MultiBitNetwork, batches: list[Tensor], children: Sequence
 def match_float(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
     """Moves the float network's statistics by what quantization changes on the same images.
 
-    ``mean_b = mean + (m_b - m_32)``, ``var_b = var v_b / v_32`` with ``m``, ``v`` over the images: what a small sample
-    gets wrong about the data cancels, and the statistics of a whole training run are kept.
+    ``mean_b = mean + (m_b - m_32)``, ``var_b = var v_b / v_32`` with ``m``, ``v`` over the images and the epsilon in
+    every variance: what a small sample gets wrong about the data cancels, and the statistics of a whole training run
+    are kept.
     """
     reference = _batch_statistics(network, batches, FLOAT)
     for child in children:
         moved = _batch_statistics(network, batches, child)
         for norm, (mean, var), (float_mean, float_var) in zip(network.norms.values(), moved, reference, strict=True):
             ratio = (var + norm.eps) / (float_var + norm.eps)
-            norm.keep(child, norm.running_mean + mean - float_mean, norm.running_var * ratio)
+            var = ((norm.running_var + norm.eps) * ratio - norm.eps).clamp(min=0)
+            norm.keep(child, norm.running_mean + mean - float_mean, var)
 
 
 @torch.no_grad()

@@ -93,6 +93,8 @@ def _product(
 
 def _first_difference(path: Path, tensors: list[str], images: Floats, codes: Mapping[str, Codes]) -> str | None:
     """Runs an exported file once more with every quantized tensor as an output."""
-    session = create_session(with_outputs(open_sealed(path)[1], tensors), session_options(external_folder=path.parent))
+    about, data = open_sealed(path)
+    options = session_options(external_folder=path.parent, levels=about.card.levels)
+    session = create_session(with_outputs(data, tensors), options)
     found = dict(zip(tensors, session.run(tensors, {INPUT: images}), strict=True))
     return next((name for name in tensors if not np.array_equal(found[name], codes[name])), None)

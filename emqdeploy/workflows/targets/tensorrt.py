@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from emqdeploy.errors import EmqError, UsageError, require
@@ -25,7 +26,9 @@ from emqdeploy.format.bundle import CHILD, INPUT, NOT_RUN, SELECTOR, Artefact, B
 from emqdeploy.format.child import Child, in_order, select_children
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats
+from emqdeploy.format.levels import HALF
 from emqdeploy.format.tasks import TASKS
+from emqdeploy.graph.parity import may_round, must_agree
 from emqdeploy.graph.reference import CODES_SUFFIX, quantized_tensors
 from emqdeploy.graph.selector import selection, selector_values
 from emqdeploy.graph.tensorrt_flavours import CLASSIC, RTX, is_installed, load_tensorrt
@@ -37,7 +40,7 @@ from emqdeploy.runtimes.onnx_session import create_session, session_options
 from emqdeploy.runtimes.tensorrt_engines import built_elsewhere
 from emqdeploy.workflows.comparing import Prover
 from emqdeploy.workflows.handlers import TARGETS, Proven, Target, staged
-from emqdeploy.workflows.rungs import Answers, Rung, may_round, must_agree, rung_of
+from emqdeploy.workflows.rungs import Answers, Rung, rung_of
 
 DIRECTORY = "tensorrt"
 FORM = "tensorrt-onnx"
@@ -66,8 +69,19 @@ class _Form:
     stored_as: dict[str, str]
 
 
+class _Symmetric(Target):
+    """What TensorRT's symmetric int8, which has no zero point, makes of a network."""
+
+    def network(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The network at half levels: tensors that are never negative have 128 codes here."""
+        if checkpoint.card.levels == HALF:
+            return checkpoint
+        card = msgspec.structs.replace(checkpoint.card, levels=HALF)
+        return replace(checkpoint, network=checkpoint.network.at_half_levels(), card=card)
+
+
 @TARGETS.register(FORM)
-class TensorRtForm(Target):
+class TensorRtForm(_Symmetric):
     """The ONNX form that TensorRT takes; its own builder makes the engine on the device.
 
     It is proven in onnxruntime as written: in float between the quantizers, so ties may round differently.
@@ -119,7 +133,7 @@ class TensorRtForm(Target):
             centred = zip(traced, codes, strict=True)
             return logits, {name: (values.astype(np.int16) + zeros[name]).astype(np.uint8) for name, values in centred}
 
-        return Rung(run, may_round)
+        return Rung(run, may_round, followed="everywhere" if traced else None)
 
     def prove(self, prover: Prover, product: Product) -> Proven:
         """Says nothing of TensorRT itself."""
@@ -127,7 +141,7 @@ class TensorRtForm(Target):
 
 
 @TARGETS.register(RTX)
-class TensorRtRtx(Target):
+class TensorRtRtx(_Symmetric):
     """Engines for RTX GPUs, built ahead of time on any machine."""
 
     name = RTX

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format import grid
-from emqdeploy.format.grid import LIMIT_SIGNED_INPUT, LIMIT_UNSIGNED_INPUT
+from emqdeploy.format.levels import largest_weight
 from emqdeploy.quant.families.base import PinnedQuantizer, QuantizedWeight
 from emqdeploy.quant.families.tanh import CORRECTIONS, PARTITIONS, TanhOptions, TanhQuantizer, snap
 
 from ...conftest import ALL_BITS
 
-LIMITS = [LIMIT_UNSIGNED_INPUT, LIMIT_SIGNED_INPUT]
+LIMITS = [largest_weight(signed) for signed in (False, True)]
 FAN_IN = 4608  # 512 channels of 3 x 3, the widest layer of ResNet-18
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
 import numpy as np
 import pytest
 
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.emq import load_checkpoint, save_checkpoint
 from emqdeploy.graph.reference import IntegerReference
 from emqdeploy.runtimes.adapters.torch_reference import TorchRuntime
@@ -56,3 +61,32 @@ def test_errors_and_precision(small: Deployed) -> None:
         runtime(small.images[0])
     assert {(layer.computed_as, layer.integer) for layer in runtime.precision(2)} == {("float32", False)}
     assert {layer.grid_bits for layer in runtime.precision(2)} == {2, 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda values: {}, "does not say how its network is built"),
+        (lambda values: values | {"trained": 3}, "does not say how its network is built"),
+        (lambda values: values | {"insertion": {"quantizer": []}}, "does not say how its network is built"),
+        (lambda values: values | {"classes": 1_000_000_000}, "the structure of another network than its own"),
+        (lambda values: values | {"input_shape": [1, 8]}, "the structure of another network than its own"),
+        (lambda values: values | {"model": "nothing"}, "the structure of another network than its own"),
+    ],
+)
+def test_a_structure_may_say_anything(
+    change: Callable[[dict[str, Any]], dict[str, Any]], sentence: str, small: Deployed
+) -> None:
+    """That part of a card has no schema, and comes from whoever made the file."""
+    card = msgspec.structs.replace(small.checkpoint.card, structure=change(dict(small.checkpoint.card.structure)))
+    with pytest.raises(EmqError, match=sentence):
+        TorchRuntime(dataclasses.replace(small.checkpoint, card=card))
+
+
+def test_a_structure_of_other_layers_is_refused(small: Deployed) -> None:
+    """Both parts of the card agree, and neither is what the weights belong to."""
+    card = msgspec.structs.replace(
+        small.checkpoint.card, model="vit-micro", structure=small.checkpoint.card.structure | {"model": "vit-micro"}
+    )
+    with pytest.raises(EmqError, match=r"the file and the model that it names differ in '\w.*'"):
+        TorchRuntime(dataclasses.replace(small.checkpoint, card=card))
