@@ -124,10 +124,14 @@ class Subject:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The checkpoint with all eight weight widths."""
+        return self.checkpoint_of(EVERY)
+
+    def checkpoint_of(self, children: Sequence[Child]) -> Checkpoint:
+        """A checkpoint with these children; those that were not trained borrow clips and statistics."""
         from emqdeploy.quant.deploy import freeze
         from emqdeploy.quant.skeleton import export_skeleton
 
-        frozen = freeze(self.network, EVERY)
+        frozen = freeze(self.network, children)
         skeleton = export_skeleton(self.network, frozen, self.input_shape)
         card = Card(
             model=self.model,
