@@ -115,7 +115,9 @@ class Compared:
         parity, followed = fresh(), self.rung.followed
         if followed != "behind floats":
             # A runtime that shows no codes is compared by its logits.
-            parity.add((logits, {name: batch.codes[name][:count] for name in actual[1]}), actual)
+            # The rows of some tensors are the tokens of all images, one image behind the other.
+            share = {name: len(batch.codes[name]) // len(batch.inputs) for name in actual[1]}
+            parity.add((logits, {name: batch.codes[name][: count * rows] for name, rows in share.items()}), actual)
         if followed == "behind floats" or (followed and self.rung.judge(parity, None) is not None):
             answers = self.reference.follow(inputs, actual[1], followed == "everywhere")
             parity, logits = fresh(), answers.logits
