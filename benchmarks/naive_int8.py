@@ -19,6 +19,7 @@ from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.layers import QuantLayer
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.training.norms import run_all
 
 EIGHT = Child.of(8)
 
@@ -74,10 +75,7 @@ def naive_int8(network: MultiBitNetwork, batches: Sequence[Tensor]) -> nn.Module
         site.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
         for name, site in network.sites.items()
     ]
-    network.eval()
-    with network.at(FLOAT):
-        for images in batches:
-            network(images)
+    run_all(network.eval(), batches, (FLOAT,))
     for hook in hooks:
         hook.remove()
 

@@ -43,7 +43,7 @@ class Tensor(msgspec.Struct, frozen=True):
         shape: of the value.
         span: where its raw bytes lie in the model, None where they do not.
         external: where its ``location``, ``offset`` and ``length`` stand in the model, if another file holds it.
-        numbers: its values where they are few and whole.
+        numbers: its values where they are whole and few, or very few.
     """
 
     name: str
@@ -270,7 +270,8 @@ class _Reader:
             start, end = tensor.span
             if end - start != tensor.size_bytes:
                 raise ValueError(f"constant {tensor.name!r} has {end - start} of {tensor.size_bytes} bytes")
-            if tensor.count <= MOST_NAMES and tensor.kind in (6, 7, 9):
+            few = MOST_DIMENSIONS if tensor.kind == 1 else MOST_NAMES  # of floats, the factors of a Resize
+            if tensor.count <= few and tensor.kind in (1, 6, 7, 9):
                 values = np.frombuffer(self.data[start:end], DTYPES[tensor.kind]).reshape(tensor.shape)
                 return Tensor(tensor.name, tensor.kind, tensor.shape, tensor.span, None, values)
             return tensor

@@ -39,6 +39,11 @@ class LayerPrecision(Record, frozen=True):
         return values
 
 
+def bit_planes(bits: int) -> str:
+    """How a checkpoint stores the weights of a switchable layer."""
+    return f"{bits} bit-plane{'s' if bits > 1 else ''}"
+
+
 def float_layers(layers: Sequence[LayerPrecision]) -> list[str]:
     """Names of the layers that are known to compute in float."""
     return [layer.name for layer in layers if layer.integer is False]

@@ -304,7 +304,8 @@ class Shapes:
     def _of_resize(self, node: Node, shapes: list[Shape]) -> list[Shape]:
         if len(node.inputs) > 3 and node.inputs[3]:
             return [tuple(int(side) for side in self.known[node.inputs[3]])]
-        raise LookupError
+        factors = self.known[node.inputs[2]]
+        return [tuple(int(side * factor) for side, factor in zip(shapes[0], factors, strict=True))]
 
     def _of_depthtospace(self, node: Node, shapes: list[Shape]) -> list[Shape]:
         n, c, h, w = shapes[0]

@@ -6,6 +6,9 @@ import torch
 
 from emqdeploy.errors import EmqError
 from emqdeploy.format.child import FLOAT
+from emqdeploy.format.gate import INPUT
+from emqdeploy.format.onnx_graph import read_model
+from emqdeploy.format.shapes import Shapes
 from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.skeleton import export_skeleton
@@ -16,6 +19,14 @@ TOLERANCE = 1e-3
 
 _proven: set[str] = set()
 """Networks that were exported in this process, by what they print as: a run trains many of one structure."""
+
+
+def _check_shapes(skeleton: bytes, shape: tuple[int, int, int]) -> None:
+    """Raises for a graph that no file could be opened with: its gate computes every shape."""
+    try:
+        Shapes({INPUT: (1, *shape)}).follow(read_model(skeleton).graph)
+    except ValueError as error:
+        raise EmqError(f"this network cannot be stored: {error}; replace that operator") from error
 
 
 @torch.no_grad()
@@ -45,7 +56,7 @@ def prove(network: MultiBitNetwork, shape: tuple[int, int, int]) -> None:
         deployable = [child for child in network.known if child != FLOAT]
         structure = f"{shape} {network.graph.code} {network.graph}"
         if deployable and structure not in _proven:
-            export_skeleton(network, freeze(network, deployable[:1]), shape)
+            _check_shapes(export_skeleton(network, freeze(network, deployable[:1]), shape), shape)
             _proven.add(structure)
     except (RuntimeError, ValueError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -30,10 +30,6 @@ Layer::Layer(const emq_layer &source, int children, const Step &step, const Tens
              const Kernels &kernels)
     : name_(source.name), kernels_(kernels) {
     place(source, step, input, output);
-    const Window &w = windows_.window;
-    if (source.outputs != outputs() || source.fan_in != static_cast<int64_t>(w.taps) * w.channels) {
-        throw Failure("layer " + name_ + " has other weights than its graph");
-    }
     depthwise_ = windows_.groups > 1 && windows_.group_inputs == 1 && windows_.group_outputs == 1;
     const size_t padded = padded_outputs() * count(windows_.groups);
     for (int child = 0; child < children; child++) {
@@ -76,8 +72,12 @@ void Layer::place(const emq_layer &source, const Step &step, const Tensor &input
         g.kernel_height = in.height;
         g.kernel_width = in.width;
     }
-    if (g.groups < 1 || in.channels % g.groups != 0) throw Failure("layer " + name_ + " has groups that do not divide");
+    if (in.channels % g.groups != 0) throw Failure("layer " + name_ + " has groups that do not divide");
     const int channels = in.channels / g.groups;
+    const int64_t fan_in = int64_t{g.kernel_height} * g.kernel_width * channels;
+    if (source.fan_in != fan_in || source.outputs % g.groups != 0) {
+        throw Failure("layer " + name_ + " has other weights than its graph");
+    }
     const int rows = (in.height + g.top + g.bottom - (g.kernel_height - 1) * g.dilation_height - 1) / g.stride_height + 1;
     const int columns = (in.width + g.left + g.right - (g.kernel_width - 1) * g.dilation_width - 1) / g.stride_width + 1;
     for (int y = 0; y < g.kernel_height; y++) {

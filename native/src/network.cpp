@@ -1,5 +1,7 @@
 #include "network.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cmath>
 #include <thread>
@@ -34,6 +36,15 @@ int threads_of(int wanted) {
     return wanted > 0 ? std::min(wanted, 64) : there;
 }
 
+std::atomic<int> forked{0};
+
+// How often this process was forked from one that had loaded the library.
+int forks() {
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { forked++; });
+    (void)registered;
+    return forked;
+}
+
 int8_t rounded(float value, float low, float high) {
     return static_cast<int8_t>(std::nearbyint(std::min(std::max(value, low), high)));
 }
@@ -44,7 +55,8 @@ Network::Network(const emq_source &source, const Kernels &kernels)
     : kernels_(kernels),
       image_{source.channels, source.height, source.width},
       classes_(source.classes),
-      pool_(threads_of(source.threads)) {
+      threads_(threads_of(source.threads)),
+      crew_(nullptr) {
     for (int child = 0; child < source.child_count; child++) children_.emplace_back(source.child_names[child]);
     const Shapes shapes(source);
     program_ = lower(read_graph(source.graph, source.graph_size), image_, shapes);
@@ -57,6 +69,23 @@ Network::Network(const emq_source &source, const Kernels &kernels)
         sites_.push_back(std::move(one));
     }
     bind(source);
+    crew_ = new Crew(threads_);
+}
+
+Network::~Network() {
+    // In a forked child the threads of its parent are not there: to wait for them would be to wait for ever.
+    Crew *crew = crew_;
+    if (crew->forks == forks()) delete crew;
+}
+
+Network::Crew::Crew(int threads) : pool(threads), forks(emq::forks()) {}
+
+// A forked child gets a crew of its own; that of its parent, whose locks may be closed, is left behind.
+Network::Crew &Network::crew() {
+    Crew *crew = crew_;
+    if (crew->forks == forks()) return *crew;
+    auto fresh = std::make_unique<Crew>(threads_);
+    return crew_.compare_exchange_strong(crew, fresh.get()) ? *fresh.release() : *crew;
 }
 
 const Network::Site &Network::site(const std::string &name) const {
@@ -132,12 +161,12 @@ const Layer *Network::find(const std::string &layer) const {
     return nullptr;
 }
 
-std::unique_ptr<Network::Workspace> Network::borrow() {
+std::unique_ptr<Network::Workspace> Network::borrow(Crew &crew) {
     {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (!idle_.empty()) {
-            std::unique_ptr<Workspace> work = std::move(idle_.back());
-            idle_.pop_back();
+        const std::lock_guard<std::mutex> lock(crew.mutex);
+        if (!crew.idle.empty()) {
+            std::unique_ptr<Workspace> work = std::move(crew.idle.back());
+            crew.idle.pop_back();
             return work;
         }
     }
@@ -154,20 +183,22 @@ void Network::run(int child, const float *images, int64_t count, float *logits, 
     if (child < 0 || at(child) >= children_.size()) {
         throw Failure("child " + std::to_string(child) + " is none of 0.." + std::to_string(children_.size() - 1));
     }
-    std::unique_ptr<Workspace> work = borrow();
+    Crew &mine = crew();
+    std::unique_ptr<Workspace> work = borrow(mine);
     for (int64_t i = 0; i < count; i++) {
-        run_image(child, images + i * static_cast<int64_t>(image_.values()), logits + i * classes_, *work, watch, context);
+        const float *image = images + i * static_cast<int64_t>(image_.values());
+        run_image(child, image, logits + i * classes_, *work, mine.pool, watch, context);
     }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    idle_.push_back(std::move(work));
+    const std::lock_guard<std::mutex> lock(mine.mutex);
+    mine.idle.push_back(std::move(work));
 }
 
-void Network::run_image(int child, const float *image, float *logits, Workspace &work, emq_watch watch,
+void Network::run_image(int child, const float *image, float *logits, Workspace &work, Pool &pool, emq_watch watch,
                         void *context) {
     for (const Bound &bound : steps_) {
         switch (bound.step.kind) {
             case Kind::quantize: quantize(bound, child, image, work); break;
-            case Kind::layer: run_layer(bound, child, work, logits); break;
+            case Kind::layer: run_layer(bound, child, work, pool, logits); break;
             case Kind::add: add(bound, child, work); break;
             case Kind::maximum: maximum(bound, work); break;
             case Kind::mean: mean(bound, child, work); break;
@@ -178,14 +209,14 @@ void Network::run_image(int child, const float *image, float *logits, Workspace 
     }
 }
 
-void Network::run_layer(const Bound &bound, int child, Workspace &work, float *logits) {
+void Network::run_layer(const Bound &bound, int child, Workspace &work, Pool &pool, float *logits) {
     const Layer &layer = *bound.layer;
     const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
     int8_t *output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
     float *answer = output == nullptr ? logits : nullptr;
     const auto shared = [&](int items, int64_t work_items, const auto &part) {
-        const int chunks = work_items < shared_work ? 1 : std::min(items, pool_.threads() * chunks_per_thread);
-        pool_.run(chunks, [&](int chunk) {
+        const int chunks = work_items < shared_work ? 1 : std::min(items, pool.threads() * chunks_per_thread);
+        pool.run(chunks, [&](int chunk) {
             const auto edge = [&](int index) { return static_cast<int>(static_cast<int64_t>(items) * index / chunks); };
             part(edge(chunk), edge(chunk + 1));
         });

@@ -1,6 +1,7 @@
 // A network at all its children: the program, the layers, and working memory for each request.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -17,6 +18,9 @@ namespace emq {
 class Network {
   public:
     Network(const emq_source &source, const Kernels &kernels);
+    ~Network();
+    Network(const Network &) = delete;
+    Network &operator=(const Network &) = delete;
 
     const std::vector<std::string> &children() const { return children_; }
     size_t bytes() const;
@@ -48,12 +52,23 @@ class Network {
         Array<int32_t> sums;
     };
 
+    // What requests share: threads, and workspaces that none of them uses.
+    struct Crew {
+        explicit Crew(int threads);
+        Pool pool;
+        std::mutex mutex;
+        std::vector<std::unique_ptr<Workspace>> idle;
+        const int forks;  // of this process when it was made
+    };
+
+    Crew &crew();
     void bind(const emq_source &source);
     const Site &site(const std::string &name) const;
     Grid bounds(const Bound &bound, int child) const;
-    std::unique_ptr<Workspace> borrow();
-    void run_image(int child, const float *image, float *logits, Workspace &work, emq_watch watch, void *context);
-    void run_layer(const Bound &bound, int child, Workspace &work, float *logits);
+    std::unique_ptr<Workspace> borrow(Crew &crew);
+    void run_image(int child, const float *image, float *logits, Workspace &work, Pool &pool, emq_watch watch,
+                   void *context);
+    void run_layer(const Bound &bound, int child, Workspace &work, Pool &pool, float *logits);
     void quantize(const Bound &bound, int child, const float *image, Workspace &work);
     void add(const Bound &bound, int child, Workspace &work);
     void maximum(const Bound &bound, Workspace &work);
@@ -71,9 +86,8 @@ class Network {
     std::vector<Bound> steps_;
     std::vector<std::unique_ptr<Layer>> layers_;
     size_t scratch_bytes_ = 0, sums_count_ = 0;
-    Pool pool_;
-    std::mutex mutex_;
-    std::vector<std::unique_ptr<Workspace>> idle_;
+    const int threads_;
+    std::atomic<Crew *> crew_;
 };
 
 }  // namespace emq

@@ -9,7 +9,9 @@
 namespace emq {
 namespace {
 
-constexpr int largest_side = 1 << 20;
+// Of a kernel, stride, padding or dilation: small enough for products of two to fit an int.
+constexpr int largest_side = 4096;
+constexpr int64_t largest_tensor = int64_t{1} << 26;  // bytes, its border included
 
 // What a value of the graph is while it is lowered.
 struct Value {
@@ -32,8 +34,11 @@ std::string without(const std::string &name, const std::string &ending) {
     return name.substr(0, name.size() - ending.size());
 }
 
-int side(int64_t number) {
-    if (number < 0 || number > largest_side) throw Failure("the graph has a side of " + std::to_string(number));
+int side(int64_t number, int least) {
+    if (number < least || number > largest_side) {
+        throw Failure("the graph has a window of " + std::to_string(number) + ", allowed are " +
+                      std::to_string(least) + ".." + std::to_string(largest_side));
+    }
     return static_cast<int>(number);
 }
 
@@ -167,9 +172,9 @@ class Lowering {
         if (kernel.size() != 2 || pads.size() != 4 || strides.size() != 2 || dilations.size() != 2) refuse(node);
         Step &step = add_step(node, Kind::layer, inputs);
         step.name = inputs[1].site;
-        step.geometry = {side(kernel[0]),    side(kernel[1]),    side(strides[0]), side(strides[1]),
-                         side(pads[0]),      side(pads[1]),      side(pads[2]),    side(pads[3]),
-                         side(dilations[0]), side(dilations[1]), side(node.number("group", 1))};
+        step.geometry = {side(kernel[0], 1),    side(kernel[1], 1),    side(strides[0], 1), side(strides[1], 1),
+                         side(pads[0], 0),      side(pads[1], 0),      side(pads[2], 0),    side(pads[3], 0),
+                         side(dilations[0], 1), side(dilations[1], 1), side(node.number("group", 1), 1)};
         read(inputs[0].tensor, static_cast<int>(*std::max_element(pads.begin(), pads.end())));
         return {Value::accumulated, -1, "", last_step(), false};
     }
@@ -191,10 +196,11 @@ class Lowering {
             if (dilation != 1) refuse(node);
         }
         Step &step = add_step(node, Kind::maximum, {input});
-        const auto at = [](const std::vector<int64_t> &numbers, size_t index, int otherwise) {
-            return index < numbers.size() ? side(numbers[index]) : otherwise;
+        // What is not there is its least value: strides of 1, no padding.
+        const auto at = [](const std::vector<int64_t> &numbers, size_t index, int least) {
+            return index < numbers.size() ? side(numbers[index], least) : least;
         };
-        step.geometry = {side(kernel[0]),    side(kernel[1]),    at(strides, 0, 1), at(strides, 1, 1),
+        step.geometry = {side(kernel[0], 1), side(kernel[1], 1), at(strides, 0, 1), at(strides, 1, 1),
                          at(pads, 0, 0),     at(pads, 1, 0),     at(pads, 2, 0),    at(pads, 3, 0),
                          1,                  1,                  1};
         step.site = input.site;
@@ -221,7 +227,7 @@ class Lowering {
         const Geometry &g = step.geometry;
         const auto sides = [](int size, int before, int after, int kernel, int dilation, int stride) {
             const int room = size + before + after - ((kernel - 1) * dilation + 1);
-            return room < 0 || stride < 1 ? 0 : room / stride + 1;
+            return room < 0 ? 0 : room / stride + 1;
         };
         return {channels, sides(in.height, g.top, g.bottom, g.kernel_height, g.dilation_height, g.stride_height),
                 sides(in.width, g.left, g.right, g.kernel_width, g.dilation_width, g.stride_width)};
@@ -257,7 +263,7 @@ class Lowering {
         if (input.form != Value::image) {
             shape = output_shape(step, step.kind == Kind::layer ? layers_.outputs(step.name) : 0);
         }
-        if (input.form == Value::sum) check_alike(step);
+        if (input.form == Value::sum || input.form == Value::joined) check_alike(step);
         const int made = add_tensor(shape);
         step.output = made;
         step.site = site;
@@ -265,9 +271,12 @@ class Lowering {
     }
 
     void check_alike(const Step &step) const {
-        const Shape a = tensor(step.inputs[0]).shape, b = tensor(step.inputs[1]).shape;
-        if (a.channels != b.channels || a.height != b.height || a.width != b.width) {
-            throw Failure("the graph adds tensors of different shapes (" + step.name +
+        const Shape first = tensor(step.inputs[0]).shape;
+        for (const int input : step.inputs) {
+            const Shape other = tensor(input).shape;
+            const bool channels = step.kind == Kind::join || other.channels == first.channels;
+            if (channels && other.height == first.height && other.width == first.width) continue;
+            throw Failure("the graph puts tensors of different shapes together (" + step.name +
                           "); run this network in onnxruntime");
         }
     }
@@ -297,6 +306,14 @@ class Lowering {
     }
 
     void finish() {
+        for (const Tensor &one : program_.tensors) {
+            const int64_t rows = int64_t{one.shape.height} + 2 * int64_t{one.border};
+            const int64_t columns = int64_t{one.shape.width} + 2 * int64_t{one.border};
+            if (rows * columns > largest_tensor / one.stride()) {
+                throw Failure("the graph has a tensor of more than " + std::to_string(largest_tensor >> 20) +
+                              " MB; run this network in onnxruntime");
+            }
+        }
         const auto found = values_.find(graph_.output);
         if (found == values_.end()) throw Failure("the graph has no output");
         const Value &value = found->second;

@@ -224,6 +224,11 @@ class Fixed(OneImage):
         return self.fc(x.reshape(3, 192))
 
 
+def test_resizing_by_a_factor_can_be_stored() -> None:
+    """The gate knows the shape of what a file of it would compute, or refuses it before any work."""
+    prove(insert(build("upsampling")), SHAPE)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -68,17 +68,19 @@ def start_device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
         Path("/run/sshd").mkdir(exist_ok=True) if getpass.getuser() == "root" else None
         server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=subprocess.DEVNULL)
         servers.append(server)
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+        while not _listens(port):
+            assert server.poll() is None, "the ssh server ended"
             time.sleep(0.05)
         return Device(f"ssh -F {tmp_path}/ssh_config", lambda: _pull_the_cable(server), temporary)
 
     yield start
     for server in servers:
         _pull_the_cable(server)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _pull_the_cable(server: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,7 @@ from emqdeploy.format.bundle import Bundle
 from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Codes, Floats
-from emqdeploy.format.precision import INT8, LayerPrecision
+from emqdeploy.format.precision import INT8, LayerPrecision, bit_planes
 from emqdeploy.runtimes.base import RUNTIMES, Runtime, bundled_checkpoint, wanted_children
 from emqdeploy.runtimes.native_library import PACKAGE, NativeNetwork
 
@@ -71,7 +71,7 @@ class NativeRuntime(Runtime):
         report = []
         for name, layer in self._frozen.layers.items():
             bits = self._frozen.grid_bits(name, child)
-            stored = INT8 if layer.pinned else f"{bits} bit-plane{'s' if bits > 1 else ''}"
+            stored = INT8 if layer.pinned else bit_planes(bits)
             report.append(LayerPrecision(name, bits, stored, self._network.method(child, name), True))
         return report
 

@@ -14,7 +14,7 @@ from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Codes, Floats
 from emqdeploy.format.levels import FULL, Levels
-from emqdeploy.format.precision import INT8, LayerPrecision
+from emqdeploy.format.precision import INT8, LayerPrecision, bit_planes
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.runtimes.base import RUNTIMES, Runtime, bundled_checkpoint, wanted_children
 from emqdeploy.runtimes.machine import saturates
@@ -98,7 +98,7 @@ class OnnxRuntime(OnnxFiles):
         report = []
         for name, layer in self._network.layers.items():
             bits = self._network.grid_bits(name, child)
-            stored = INT8 if layer.pinned else f"{bits} bit-plane{'s' if bits > 1 else ''}"
+            stored = INT8 if layer.pinned else bit_planes(bits)
             report.append(LayerPrecision(name, bits, stored, *computed_as(kernels.get(name))))
         return report
 

@@ -13,6 +13,7 @@ from emqdeploy.format.child import FLOAT
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.registry import Registry
+from emqdeploy.training.norms import run_all
 
 SAMPLE = 100_000
 """Values kept of every tensor, over all images."""
@@ -96,10 +97,7 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, Tenso
         return note
 
     hooks = [site.register_forward_pre_hook(watch(name, site)) for name, site in network.sites.items()]
-    network.eval()
-    with network.at(FLOAT):
-        for images in batches:
-            network(images)
+    run_all(network.eval(), batches, (FLOAT,))
     for hook in hooks:
         hook.remove()
     return {name: torch.cat(parts) for name, parts in found.items()}

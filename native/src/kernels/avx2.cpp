@@ -41,16 +41,6 @@ void sum_pixels(const LayerCall &call, int from, int to) {
     }
 }
 
-void sum_positions(const LayerCall &call, int from, int to) {
-    const Window &w = call.window;
-    for (int p = from; p < to; p++) {
-        const int32_t *pixel = call.sums + w.position[p];
-        int32_t sum = 0;
-        for (int t = 0; t < w.taps; t++) sum += pixel[w.tap[t]];
-        call.sums[w.pixels + p] = sum;
-    }
-}
-
 void store(int8_t *output, __m256i codes, int count) {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
     const __m128i bytes = _mm_packs_epi16(words, words);
@@ -236,13 +226,7 @@ constexpr int group = 4, planes = 2, channels_of_indices = 32, most_bytes = 255,
 int groups(const Window &w) { return (w.channels + group - 1) / group; }
 int index_vectors(const Window &w) { return (w.outputs + channels_of_indices - 1) / channels_of_indices; }
 
-bool able_to_look_up(const LayerCall &call) {
-    if (call.bits > planes || call.smallest < 0 || call.largest * group > most_bytes) return false;
-    for (int n = 0; n < call.window.outputs; n++) {
-        if (call.scaling.drop[n] != 8 - call.bits) return false;
-    }
-    return true;
-}
+bool able_to_look_up(const LayerCall &call) { return can_look_up(call, planes, group); }
 
 size_t table_bytes(const Window &w) {
     return static_cast<size_t>(index_vectors(w)) * static_cast<size_t>(w.taps * groups(w)) * 32;

@@ -90,17 +90,6 @@ void sum_pixels(const LayerCall &call, int from, int to) {
     }
 }
 
-void sum_positions(const LayerCall &call, int from, int to) {
-    const Window &w = call.window;
-    int32_t *sums = call.sums + w.pixels;
-    for (int p = from; p < to; p++) {
-        const int32_t *pixel = call.sums + w.position[p];
-        int32_t sum = 0;
-        for (int t = 0; t < w.taps; t++) sum += pixel[w.tap[t]];
-        sums[p] = sum;
-    }
-}
-
 const LayerMethod direct = {"int8, VNNI", always, none, sum_pixels, run, none, nullptr};
 
 void depthwise(const DepthwiseCall &call, int from, int to) {

@@ -9,12 +9,10 @@ namespace emq::avx512 {
 
 // The sum of the channels of every pixel in a range, into call.sums.
 void sum_pixels(const LayerCall &call, int from, int to);
-// The sum of the window of every position in a range, from the pixels' into call.sums behind them.
-void sum_positions(const LayerCall &call, int from, int to);
 
 // Sixteen channels of a position, from the sums of code times activation to output codes, or to the answer.
 template <bool dropped>
-inline void finish(const LayerCall &call, __m512i sum, int position, int channel) {
+static inline void finish(const LayerCall &call, __m512i sum, int position, int channel) {
     const Scaling &s = call.scaling;
     const int left = call.window.outputs - channel;
     const __mmask16 valid = left >= vector_channels ? __mmask16(0xffff) : __mmask16((1 << left) - 1);

@@ -74,9 +74,12 @@ struct LayerMethod {
     void (*pack)(const Window &window, const uint8_t *codes, uint8_t *tables);
 };
 
+// These are static: every file that includes them is compiled for another processor, and an inline function that the
+// files shared would be that of any of them.
+
 // Where the code of input `c` of tap `t` of channel `n` lies in the master: blocks of up to four vectors of sixteen
 // channels, in them one step of four inputs behind the other, in a step the vectors, in a vector four bytes a channel.
-inline size_t master_place(const Window &window, int n, int t, int c) {
+static inline size_t master_place(const Window &window, int n, int t, int c) {
     const size_t steps = static_cast<size_t>(window.taps) * static_cast<size_t>(window.depth) / 4;
     const size_t vectors = static_cast<size_t>(window.outputs + vector_channels - 1) / vector_channels;
     const size_t vector = static_cast<size_t>(n) / vector_channels, block = vector / block_vectors;
@@ -86,9 +89,29 @@ inline size_t master_place(const Window &window, int n, int t, int c) {
     return at * 64 + static_cast<size_t>(n % vector_channels) * 4 + static_cast<size_t>(c % 4);
 }
 
-inline size_t master_bytes(const Window &window) {
+static inline size_t master_bytes(const Window &window) {
     const size_t vectors = static_cast<size_t>(window.outputs + vector_channels - 1) / vector_channels;
     return vectors * static_cast<size_t>(window.taps) * static_cast<size_t>(window.depth) / 4 * 64;
+}
+
+// Whether codes of a call can be looked up in tables of sums of `inputs` activations, for as many bits as `planes`.
+static inline bool can_look_up(const LayerCall &call, int planes, int inputs) {
+    if (call.bits > planes || call.smallest < 0 || call.largest * inputs > 255) return false;
+    for (int n = 0; n < call.window.outputs; n++) {
+        if (call.scaling.drop[n] != 8 - call.bits) return false;
+    }
+    return true;
+}
+
+// The sum of the window of every position in a range, behind those of the pixels in call.sums.
+static inline void sum_positions(const LayerCall &call, int from, int to) {
+    const Window &w = call.window;
+    for (int p = from; p < to; p++) {
+        const int32_t *pixel = call.sums + w.position[p];
+        int32_t sum = 0;
+        for (int t = 0; t < w.taps; t++) sum += pixel[w.tap[t]];
+        call.sums[w.pixels + p] = sum;
+    }
 }
 
 struct DepthwiseCall {

@@ -16,13 +16,7 @@ constexpr int most_bytes = 255, most_words = 65535;
 int groups(const Window &w) { return (w.channels + group - 1) / group; }
 int vectors(const Window &w) { return (w.outputs + channels_of_vector - 1) / channels_of_vector; }
 
-bool able(const LayerCall &call) {
-    if (call.bits > planes || call.smallest < 0 || call.largest * half > most_bytes) return false;
-    for (int n = 0; n < call.window.outputs; n++) {
-        if (call.scaling.drop[n] != 8 - call.bits) return false;
-    }
-    return true;
-}
+bool able(const LayerCall &call) { return can_look_up(call, planes, half); }
 
 size_t table_bytes(const Window &w) {
     return static_cast<size_t>(vectors(w)) * static_cast<size_t>(w.taps * groups(w)) * planes * 64;
@@ -33,7 +27,9 @@ void pack(const Window &w, const uint8_t *codes, uint8_t *tables) {
     for (int n = 0; n < vectors(w) * channels_of_vector; n++) {
         for (int step = 0; step < steps; step++) {
             for (int plane = 0; plane < planes; plane++) {
-                const size_t at = (static_cast<size_t>(n / channels_of_vector) * static_cast<size_t>(steps) + static_cast<size_t>(step)) * planes + static_cast<size_t>(plane);
+                const size_t vector = static_cast<size_t>(n / channels_of_vector);
+                const size_t at = (vector * static_cast<size_t>(steps) + static_cast<size_t>(step)) * planes +
+                                  static_cast<size_t>(plane);
                 uint8_t *index = tables + at * 64 + 2 * (n % channels_of_vector);
                 index[1] = 1 << half;  // the second table of the pair
                 for (int i = 0; i < group; i++) {
@@ -176,7 +172,7 @@ void strip(const LayerCall &call, int vector, int from, int to) {
 }
 
 void run(const LayerCall &call, int from, int to) {
-    avx512::sum_positions(call, from, to);
+    sum_positions(call, from, to);
     const int all = vectors(call.window);
     for (int vector = 0; vector < all;) {
         const int left = all - vector;

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -165,6 +169,47 @@ def test_a_request_keeps_its_child() -> None:
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def _answer_in_a_child(runtime: NativeRuntime, image: np.ndarray, answers: Any) -> None:
+    answers.send(runtime.run(image, "4"))
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    """Those of its parent are not there: nothing waits for them, neither to compute nor to close."""
+    subject, context = deployed("resnet8"), multiprocessing.get_context("fork")
+    image = subject.images[:1]
+    with NativeRuntime(subject.checkpoint, threads=2) as runtime:
+        expected = runtime.run(image, "4")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_answer_in_a_child, args=(runtime, image, sender))
+        process.start()
+        np.testing.assert_array_equal(receiver.recv(), expected)
+        process.join()
+        assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("attribute", "numbers", "message"),
+    [
+        ("strides", [0, 0], r"a window of 0, allowed are 1\.\.4096"),
+        ("kernel_shape", [1 << 20, 1 << 20], "a window of 1048576"),
+        ("kernel_shape", [5, 3], "layer 'conv1' has other weights than its graph|conv1 has other weights"),
+        ("pads", [1 << 20] * 4, "a window of 1048576"),
+        ("pads", [4096] * 4, "a tensor of more than 64 MB"),
+        ("group", 3, "has groups that do not divide|other weights"),
+    ],
+)
+def test_windows_are_bounded_before_memory_is_taken(attribute: str, numbers: Any, message: str) -> None:
+    """A graph that came past the gate says nothing that the library would compute a place in memory with."""
+    checkpoint = deployed("resnet8").checkpoint
+    model = onnx.load_from_string(checkpoint.skeleton)
+    node = next(one for one in model.graph.node if one.op_type == "Conv")
+    kept = [one for one in node.attribute if one.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, numbers)])
+    with pytest.raises(EmqError, match=message):
+        NativeRuntime(replace(checkpoint, skeleton=model.SerializeToString()))
 
 
 def test_what_it_cannot_compute_is_refused_by_name() -> None:
