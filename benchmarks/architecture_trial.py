@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.naive_int8 import naive_snr
+from benchmarks.naive_int8 import decibels, naive_snr
 from benchmarks.outcomes import CRASH, LATE, LAYERS_IN_FLOAT, REFUSED, WRONG, Outcome
 from benchmarks.pictures import CLASSES, MORE
 from benchmarks.zoo import Architecture
@@ -22,7 +22,6 @@ from emqdeploy.data import load_dataset
 from emqdeploy.data.images import read_image
 from emqdeploy.errors import EmqError
 from emqdeploy.export.settings import ExportSettings
-from emqdeploy.format.grid import Floats
 from emqdeploy.format.levels import FULL
 from emqdeploy.models import create_model, import_torchvision, trust
 from emqdeploy.runtimes.source import open_source
@@ -117,7 +116,7 @@ class _Trial:
         images = source.preprocessing.normalize(np.stack(pictures))
         with torch.no_grad():
             wanted = network(torch.from_numpy(images)).numpy()
-        self.found.decibels = decibels(wanted, source.runtime.run(images, source.children[0]))
+        self.found.decibels = round(decibels(wanted, source.runtime.run(images, source.children[0])), 1)
         self.found.naive_decibels = round(naive_snr(network, batches, torch.from_numpy(images)), 1)
 
     def _verify(self, run: Path) -> None:
@@ -129,13 +128,6 @@ class _Trial:
             self.found.outcome = WRONG
             self.found.sentence = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
         self.found.stage = "done"
-
-
-def decibels(wanted: Floats, got: Floats) -> float:
-    """Signal to noise of logits ``(N, classes)``: what differs between images against what differs from the float."""
-    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
-    signal = np.square(wanted - wanted.mean(0)).sum()
-    return round(float(10 * np.log10(signal / max(np.square(got - wanted).sum(), 1e-30))), 1)
 
 
 # --- random weights that behave like trained ones -----------------------------------------------------------------

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.format.grid import Floats
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.layers import QuantLayer
@@ -113,5 +115,11 @@ def naive_snr(
     network = insert_quantizers(model, insertion or InsertionConfig(), (EIGHT,), (), reach, (channels, height, width))
     naive = naive_int8(network, calibration)
     wanted, found = (torch.cat([one(batch) for batch in images.split(32)]) for one in (model.eval(), naive))
-    signal = (wanted - wanted.mean(0)).double().square().sum()
-    return float(10 * torch.log10(signal / (found - wanted).double().square().sum().clamp(min=1e-30)))
+    return decibels(wanted.numpy(), found.numpy())
+
+
+def decibels(wanted: Floats, found: Floats) -> float:
+    """Signal to noise of logits ``(N, classes)``: what differs between images against what differs from the float."""
+    wanted, found = wanted.astype(np.float64), found.astype(np.float64)
+    signal = np.square(wanted - wanted.mean(0)).sum()
+    return float(10 * np.log10(signal / max(np.square(found - wanted).sum(), 1e-30)))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emqdeploy.format.card import MOST_DECIBELS, FidelityRecord
 from emqdeploy.format.child import MASTER_BITS, Child
 from emqdeploy.format.tasks import CLASSIFICATION, Task
-from emqdeploy.graph.parity import SAFE_MARGIN
+from emqdeploy.graph.parity import SAFE_MARGIN, energy_of
 
 FLOAT_MODEL, TRAINED_NETWORK = "float model", "trained network"
 """What a child is compared with: the model as the user gave it, or what training fake-quantized at the child."""
@@ -52,11 +52,10 @@ def snr_db(expected: NDArray[Any], actual: NDArray[Any]) -> float:
     The signal is what is expected, the noise what the other answers differ by, both without their mean per image: a
     constant on every logit decides nothing.
     """
-    wanted = expected.reshape(len(expected), -1).astype(np.float64)
+    wanted = expected.astype(np.float64)
     with np.errstate(invalid="ignore"):
         error = actual.reshape(wanted.shape).astype(np.float64) - wanted
-        signal, noise = (float(np.square(x - x.mean(1, keepdims=True)).sum()) for x in (wanted, error))
-    return decibels(signal, noise)
+    return decibels(energy_of(wanted), energy_of(error))
 
 
 def compare(expected: NDArray[Any], actual: NDArray[Any], against: str, task: Task = CLASSIFICATION) -> FidelityRecord:

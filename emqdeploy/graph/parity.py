@@ -106,8 +106,8 @@ class Parity:
         worst = float(np.abs(error).max()) if np.isfinite(error).all() else math.inf
         self.max_logit_error = max(self.max_logit_error, worst / spread)
         self.max_float_error = max(self.max_float_error, worst / max(float(np.abs(expected).max()), 1e-12))
-        self.signal += _energy(expected)
-        self.noise += _energy(error)
+        self.signal += energy_of(expected)
+        self.noise += energy_of(error)
         self.logits += expected.size
         for name, codes in reference[1].items():
             differing, step = _difference(codes, other[1][name])
@@ -240,7 +240,7 @@ def explain_noise(parity: Parity, reference: IntegerReference, images: Floats, e
         parity.max_explained = moved.noise_share
 
 
-def _energy(values: NDArray[Any]) -> float:
+def energy_of(values: NDArray[Any]) -> float:
     """Of ``(N, ...)``, each image's mean taken off: a constant on every logit decides nothing."""
     rows = values.reshape(len(values), -1).astype(np.float64)
     with np.errstate(invalid="ignore"):
