@@ -290,13 +290,21 @@ def test_version_and_help(run: Run) -> None:
         outcome = run(command, "--help")
         assert outcome.code == 0
         assert command in ("demo", "doctor") or "Example" in outcome.out
+    alone = run()
+    assert (alone.code, alone.err) == (2, "")
+    assert alone.out == run("--help").out
 
 
 def test_help_imports_nothing_heavy() -> None:
     """`--help` answers at once: none of the packages that the commands need, and of ours the commands alone."""
-    code = "import sys, emqdeploy.cli; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "numpy", "onnxruntime", "onnx", "msgspec"} & set(loaded)
+    code = (
+        "import sys\nfrom emqdeploy.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = shown.stderr.split()
+    assert "materialize" in shown.stdout
+    assert not {"torch", "numpy", "onnxruntime", "onnx", "msgspec", "rich"} & set(loaded)
     ours = {name.split(".")[1] for name in loaded if name.startswith("emqdeploy.")}
     assert ours == {"cli", "ending", "errors"}
 

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from emqdeploy import __version__
 
+
+class Overview(TyperGroup):
+    """Lists the commands in plain text: loading what draws the tables would take longer than all the rest."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Leaves out the drawing that the help of a single command has."""
+        super(TyperGroup, self).format_help(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Lists every command with its whole sentence."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=200)) for name, one in self.commands.items()])
+
+
 app = typer.Typer(
     name="emqdeploy",
+    cls=Overview,
     help="""Train ONE network for every bit-width, prove it on the device's runtime, switch precision while it runs.
 
     A first tour, in this order; each command works as it stands:
 
-      emqdeploy train                            # one network for 1, 2, 4 and 8 bits (embedded digits)
-
-      emqdeploy export --bits 4 --target onnx    # a file per bit-width, proven equal to what was trained
-
-      emqdeploy bench --device cpu               # latency, accuracy, memory, switching
+    \b
+      emqdeploy train                            # 1, 2, 4 and 8 bits
+      emqdeploy export --bits 4 --target onnx    # a proven file
+      emqdeploy bench --device cpu               # latency, memory, switching
 
     Commands without a path use the latest run in ./runs.""",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -31,6 +45,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (works behind any command).")
@@ -40,3 +55,6 @@ def options(
     if version:
         print(f"emqdeploy {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
