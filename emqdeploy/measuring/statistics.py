@@ -110,7 +110,7 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
 def _resampled_quantiles(
     samples_ms: Sequence[float], block: int, seed: int, quantiles: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Quantiles of resamples ``(resamples, quantiles)``; samples are sorted once, a draw only changes their weights."""
+    """Quantiles of resamples ``(resamples, quantiles)``; samples are sorted once, a draw only weighs them."""
     values = np.asarray(samples_ms, np.float64)
     size = block * max(1, len(values) // block // _GROUPS)
     groups = len(values) // size
@@ -118,12 +118,22 @@ def _resampled_quantiles(
         size, groups = 1, len(values)
     order = values[: groups * size].argsort()
     ordered, group = values[order], order // size
-    wanted = np.asarray(quantiles) * groups * size
-    random = np.random.default_rng(seed)
-    found = np.empty((RESAMPLES, len(wanted)))
-    for row in range(RESAMPLES):
-        drawn = np.bincount(random.integers(groups, size=groups), minlength=groups)
-        found[row] = ordered[np.searchsorted(drawn[group].cumsum(), wanted)]
+    resamples = np.arange(RESAMPLES)[:, None]
+    drawn = np.zeros((RESAMPLES, groups))
+    np.add.at(drawn, (resamples, np.random.default_rng(seed).integers(groups, size=drawn.shape)), 1)
+    # A quantile is looked for among stretches of neighbours first, then among the samples of one stretch.
+    length = math.isqrt(len(ordered))
+    members = np.zeros((groups, -(-len(ordered) // length)))
+    np.add.at(members, (group, np.arange(len(ordered)) // length), 1)
+    passed = (drawn @ members).cumsum(axis=1)
+    found = np.empty((RESAMPLES, len(quantiles)))
+    for column, quantile in enumerate(quantiles):
+        wanted = quantile * len(ordered)
+        stretch = (passed < wanted).sum(axis=1, keepdims=True)
+        before = np.where(stretch > 0, np.take_along_axis(passed, np.maximum(stretch - 1, 0), axis=1), 0)
+        inside = np.minimum(stretch * length + np.arange(length), len(ordered) - 1)
+        place = (before + drawn[resamples, group[inside]].cumsum(axis=1) < wanted).sum(axis=1)
+        found[:, column] = ordered[stretch[:, 0] * length + place]
     return found
 
 
