@@ -78,8 +78,13 @@ void Layer::place(const emq_layer &source, const Step &step, const Tensor &input
     if (source.fan_in != fan_in || source.outputs % g.groups != 0) {
         throw Failure("layer " + name_ + " has other weights than its graph");
     }
-    const int rows = (in.height + g.top + g.bottom - (g.kernel_height - 1) * g.dilation_height - 1) / g.stride_height + 1;
-    const int columns = (in.width + g.left + g.right - (g.kernel_width - 1) * g.dilation_width - 1) / g.stride_width + 1;
+    const int room_below = in.height + g.top + g.bottom - (g.kernel_height - 1) * g.dilation_height - 1;
+    const int room_beside = in.width + g.left + g.right - (g.kernel_width - 1) * g.dilation_width - 1;
+    if (room_below < 0 || room_beside < 0) throw Failure("layer " + name_ + " has windows larger than its input");
+    const int rows = room_below / g.stride_height + 1, columns = room_beside / g.stride_width + 1;
+    if (output == nullptr && (g.groups > 1 || rows > 1 || columns > 1)) {
+        throw Failure("layer " + name_ + " answers for the network and is no linear layer");
+    }
     for (int y = 0; y < g.kernel_height; y++) {
         for (int x = 0; x < g.kernel_width; x++) {
             windows_.tap.push_back(y * g.dilation_height * input.row() + x * g.dilation_width);
@@ -94,9 +99,7 @@ void Layer::place(const emq_layer &source, const Step &step, const Tensor &input
         }
     }
     const int outputs = static_cast<int>(source.outputs) / g.groups;
-    if (outputs < 1 || (output == nullptr && (g.groups > 1 || rows * columns > 1))) {
-        throw Failure("layer " + name_ + " answers for the network and is no linear layer");
-    }
+    if (outputs < 1) throw Failure("layer " + name_ + " has no outputs");
     windows_.groups = g.groups;
     windows_.group_inputs = channels;
     windows_.group_outputs = outputs;

@@ -282,12 +282,12 @@ void Network::maximum(const Bound &bound, Workspace &work) {
         for (int x = 0; x < out.shape.width; x++) {
             int8_t *pixel = output + (out.first() + y * out.row() + x) * out.stride();
             std::fill_n(pixel, channels, int8_t{-128});
-            for (int dy = 0; dy < g.kernel_height; dy++) {
-                const int from_y = y * g.stride_height - g.top + dy;
-                if (from_y < 0 || from_y >= in.shape.height) continue;
-                for (int dx = 0; dx < g.kernel_width; dx++) {
-                    const int from_x = x * g.stride_width - g.left + dx;
-                    if (from_x < 0 || from_x >= in.shape.width) continue;
+            // Only what of the window lies in the input, however large the window is.
+            const int first_y = y * g.stride_height - g.top, first_x = x * g.stride_width - g.left;
+            const int end_y = std::min(first_y + g.kernel_height, in.shape.height);
+            const int end_x = std::min(first_x + g.kernel_width, in.shape.width);
+            for (int from_y = std::max(0, first_y); from_y < end_y; from_y++) {
+                for (int from_x = std::max(0, first_x); from_x < end_x; from_x++) {
                     kernels_.maximum(pixel, input + (in.first() + from_y * in.row() + from_x) * in.stride(), channels);
                 }
             }

@@ -12,6 +12,7 @@ namespace {
 // Of a kernel, stride, padding or dilation: small enough for products of two to fit an int.
 constexpr int largest_side = 4096;
 constexpr int64_t largest_tensor = int64_t{1} << 26;  // bytes, its border included
+constexpr int64_t largest_request = int64_t{1} << 31;  // bytes of all tensors together
 
 // What a value of the graph is while it is lowered.
 struct Value {
@@ -114,6 +115,11 @@ class Lowering {
                       ") has no integer kernel of its own; run this network in onnxruntime");
     }
 
+    [[noreturn]] static void refuse_size() {
+        throw Failure("the graph has a tensor of more than " + std::to_string(largest_tensor >> 20) +
+                      " MB; run this network in onnxruntime");
+    }
+
     // Whether a move of values leaves one row of features; other shapes have no use between integer kernels here.
     bool flattens(const Node &node) const {
         if (node.operation == "Flatten") return node.number("axis", 1) == 1;
@@ -124,8 +130,11 @@ class Lowering {
     }
 
     int add_tensor(Shape shape) {
+        int64_t values = 1;
         for (const int number : {shape.channels, shape.height, shape.width}) {
             if (number < 1) throw Failure("the graph has a tensor without values");
+            if (number > largest_tensor / values) refuse_size();
+            values *= number;
         }
         program_.tensors.push_back({shape, 0, 0});
         return static_cast<int>(program_.tensors.size()) - 1;
@@ -217,9 +226,9 @@ class Lowering {
             case Kind::mean: return {in.channels, 1, 1};
             case Kind::add: return in;
             case Kind::join: {
-                int total = 0;
+                int64_t total = 0;
                 for (const int input : step.inputs) total += tensor(input).shape.channels;
-                return {total, in.height, in.width};
+                return {static_cast<int>(std::min(total, largest_tensor + 1)), in.height, in.width};
             }
             default: break;
         }
@@ -306,14 +315,27 @@ class Lowering {
     }
 
     void finish() {
+        int64_t total = 0;
         for (const Tensor &one : program_.tensors) {
             const int64_t rows = int64_t{one.shape.height} + 2 * int64_t{one.border};
             const int64_t columns = int64_t{one.shape.width} + 2 * int64_t{one.border};
-            if (rows * columns > largest_tensor / one.stride()) {
-                throw Failure("the graph has a tensor of more than " + std::to_string(largest_tensor >> 20) +
-                              " MB; run this network in onnxruntime");
+            if (rows * columns > largest_tensor / one.stride()) refuse_size();
+            total += rows * columns * one.stride();
+        }
+        if (total > largest_request) {
+            throw Failure("the graph's tensors take more than " + std::to_string(largest_request >> 20) +
+                          " MB; run this network in onnxruntime");
+        }
+        finish_output();
+        for (const Step &step : program_.steps) {
+            const bool answers = step.kind == Kind::answer || &step == &program_.steps.back();
+            if (step.output < 0 && !answers) {
+                throw Failure("the graph computes " + step.name + " for nothing; run this network in onnxruntime");
             }
         }
+    }
+
+    void finish_output() {
         const auto found = values_.find(graph_.output);
         if (found == values_.end()) throw Failure("the graph has no output");
         const Value &value = found->second;

@@ -212,6 +212,19 @@ def test_windows_are_bounded_before_memory_is_taken(attribute: str, numbers: Any
         NativeRuntime(replace(checkpoint, skeleton=model.SerializeToString()))
 
 
+@pytest.mark.parametrize(("operator", "inputs"), [("Add", 2), ("GlobalAveragePool", 1), ("Concat", 3)])
+def test_what_nothing_reads_is_refused(operator: str, inputs: int) -> None:
+    """A sum without a place to go to was written to no tensor at all, and took the process with it."""
+    checkpoint = deployed("resnet8").checkpoint
+    model = onnx.load_from_string(checkpoint.skeleton)
+    place = next(i for i, one in enumerate(model.graph.node) if one.op_type == "Conv") - 2
+    read = next(one for one in model.graph.node if one.op_type == "Conv").input[0]
+    axis = {"axis": 1} if operator == "Concat" else {}
+    model.graph.node.insert(place, onnx.helper.make_node(operator, [read] * inputs, ["unread"], name="idle", **axis))
+    with pytest.raises(EmqError, match="the graph computes idle for nothing"):
+        NativeRuntime(replace(checkpoint, skeleton=model.SerializeToString()))
+
+
 def test_what_it_cannot_compute_is_refused_by_name() -> None:
     """A transformer's float operators have no kernel here; the sentence names one and the way out."""
     with pytest.raises(EmqError, match=r"operator \w+ .* has no integer kernel of its own; run this .* in onnxruntime"):
