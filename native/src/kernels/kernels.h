@@ -148,15 +148,14 @@ struct Kernels {
     void (*quantize)(int8_t *output, int stride, const float *input, int width, float scale, int zero);
 };
 
+// Which of these there are depends on the processor that the library is built for, and on what its compiler knows.
 extern const Kernels portable_kernels;
-#ifdef EMQ_X86
 extern const Kernels avx2_kernels;
+extern const Kernels avxvnni_kernels;
 extern const Kernels avx512_kernels;  // VNNI
 extern const Kernels vbmi_kernels;    // VNNI and VBMI
-#endif
-#ifdef EMQ_ARM
 extern const Kernels neon_kernels;
 extern const Kernels dotprod_kernels;
-#endif
+extern const Kernels i8mm_kernels;
 
 }  // namespace emq
