@@ -6,131 +6,19 @@ expand each marker. Markers in must equal quantizers out, so nothing is matched 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-
 import numpy as np
 import onnx_ir as ir
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from emqdeploy.errors import EmqError
 from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.graph.moves import carry_codes
-from emqdeploy.quant.attention import plain_attention
-from emqdeploy.quant.layers import SITES, QuantLayer
+from emqdeploy.quant.marked_graph import DOMAIN, marked_graph
 from emqdeploy.quant.network import MultiBitNetwork
 
-OPSET = 21
 EXTERNAL_FILE = "emq"
 """File name in the external-data records of the skeleton; the runtime replaces them all, the file never exists."""
 
-_DOMAIN = "emq"
 _TOKENS = "/tokens"
-
-_Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
-
-
-class _LayerMarker(nn.Module):
-    """Stands for a layer in the exported graph; computes only its output shape."""
-
-    def __init__(self, name: str, layer: QuantLayer) -> None:
-        super().__init__()
-        self.name = name
-        self.features = layer.weight.shape[0]
-        self.attributes: _Attributes = {"layer": name, "kind": "Gemm"}
-        self.window: list[tuple[int, int]] = []
-        if isinstance(layer, nn.Conv2d):
-            if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-                raise EmqError(f"layer {name!r} pads with {layer.padding_mode!r}; integer kernels pad with zeros only")
-            (pad_h, pad_w), kernel = layer.padding, layer.kernel_size
-            self.attributes |= {
-                "kind": "Conv",
-                "strides": list(layer.stride),
-                "pads": [pad_h, pad_w, pad_h, pad_w],
-                "dilations": list(layer.dilation),
-                "group": layer.groups,
-                "kernel_shape": list(kernel),
-            }
-            spans = [2 * p - d * (k - 1) - 1 for p, d, k in zip(layer.padding, layer.dilation, kernel, strict=True)]
-            self.window = list(zip(spans, layer.stride, strict=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Emits the marker."""
-        if self.window:
-            sizes = [(x.shape[2 + i] + span) // stride + 1 for i, (span, stride) in enumerate(self.window)]
-            shape = [x.shape[0], self.features, *sizes]
-        else:
-            shape = [*x.shape[:-1], self.features]
-        return torch.onnx.ops.symbolic(f"{_DOMAIN}::Layer", (x,), self.attributes, dtype=x.dtype, shape=shape)
-
-
-class _SiteMarker(nn.Module):
-    """Stands for a quantizer in the exported graph."""
-
-    def __init__(self, name: str, alias: bool, clamps: bool) -> None:
-        super().__init__()
-        self.attributes: _Attributes = {"site": name, "alias": int(alias), "clamps": int(clamps)}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Emits the marker."""
-        return torch.onnx.ops.symbolic(f"{_DOMAIN}::Site", (x,), self.attributes, dtype=x.dtype, shape=x.shape)
-
-
-class _FloatMarker(nn.Module):
-    """Stands for a parameter that stays in float: the exporter would merge those that happen to be equal."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.attributes: _Attributes = {"float": name}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Emits the marker."""
-        return torch.onnx.ops.symbolic(f"{_DOMAIN}::Float", (x,), self.attributes, dtype=x.dtype, shape=x.shape)
-
-
-def _mark_floats(module: nn.Module, names: Iterable[str]) -> None:
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        parametrize.register_parametrization(module.get_submodule(owner), leaf, _FloatMarker(name), unsafe=True)
-
-
-@contextlib.contextmanager
-def quiet_export() -> Iterator[None]:
-    """Silences the exporter's progress lines; what it warns of concerns operators that are not in this graph."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def _reason(module: fx.GraphModule, error: BaseException) -> str:
-    """What the exporter could not take, in one sentence: its own is a page that starts with a headline."""
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    operator = re.search(r"No ONNX function found for <OpOverload\(op='\w+\.(\w+)'", str(chain[-1]))
-    if operator is None:
-        return f"the ONNX exporter cannot export this model: {next(iter(str(chain[-1]).splitlines()), '')}"
-    called = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
-    kinds = {name: type(module.get_submodule(name)).__name__ for name in called}
-    where = [f"module {name!r} of type {kind}" for name, kind in kinds.items() if kind.lower() in operator[1]]
-    return f"ONNX has nothing for operator {operator[1]!r} ({', '.join(where) or 'of the forward'}); use another one"
 
 
 def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape: tuple[int, int, int]) -> bytes:
@@ -148,34 +36,7 @@ def export_skeleton(network: MultiBitNetwork, frozen: FrozenNetwork, input_shape
     Raises:
         EmqError: the exporter fails, or a quantizer was lost on the way.
     """
-    taps = network.taps()
-    module = network.rebuild(
-        _LayerMarker,
-        lambda name, site: _SiteMarker(name, alias=False, clamps=taps[name] == f"{SITES}{name}"),
-        lambda name, site: _SiteMarker(site, alias=True, clamps=taps[site] == name),
-    ).eval()
-    _mark_floats(module, frozen.floats)
-    for node in module.graph.nodes:
-        if node.target is F.scaled_dot_product_attention:
-            node.target = plain_attention
-    module.recompile()
-    example = torch.zeros(2, *input_shape)
-    with quiet_export():
-        try:
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["images"],
-                output_names=["logits"],
-                opset_version=OPSET,
-                verbose=False,
-            )
-        except Exception as error:
-            raise EmqError(_reason(module, error)) from error
-    assert program is not None
-    model = program.model
+    model = marked_graph(network, frozen.floats, input_shape)
     shapes = {name: tuple(layer.weight.shape) for name, layer in network.layers.items()}
     _Expander(model, shapes, frozen).run()
     model.producer_name, model.producer_version, model.ir_version = "emqdeploy", "", 10
@@ -212,7 +73,7 @@ class _Expander:
         expand = {"Layer": self._layer, "Site": self._site, "Float": self._float}
         found: dict[str, set[str]] = {kind: set() for kind in expand}
         for node in list(self.graph):
-            if node.domain == _DOMAIN:
+            if node.domain == DOMAIN:
                 found[node.op_type].add(node.attributes[node.op_type.lower()].as_string())
                 expand[node.op_type](node)
             elif node.op_type == "ReduceMean":
@@ -223,7 +84,7 @@ class _Expander:
                 raise EmqError(
                     f"the exported graph has {len(found[kind])} of {len(names)} {kind.lower()} markers; lost: {lost}"
                 )
-        self.model.opset_imports.pop(_DOMAIN, None)
+        self.model.opset_imports.pop(DOMAIN, None)
         used = {value for node in self.graph for value in node.inputs}
         for name, value in list(self.graph.initializers.items()):
             if value not in used:

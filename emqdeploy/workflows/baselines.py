@@ -112,7 +112,7 @@ def export_float(model: torch.nn.Module, input_shape: tuple[int, int, int]) -> b
     """A float network as ONNX, for any number of images; inputs and outputs named as in every file of ours."""
     import torch
 
-    from emqdeploy.quant.skeleton import quiet_export
+    from emqdeploy.quant.marked_graph import quiet_export
 
     example = torch.zeros(2, *input_shape)
     with quiet_export():

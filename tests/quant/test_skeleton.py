@@ -7,10 +7,11 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError
 from emqdeploy.format.child import Child
+from emqdeploy.graph.floating import float_operators
 from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.skeleton import export_skeleton
@@ -45,6 +46,32 @@ def test_the_same_network_gives_the_same_bytes(small: Deployed) -> None:
     """Artefacts can be compared by hash."""
     frozen = small.checkpoint.network
     assert export_skeleton(small.network, frozen, small.spec.input_shape) == small.checkpoint.skeleton
+
+
+def test_a_network_goes_through_the_exporter_once(small: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds, and a network is proven to be exportable before its numbers are known."""
+    frozen = small.checkpoint.network
+    monkeypatch.delattr(torch.onnx, "export")
+    assert export_skeleton(small.network, frozen, small.spec.input_shape) == small.checkpoint.skeleton
+
+
+def test_a_mean_of_tokens_is_one_operator() -> None:
+    """The exporter would gather, one by one, the means of a tensor whose axes were transposed before."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+            self.mean = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2).transpose(1, 2) ** 2
+            return self.head(self.mean(tokens.transpose(1, 2).unsqueeze(-1)).flatten(1))
+
+    network = insert_quantizers(Tokens(), InsertionConfig(), (FOUR,), (), 1.0, (1, 8, 8))
+    network.initialise_clips(torch.rand(2, 1, 8, 8))
+    skeleton = export_skeleton(network, freeze(network.eval(), (FOUR,)), (1, 8, 8))
+    assert float_operators(skeleton) == {"GlobalAveragePool": 1, "Pow": 1}
 
 
 def test_the_clamp_stands_behind_a_max_pooling() -> None:
