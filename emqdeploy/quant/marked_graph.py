@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import pickle
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from weakref import WeakKeyDictionary
 
 import onnx
 import onnx_ir as ir
@@ -33,9 +33,11 @@ DOMAIN = "emq"
 _Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 
 
-_EXPORTED: WeakKeyDictionary[MultiBitNetwork, tuple[object, bytes]] = WeakKeyDictionary()
-"""The last export of every network, for the exporter takes seconds: a network is exported to prove that it can be, and
-again when its numbers are known."""
+_MOST_KEPT = 16
+
+_EXPORTED: dict[bytes, bytes] = {}
+"""The latest exports by what was exported, for the exporter takes seconds: a network is exported to prove that it can
+be, and again when its numbers are known, and a run may train many networks of one structure."""
 
 
 def marked_graph(network: MultiBitNetwork, floats: Iterable[str], input_shape: tuple[int, int, int]) -> ir.Model:
@@ -52,23 +54,54 @@ def marked_graph(network: MultiBitNetwork, floats: Iterable[str], input_shape: t
     Raises:
         EmqError: the exporter fails.
     """
-    asked = (tuple(floats), input_shape)
-    known, data = _EXPORTED.get(network, (None, b""))
-    if known != asked:
-        data = ir.to_proto(_export(network, *asked)).SerializeToString()
-        _EXPORTED[network] = asked, data
-    return ir.from_proto(onnx.load_from_string(data))
-
-
-def _export(network: MultiBitNetwork, floats: Iterable[str], input_shape: tuple[int, int, int]) -> ir.Model:
     taps = network.taps()
     module = network.rebuild(
         _LayerMarker,
         lambda name, site: _SiteMarker(name, alias=False, clamps=taps[name] == f"{SITES}{name}"),
         lambda name, site: _SiteMarker(site, alias=True, clamps=taps[site] == name),
     ).eval()
-    _mark_floats(module, floats)
-    _write_plainly(module)
+    floats = tuple(floats)
+    structure = _structure(module, floats, input_shape)
+    data = _EXPORTED.get(structure)
+    if data is None:
+        _mark_floats(module, floats)
+        _write_plainly(module)
+        data = ir.to_proto(_export(module, input_shape)).SerializeToString()
+        if structure:
+            _EXPORTED[structure] = data
+        while len(_EXPORTED) > _MOST_KEPT:
+            del _EXPORTED[next(iter(_EXPORTED))]
+    return ir.from_proto(onnx.load_from_string(data))
+
+
+def _structure(module: fx.GraphModule, floats: tuple[str, ...], input_shape: tuple[int, int, int]) -> bytes:
+    """All that decides how a module is exported; of the tensors that stay in float their shapes. Empty if unknown."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False), *module.named_children()]
+    written = io.BytesIO()
+    try:
+        _Structure(written, map(tensors.get, floats)).dump((module.code, own, floats, input_shape))
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError):  # a class without a name, or a circle
+        return b""
+    return written.getvalue()
+
+
+class _Structure(pickle.Pickler):
+    """Writes tensors as what they hold, and those that a checkpoint supplies as their shapes."""
+
+    def __init__(self, file: io.BytesIO, open_: Iterable[Tensor | None]) -> None:
+        super().__init__(file)
+        self.fast = True  # what is written twice says nothing of which strings are one object
+        self.open = set(map(id, open_))
+
+    def persistent_id(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return None
+        data = b"" if id(value) in self.open else value.detach().cpu().numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), data
+
+
+def _export(module: fx.GraphModule, input_shape: tuple[int, int, int]) -> ir.Model:
     example = torch.zeros(2, *input_shape)
     with quiet_export():
         try:

@@ -48,11 +48,33 @@ def test_the_same_network_gives_the_same_bytes(small: Deployed) -> None:
     assert export_skeleton(small.network, frozen, small.spec.input_shape) == small.checkpoint.skeleton
 
 
-def test_a_network_goes_through_the_exporter_once(small: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes seconds, and a network is proven to be exportable before its numbers are known."""
-    frozen = small.checkpoint.network
+def test_a_structure_goes_through_the_exporter_once(small: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds, a network is proven before its numbers are known, and a run may train many of one structure."""
+    frozen, shape = small.checkpoint.network, small.spec.input_shape
+    assert export_skeleton(small.network, frozen, shape) == small.checkpoint.skeleton
     monkeypatch.delattr(torch.onnx, "export")
-    assert export_skeleton(small.network, frozen, small.spec.input_shape) == small.checkpoint.skeleton
+    assert export_skeleton(small.spec.build(), frozen, shape) == small.checkpoint.skeleton
+
+
+def test_a_constant_belongs_to_the_structure() -> None:
+    """Two networks that print alike, and pick their features in another order, are exported as two."""
+
+    class Picks(nn.Module):
+        def __init__(self, order: list[int]) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+            self.register_buffer("order", torch.tensor(order))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).mean((2, 3)).index_select(1, self.order))
+
+    for order in ([0, 1, 2, 3], [3, 1, 2, 0]):
+        network = insert_quantizers(Picks(order), InsertionConfig(), (FOUR,), (), 1.0, (1, 8, 8))
+        network.initialise_clips(torch.rand(2, 1, 8, 8))
+        model = onnx.load_from_string(export_skeleton(network, freeze(network, (FOUR,)), (1, 8, 8)))
+        (picked,) = (node.input[1] for node in model.graph.node if node.op_type == "Gather")
+        (held,) = (tensor for tensor in model.graph.initializer if tensor.name == picked)
+        assert onnx.numpy_helper.to_array(held).tolist() == order
 
 
 def test_a_mean_of_tokens_is_one_operator() -> None:
