@@ -26,7 +26,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all sanitize soak architectures lint format clean
+.PHONY: help demo test test-all sanitize arm soak architectures lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -51,7 +51,12 @@ SANITIZERS = $(foreach name,libasan.so libubsan.so,$(shell c++ -print-file-name=
 sanitize: $(VENV)/.emqdeploy-dev ## run the native tests under address and undefined-behaviour sanitizers
 	$(PIP) install --upgrade --target build/sanitized --config-settings=cmake.define.EMQ_SANITIZE=ON ./native
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized OMP_NUM_THREADS=1 \
-		$(RUN) -m pytest tests/runtimes/adapters/test_native.py
+		$(RUN) -m pytest tests/runtimes/adapters/test_native.py tests/runtimes/test_native_file.py
+
+arm: $(VENV)/.emqdeploy-dev $(VENV)/.emqdeploy-native ## build the native kernels for 64-bit ARM, compare them with the reference in an emulator
+	cmake -S native -B build/arm --toolchain $(CURDIR)/native/cmake/aarch64.cmake -DBUILD_SHARED_LIBS=OFF -DEMQ_REPLAY=ON
+	cmake --build build/arm --parallel $$(nproc)
+	$(RUN) -m pytest tests/runtimes/adapters/test_native_replay.py
 
 lint: $(VENV)/.emqdeploy-dev ## check style, format and types
 	$(RUN) -m ruff check .

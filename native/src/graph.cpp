@@ -1,21 +1,19 @@
 #include "graph.h"
 
 #include <cstring>
+#include <functional>
 
 #include "failure.h"
 
 namespace emq {
 namespace {
 
+constexpr size_t most_nodes = 50000, most_names = 1024, longest_name = 1024;
+
 enum Wire { varint_wire = 0, fixed64_wire = 1, bytes_wire = 2, fixed32_wire = 5 };
 
 // ONNX's numbers of element types.
 enum Element { uint8_element = 2, int8_element = 3, int32_element = 6, int64_element = 7, bool_element = 9 };
-
-struct Span {
-    const uint8_t *begin, *end;
-    std::string text() const { return {reinterpret_cast<const char *>(begin), static_cast<size_t>(end - begin)}; }
-};
 
 struct Field {
     unsigned number;
@@ -26,12 +24,12 @@ struct Field {
 
 class Reader {
   public:
-    explicit Reader(Span span) : at_(span.begin), end_(span.end) {}
+    explicit Reader(Span span) : at_(span.data), end_(span.data + span.size) {}
 
     bool next(Field &field) {
         if (at_ == end_) return false;
         const uint64_t key = varint();
-        field = {static_cast<unsigned>(key >> 3), static_cast<Wire>(key & 7), 0, {at_, at_}};
+        field = {static_cast<unsigned>(key >> 3), static_cast<Wire>(key & 7), 0, {}};
         switch (field.wire) {
             case varint_wire: field.value = varint(); return true;
             case bytes_wire: field.bytes = take(varint()); return true;
@@ -54,13 +52,18 @@ class Reader {
 
     Span take(uint64_t length) {
         if (length > static_cast<uint64_t>(end_ - at_)) throw Failure("the graph is cut off");
-        const Span span{at_, at_ + length};
-        at_ = span.end;
+        const Span span{at_, static_cast<size_t>(length)};
+        at_ += span.size;
         return span;
     }
 
     const uint8_t *at_, *end_;
 };
+
+std::string name_in(const Field &field) {
+    if (field.bytes.size > longest_name) throw Failure("a name in the graph is too long");
+    return field.bytes.text();
+}
 
 void append(std::vector<int64_t> &numbers, const Field &field) {
     if (field.wire == varint_wire) {
@@ -68,13 +71,13 @@ void append(std::vector<int64_t> &numbers, const Field &field) {
         return;
     }
     // Packed: read as a message of nothing but values would fail on keys, so the varints are walked here.
-    const uint8_t *at = field.bytes.begin;
-    while (at != field.bytes.end) {
+    const uint8_t *at = field.bytes.data, *const end = at + field.bytes.size;
+    while (at != end) {
         uint64_t value = 0;
         int shift = 0;
         uint8_t byte = 0;
         do {
-            if (at == field.bytes.end || shift > 63) throw Failure("a number in the graph has no end");
+            if (at == end || shift > 63) throw Failure("a number in the graph has no end");
             byte = *at++;
             value |= static_cast<uint64_t>(byte & 0x7f) << shift;
             shift += 7;
@@ -85,9 +88,9 @@ void append(std::vector<int64_t> &numbers, const Field &field) {
 
 template <typename T>
 void append_raw(std::vector<int64_t> &numbers, Span raw) {
-    for (const uint8_t *at = raw.begin; at + sizeof(T) <= raw.end; at += sizeof(T)) {
+    for (size_t at = 0; at + sizeof(T) <= raw.size; at += sizeof(T)) {
         T value;
-        std::memcpy(&value, at, sizeof value);
+        std::memcpy(&value, raw.data + at, sizeof value);
         numbers.push_back(static_cast<int64_t>(value));
     }
 }
@@ -96,7 +99,7 @@ void read_constant(Span span, Graph &graph) {
     Constant constant;
     std::string name;
     uint64_t kind = 0;
-    Span raw{nullptr, nullptr};
+    Span raw;
     Reader reader(span);
     for (Field field; reader.next(field);) {
         switch (field.number) {
@@ -104,7 +107,7 @@ void read_constant(Span span, Graph &graph) {
             case 2: kind = field.value; break;
             case 5:
             case 7: append(constant.integers, field); break;
-            case 8: name = field.bytes.text(); break;
+            case 8: name = name_in(field); break;
             case 9: raw = field.bytes; break;
             case 14: constant.open = field.value == 1; break;
             default: break;
@@ -118,25 +121,29 @@ void read_constant(Span span, Graph &graph) {
         case int64_element: append_raw<int64_t>(constant.integers, raw); break;
         default: break;
     }
-    graph.constants[name] = std::move(constant);
+    if (!graph.constants.emplace(name, std::move(constant)).second) throw Failure("the graph has constant " + name + " twice");
 }
 
 Node read_node(Span span) {
     Node node;
+    std::string domain;
     Reader reader(span);
     for (Field field; reader.next(field);) {
         switch (field.number) {
-            case 1: node.inputs.push_back(field.bytes.text()); break;
-            case 2: node.outputs.push_back(field.bytes.text()); break;
-            case 3: node.name = field.bytes.text(); break;
-            case 4: node.operation = field.bytes.text(); break;
+            case 1: node.inputs.push_back(name_in(field)); break;
+            case 2: node.outputs.push_back(name_in(field)); break;
+            case 3: node.name = name_in(field); break;
+            case 4: node.operation = name_in(field); break;
+            case 7: domain = name_in(field); break;
             case 5: {
                 std::string name;
                 std::vector<int64_t> numbers;
                 Reader inner(field.bytes);
                 for (Field part; inner.next(part);) {
-                    if (part.number == 1) name = part.bytes.text();
+                    if (part.number == 1) name = name_in(part);
                     if (part.number == 3 || part.number == 8) append(numbers, part);
+                    // A text is how ONNX writes that padding is not given as numbers, or (NOTSET) that it is.
+                    if (part.number == 4) numbers = {part.bytes.text() == "NOTSET" ? 0 : 1};
                 }
                 node.attributes[name] = std::move(numbers);
                 break;
@@ -144,31 +151,66 @@ Node read_node(Span span) {
             default: break;
         }
     }
-    if (node.outputs.empty()) throw Failure("an operator of the graph has no output");
+    if (node.outputs.empty()) throw Failure("operator " + node.operation + " of the graph has no output");
+    if (node.inputs.size() > most_names || node.outputs.size() > most_names) {
+        throw Failure("operator " + node.operation + " of the graph has too many inputs or outputs");
+    }
+    if (!domain.empty() && domain != "ai.onnx") {
+        throw Failure("the graph uses operator " + node.operation + " of domain " + domain);
+    }
     return node;
 }
 
-std::string read_value_name(Span span) {
+// The sides of a tensor's type, -1 for one that is free.
+std::vector<int64_t> read_sides(Span type) {
+    std::vector<int64_t> sides;
+    const auto inside = [](Span span, unsigned number, const std::function<void(const Field &)> &each) {
+        Reader reader(span);
+        for (Field field; reader.next(field);) {
+            if (field.number == number) each(field);
+        }
+    };
+    inside(type, 1, [&](const Field &tensor) {
+        inside(tensor.bytes, 2, [&](const Field &shape) {
+            inside(shape.bytes, 1, [&](const Field &side) {
+                sides.push_back(-1);
+                inside(side.bytes, 1, [&](const Field &value) { sides.back() = static_cast<int64_t>(value.value); });
+            });
+        });
+    });
+    return sides;
+}
+
+Value read_value(Span span) {
+    Value value;
     Reader reader(span);
     for (Field field; reader.next(field);) {
-        if (field.number == 1) return field.bytes.text();
+        if (field.number == 1) value.name = name_in(field);
+        if (field.number == 2) value.shape = read_sides(field.bytes);
     }
-    return "";
+    return value;
 }
 
 Graph read_body(Span span) {
     Graph graph;
+    std::vector<Value> inputs, outputs;
     Reader reader(span);
     for (Field field; reader.next(field);) {
         if (field.wire != bytes_wire) continue;
         switch (field.number) {
             case 1: graph.nodes.push_back(read_node(field.bytes)); break;
             case 5: read_constant(field.bytes, graph); break;
-            case 11: graph.input = read_value_name(field.bytes); break;
-            case 12: graph.output = read_value_name(field.bytes); break;
+            case 11: inputs.push_back(read_value(field.bytes)); break;
+            case 12: outputs.push_back(read_value(field.bytes)); break;
             default: break;
         }
+        if (graph.nodes.size() > most_nodes) {
+            throw Failure("the graph has more than " + std::to_string(most_nodes) + " operators");
+        }
     }
+    if (inputs.size() != 1 || outputs.size() != 1) throw Failure("the graph has other than one input and one output");
+    graph.input = inputs[0];
+    graph.output = outputs[0];
     return graph;
 }
 
@@ -185,8 +227,13 @@ const std::vector<int64_t> &Node::numbers(const char *attribute) const {
     return found == attributes.end() ? none : found->second;
 }
 
-Graph read_graph(const uint8_t *data, size_t size) {
-    Reader reader({data, data + size});
+const std::string &Node::input(size_t index) const {
+    if (index >= inputs.size()) throw Failure("operator " + operation + " (" + name + ") lacks an input");
+    return inputs[index];
+}
+
+Graph read_graph(Span data) {
+    Reader reader(data);
     for (Field field; reader.next(field);) {
         if (field.number == 7 && field.wire == bytes_wire) return read_body(field.bytes);
     }

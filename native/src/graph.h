@@ -1,11 +1,11 @@
 // The weightless ONNX graph of a checkpoint as plain data, read from its protobuf wire format.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
+
+#include "span.h"
 
 namespace emq {
 
@@ -22,17 +22,25 @@ struct Node {
     std::vector<std::string> inputs, outputs;
     std::map<std::string, std::vector<int64_t>> attributes;  // whole numbers only
 
+    // Throws `Failure` where the operator has fewer.
+    const std::string &input(size_t index) const;
     int64_t number(const char *attribute, int64_t otherwise) const;
     const std::vector<int64_t> &numbers(const char *attribute) const;  // empty where it is not there
+};
+
+// What goes in or comes out; a side of -1 is free.
+struct Value {
+    std::string name;
+    std::vector<int64_t> shape;
 };
 
 struct Graph {
     std::vector<Node> nodes;
     std::map<std::string, Constant> constants;
-    std::string input, output;
+    Value input, output;
 };
 
 // Throws `Failure` for bytes that are no such graph.
-Graph read_graph(const uint8_t *data, size_t size);
+Graph read_graph(Span data);
 
 }  // namespace emq

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -15,6 +16,7 @@ namespace {
 
 constexpr int master_bits = 8;
 constexpr int tuning_rounds = 3;
+constexpr int64_t most_weights = 1 << 16;  // of an output: sums of codes times activations stay in 32 bits
 
 size_t count(int number) { return static_cast<size_t>(number); }
 
@@ -32,6 +34,11 @@ Layer::Layer(const emq_layer &source, int children, const Step &step, const Tens
     place(source, step, input, output);
     depthwise_ = windows_.groups > 1 && windows_.group_inputs == 1 && windows_.group_outputs == 1;
     const size_t padded = padded_outputs() * count(windows_.groups);
+    std::vector<Extremes> extremes;
+    for (int64_t n = 0; n < source.outputs; n++) {
+        const auto found = std::minmax_element(source.codes + n * fan_in(), source.codes + (n + 1) * fan_in());
+        extremes.push_back({*found.first, *found.second});
+    }
     for (int child = 0; child < children; child++) {
         const emq_layer_numbers &given = source.children[child];
         Numbers numbers;
@@ -46,7 +53,7 @@ Layer::Layer(const emq_layer &source, int children, const Step &step, const Tens
             const int group = n / windows_.group_outputs, inside = n % windows_.group_outputs;
             const size_t at = count(group) * padded_outputs() + count(inside);
             const int bits = given.bits[n];
-            if (bits < 1 || bits > master_bits) throw Failure("layer " + name_ + " has a channel of 0 bits");
+            check_channel(extremes[count(n)], given, n);
             numbers.gain[at] = given.gain[n];
             numbers.shift[at] = given.shift[n];
             numbers.drop[at] = master_bits - bits;
@@ -59,6 +66,20 @@ Layer::Layer(const emq_layer &source, int children, const Step &step, const Tens
         children_.push_back(std::move(numbers));
     }
     if (!depthwise_) pack(source);
+}
+
+// Throws for integer weights that leave int8, and for sums that may leave int32.
+void Layer::check_channel(Extremes codes, const emq_layer_numbers &given, int n) const {
+    const int bits = given.bits[n];
+    if (bits < 1 || bits > master_bits) throw Failure("layer " + name_ + " has a channel of 0 bits");
+    for (const int code : {codes.least, codes.most}) {
+        const int64_t weight = int64_t{given.gain[n]} * (code >> (master_bits - bits)) + given.shift[n];
+        if (weight < -128 || weight > 127) throw Failure("layer " + name_ + " has weights beyond int8");
+    }
+    constexpr int64_t product = 128 * 128;
+    if (fan_in() > most_weights || fan_in() * product + std::abs(int64_t{given.bias[n]}) > INT32_MAX) {
+        throw Failure("layer " + name_ + " has sums beyond int32; run this network in onnxruntime");
+    }
 }
 
 size_t Layer::padded_outputs() const {
@@ -169,6 +190,7 @@ void Layer::set_grids(int child, float input_scale, float output_scale, int smal
         // In this order, each product rounded: as the reference computes it.
         const float scale = input_scale * numbers.weight_scale[n];
         numbers.scale[n] = scale / output_scale;
+        if (!std::isfinite(numbers.scale[n])) throw Failure("layer " + name_ + " has a scale that is no number");
     }
     numbers.smallest = smallest;
     numbers.largest = largest;

@@ -56,6 +56,12 @@ class Layer {
         size_t method = 0;  // index among those of the kernels
     };
 
+    // Of the codes of an output channel.
+    struct Extremes {
+        uint8_t least, most;
+    };
+
+    void check_channel(Extremes codes, const emq_layer_numbers &given, int n) const;
     void place(const emq_layer &source, const Step &step, const Tensor &input, const Tensor *output);
     void pack(const emq_layer &source);
     void pack_depthwise(const emq_layer &source, Numbers &numbers) const;

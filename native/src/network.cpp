@@ -14,6 +14,7 @@ namespace {
 // Multiplications below which a step is not worth sharing among threads.
 constexpr int64_t shared_work = 60000;
 constexpr int chunks_per_thread = 3;
+constexpr float largest_scale = 1e30f;  // also of one grid in steps of another: its products are numbers
 
 size_t at(int index) { return static_cast<size_t>(index); }
 
@@ -59,12 +60,16 @@ Network::Network(const emq_source &source, const Kernels &kernels)
       crew_(nullptr) {
     for (int child = 0; child < source.child_count; child++) children_.emplace_back(source.child_names[child]);
     const Shapes shapes(source);
-    program_ = lower(read_graph(source.graph, source.graph_size), image_, shapes);
+    program_ = lower(read_graph({source.graph, source.graph_size}), image_, shapes);
     for (int i = 0; i < source.site_count; i++) {
         const emq_site &given = source.sites[i];
         Site one{given.name, program_.zero_point(given.name), {}};
         for (size_t child = 0; child < children_.size(); child++) {
-            one.children.push_back({given.scales[child], given.lows[child], given.highs[child]});
+            const Grid grid{given.scales[child], given.lows[child], given.highs[child]};
+            const bool good = grid.scale > 0 && grid.scale <= largest_scale && one.zero_point >= 0 &&
+                              one.zero_point <= 255 && grid.low >= 0 && grid.low <= grid.high && grid.high <= 255;
+            if (!good) throw Failure("tensor " + one.name + " has a scale or codes that no kernel computes with");
+            one.children.push_back(grid);
         }
         sites_.push_back(std::move(one));
     }
@@ -104,6 +109,25 @@ Network::Grid Network::bounds(const Bound &bound, int child) const {
     return {grid.scale, clamp.low - zero, clamp.high - zero};
 }
 
+// Throws for codes that leave a byte, or what a kernel was promised of them, and for grids too far apart.
+void Network::check(const Bound &bound, int child) const {
+    const std::string name = "tensor " + bound.output->name + " at child " + children_[at(child)];
+    const Grid grid = bounds(bound, child), own = bound.output->children[at(child)];
+    const int zero = bound.output->zero_point;
+    if (grid.low < -128 || grid.high > 127) {
+        throw Failure(name + " has all levels of a byte (--levels full), for which there are no kernels here; run this"
+                             " network in onnxruntime");
+    }
+    if (grid.low > grid.high || grid.low + zero < own.low || grid.high + zero > own.high) {
+        throw Failure("the graph does not keep " + name + " to its codes");
+    }
+    for (const Site *input : bound.inputs) {
+        if (!(input->children[at(child)].scale / grid.scale <= largest_scale)) {
+            throw Failure(name + " has a step too small for what it is made of");
+        }
+    }
+}
+
 void Network::bind(const emq_source &source) {
     const int children = static_cast<int>(children_.size());
     for (const Step &step : program_.steps) {
@@ -114,15 +138,16 @@ void Network::bind(const emq_source &source) {
         if (!step.clamp.empty()) bound.clamp = &site(step.clamp);
         // A maximum keeps the bounds that its input has.
         const bool checked = bound.output != nullptr && step.kind != Kind::maximum;
-        for (int child = 0; checked && child < children; child++) {
-            const Grid grid = bounds(bound, child);
-            if (grid.low < -128 || grid.high > 127 || grid.low > grid.high) {
-                throw Failure("tensor " + step.site + " has codes beyond a centred byte; run this network in onnxruntime");
-            }
-        }
+        for (int child = 0; checked && child < children; child++) check(bound, child);
         steps_.push_back(std::move(bound));
     }
     for (Bound &bound : steps_) {
+        if (bound.step.kind == Kind::answer) {
+            const Shape shape = program_.tensors[at(bound.step.inputs[0])].shape;
+            if (shape.height != 1 || shape.width != 1 || shape.channels != classes_) {
+                throw Failure("the graph answers with another shape than its classes");
+            }
+        }
         if (bound.step.kind != Kind::layer) continue;
         const emq_layer *given = nullptr;
         for (int i = 0; i < source.layer_count; i++) {
@@ -146,6 +171,15 @@ void Network::bind(const emq_source &source) {
         scratch_bytes_ = std::max(scratch_bytes_, bound.layer->scratch_bytes());
         sums_count_ = std::max(sums_count_, bound.layer->sums_count());
     }
+}
+
+int Network::child(const std::string &name) const {
+    std::string names;
+    for (const std::string &one : children_) {
+        if (one == name) return static_cast<int>(&one - children_.data());
+        names += (names.empty() ? "" : ", ") + one;
+    }
+    throw Failure("there is no child '" + name + "'; name one of: " + names);
 }
 
 size_t Network::bytes() const {
@@ -180,9 +214,6 @@ std::unique_ptr<Network::Workspace> Network::borrow(Crew &crew) {
 }
 
 void Network::run(int child, const float *images, int64_t count, float *logits, emq_watch watch, void *context) {
-    if (child < 0 || at(child) >= children_.size()) {
-        throw Failure("child " + std::to_string(child) + " is none of 0.." + std::to_string(children_.size() - 1));
-    }
     Crew &mine = crew();
     std::unique_ptr<Workspace> work = borrow(mine);
     for (int64_t i = 0; i < count; i++) {
@@ -343,9 +374,6 @@ void Network::join(const Bound &bound, int child, Workspace &work) {
 
 void Network::answer(const Bound &bound, int child, const Workspace &work, float *logits) const {
     const Tensor &in = program_.tensors[at(bound.step.inputs[0])];
-    if (in.shape.height != 1 || in.shape.width != 1 || in.shape.channels != classes_) {
-        throw Failure("the graph answers with another shape than its classes");
-    }
     const int8_t *codes = work.tensors[at(bound.step.inputs[0])].data() + in.first() * in.stride();
     const float scale = bound.inputs[0]->children[at(child)].scale;
     for (int c = 0; c < classes_; c++) logits[c] = static_cast<float>(codes[c]) * scale;

@@ -23,6 +23,8 @@ class Network {
     Network &operator=(const Network &) = delete;
 
     const std::vector<std::string> &children() const { return children_; }
+    // The index of a child; throws `Failure` with those that there are.
+    int child(const std::string &name) const;
     size_t bytes() const;
     const Layer *find(const std::string &layer) const;
     void run(int child, const float *images, int64_t count, float *logits, emq_watch watch, void *context);
@@ -65,6 +67,7 @@ class Network {
     void bind(const emq_source &source);
     const Site &site(const std::string &name) const;
     Grid bounds(const Bound &bound, int child) const;
+    void check(const Bound &bound, int child) const;
     std::unique_ptr<Workspace> borrow(Crew &crew);
     void run_image(int child, const float *image, float *logits, Workspace &work, Pool &pool, emq_watch watch,
                    void *context);

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <system_error>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -23,7 +25,13 @@ uint64_t turn_of(uint64_t next) { return next >> 32; }
 }  // namespace
 
 Pool::Pool(int threads) {
-    for (int index = 1; index < threads; index++) workers_.emplace_back([this] { serve(); });
+    for (int index = 1; index < threads; index++) {
+        try {
+            workers_.emplace_back([this] { serve(); });
+        } catch (const std::system_error &) {
+            return;  // fewer compute as well
+        }
+    }
 }
 
 Pool::~Pool() {

@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "admitted.h"
 #include "failure.h"
 
 namespace emq {
@@ -15,7 +16,7 @@ constexpr int64_t largest_tensor = int64_t{1} << 26;  // bytes, its border inclu
 constexpr int64_t largest_request = int64_t{1} << 31;  // bytes of all tensors together
 
 // What a value of the graph is while it is lowered.
-struct Value {
+struct Lowered {
     enum Form { image, codes, quantized, accumulated, sum, mean, joined, parameter } form;
     int tensor = -1;
     std::string site;  // of codes; the layer of a parameter
@@ -48,30 +49,40 @@ class Lowering {
     Lowering(const Graph &graph, Shape image, const LayerShapes &layers) : graph_(graph), layers_(layers), image_(image) {}
 
     Program run() {
-        values_[graph_.input] = {Value::image, -1, "", -1, false};
+        check_ends();
+        values_[graph_.input.name] = {Lowered::image, -1, "", -1, false};
         for (const Node &node : graph_.nodes) visit(node);
         finish();
         return std::move(program_);
     }
 
   private:
+    void check_ends() const {
+        const std::vector<int64_t> &shape = graph_.input.shape;
+        const bool fits = shape.size() == 4 && shape[1] == image_.channels && shape[2] == image_.height &&
+                          shape[3] == image_.width;
+        if (graph_.input.name != "images" || graph_.output.name != "logits" || !fits) {
+            throw Failure("the graph takes or gives something else than the network");
+        }
+    }
+
     void visit(const Node &node) {
         const std::string &operation = node.operation;
         if (operation == "Shape") return;
-        if (operation == "DequantizeLinear" && starts_open(graph_.constants, node.inputs.at(0))) {
+        if (operation == "DequantizeLinear" && starts_open(graph_.constants, node.input(0))) {
             const std::string &name = node.inputs[0];
             const bool weight = name.size() > 7 && name.compare(name.size() - 7, 7, ".weight") == 0;
-            values_[node.outputs[0]] = {Value::parameter, -1, without(name, weight ? ".weight" : ".bias"), -1, false};
+            values_[node.outputs[0]] = {Lowered::parameter, -1, without(name, weight ? ".weight" : ".bias"), -1, false};
             return;
         }
-        std::vector<Value> inputs;
+        std::vector<Lowered> inputs;
         for (const std::string &name : node.inputs) {
             const auto found = values_.find(name);
             if (found != values_.end()) inputs.push_back(found->second);
         }
         if (inputs.empty()) return;  // arithmetic on sizes
-        const Value value = lowered(node, inputs);
-        if (value.form == Value::codes && node.outputs[0] == value.site + "/codes") maker(value.tensor).shown = true;
+        const Lowered value = lowered(node, inputs);
+        if (value.form == Lowered::codes && node.outputs[0] == value.site + "/codes") maker(value.tensor).shown = true;
         values_[node.outputs[0]] = value;
     }
 
@@ -82,37 +93,36 @@ class Lowering {
         throw Failure("the graph reads a tensor that nothing makes");
     }
 
-    Value lowered(const Node &node, std::vector<Value> &inputs) {
+    Lowered lowered(const Node &node, const std::vector<Lowered> &inputs) {
+        check_admitted(node);
         const std::string &operation = node.operation;
-        const Value &first = inputs[0];
-        const bool all_quantized = std::all_of(inputs.begin(), inputs.end(), [](const Value &value) {
-            return value.form == Value::quantized || value.form == Value::parameter;
+        const Lowered &first = inputs[0];
+        const bool all_quantized = std::all_of(inputs.begin(), inputs.end(), [](const Lowered &value) {
+            return value.form == Lowered::quantized || value.form == Lowered::parameter;
         });
         if (operation == "QuantizeLinear") return quantize(node, first);
-        if (operation == "DequantizeLinear" && first.form == Value::codes) {
-            return {Value::quantized, first.tensor, first.site, -1, first.flat};
+        if (operation == "DequantizeLinear" && first.form == Lowered::codes) {
+            if (node.input(1) != first.site + ".scale") refuse(node);
+            return {Lowered::quantized, first.tensor, first.site, -1, first.flat};
         }
-        if (operation == "Clip" && first.form == Value::codes) return clip(node, first);
+        if (operation == "Clip" && first.form == Lowered::codes) return clip(node, first);
         if (operation == "Identity") return first;
         // Moves of values take codes as well as codes with their grid.
-        if (first.form == Value::codes || first.form == Value::quantized) {
+        if (first.form == Lowered::codes || first.form == Lowered::quantized) {
             if (operation == "MaxPool") return maximum(node, first);
             if (flattens(node)) return {first.form, first.tensor, first.site, -1, true};
         }
-        if (!all_quantized || first.form != Value::quantized) refuse(node);
+        // An input that is not followed here is a number of the graph's own.
+        const bool followed = inputs.size() == node.inputs.size();
+        if (!all_quantized || !followed || first.form != Lowered::quantized) refuse(node);
         if (operation == "Conv") return convolution(node, inputs);
         if (operation == "Gemm") return linear(node, inputs);
-        if (operation == "Add" && inputs.size() == 2) return pending(node, Kind::add, Value::sum, inputs);
-        if (operation == "GlobalAveragePool") return pending(node, Kind::mean, Value::mean, inputs);
+        if (operation == "Add" && inputs.size() == 2) return pending(node, Kind::add, Lowered::sum, inputs);
+        if (operation == "GlobalAveragePool") return pending(node, Kind::mean, Lowered::mean, inputs);
         if (operation == "Concat" && node.number("axis", 1) == 1) {
-            return pending(node, Kind::join, Value::joined, inputs);
+            return pending(node, Kind::join, Lowered::joined, inputs);
         }
         refuse(node);
-    }
-
-    [[noreturn]] static void refuse(const Node &node) {
-        throw Failure("operator " + node.operation + " (" + node.name +
-                      ") has no integer kernel of its own; run this network in onnxruntime");
     }
 
     [[noreturn]] static void refuse_size() {
@@ -125,7 +135,7 @@ class Lowering {
         if (node.operation == "Flatten") return node.number("axis", 1) == 1;
         if (node.operation != "Reshape" && node.operation != "Squeeze") return false;
         if (node.operation == "Squeeze") return true;
-        const auto shape = graph_.constants.find(node.inputs.at(1));
+        const auto shape = graph_.constants.find(node.input(1));
         return shape != graph_.constants.end() && shape->second.integers.size() == 2;
     }
 
@@ -146,12 +156,12 @@ class Lowering {
         one.readers++;
     }
 
-    Step &add_step(const Node &node, Kind kind, const std::vector<Value> &inputs) {
+    Step &add_step(const Node &node, Kind kind, const std::vector<Lowered> &inputs) {
         Step step;
         step.kind = kind;
         step.name = node.name;
-        for (const Value &value : inputs) {
-            if (value.form == Value::parameter) continue;
+        for (const Lowered &value : inputs) {
+            if (value.form == Lowered::parameter) continue;
             step.inputs.push_back(value.tensor);
             step.input_sites.push_back(value.site);
         }
@@ -165,16 +175,16 @@ class Lowering {
 
     // --- steps whose output gets its grid from the quantizer behind them ---
 
-    Value pending(const Node &node, Kind kind, Value::Form form, const std::vector<Value> &inputs) {
-        for (const Value &value : inputs) {
-            if (value.flat && form != Value::sum) refuse(node);
+    Lowered pending(const Node &node, Kind kind, Lowered::Form form, const std::vector<Lowered> &inputs) {
+        for (const Lowered &value : inputs) {
+            if (value.flat && form != Lowered::sum) refuse(node);
             read(value.tensor, 0);
         }
         add_step(node, kind, inputs);
         return {form, -1, "", last_step(), false};
     }
 
-    Value convolution(const Node &node, const std::vector<Value> &inputs) {
+    Lowered convolution(const Node &node, const std::vector<Lowered> &inputs) {
         if (inputs.size() != 3) refuse(node);
         const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
                                    &strides = node.numbers("strides"), &dilations = node.numbers("dilations");
@@ -185,22 +195,22 @@ class Lowering {
                          side(pads[0], 0),      side(pads[1], 0),      side(pads[2], 0),    side(pads[3], 0),
                          side(dilations[0], 1), side(dilations[1], 1), side(node.number("group", 1), 1)};
         read(inputs[0].tensor, static_cast<int>(*std::max_element(pads.begin(), pads.end())));
-        return {Value::accumulated, -1, "", last_step(), false};
+        return {Lowered::accumulated, -1, "", last_step(), false};
     }
 
-    Value linear(const Node &node, const std::vector<Value> &inputs) {
+    Lowered linear(const Node &node, const std::vector<Lowered> &inputs) {
         if (inputs.size() != 3 || node.number("transB", 0) != 1) refuse(node);
         Step &step = add_step(node, Kind::layer, inputs);
         step.name = inputs[1].site;
         step.flat = true;
         read(inputs[0].tensor, 0);
-        return {Value::accumulated, -1, "", last_step(), false};
+        return {Lowered::accumulated, -1, "", last_step(), false};
     }
 
-    Value maximum(const Node &node, const Value &input) {
+    Lowered maximum(const Node &node, const Lowered &input) {
         const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
                                    &strides = node.numbers("strides");
-        if (kernel.size() != 2 || node.number("ceil_mode", 0) != 0 || input.flat) refuse(node);
+        if (kernel.size() != 2 || input.flat) refuse(node);
         for (const int64_t dilation : node.numbers("dilations")) {
             if (dilation != 1) refuse(node);
         }
@@ -244,39 +254,39 @@ class Lowering {
 
     // --- grids ---
 
-    Value quantize(const Node &node, const Value &input) {
-        const std::string site = without(node.inputs.at(1), ".scale");
-        note_zero_point(site, node.inputs.at(2));
+    Lowered quantize(const Node &node, const Lowered &input) {
+        const std::string site = without(node.input(1), ".scale");
+        note_zero_point(site, node.input(2));
         int index = input.step;
         switch (input.form) {
-            case Value::image:
+            case Lowered::image:
                 add_step(node, Kind::quantize, {});
                 index = last_step();
                 break;
-            case Value::quantized:
-                if (input.site == site) return {Value::codes, input.tensor, site, -1, input.flat};
+            case Lowered::quantized:
+                if (input.site == site) return {Lowered::codes, input.tensor, site, -1, input.flat};
                 if (input.flat) refuse(node);
                 read(input.tensor, 0);
                 add_step(node, Kind::join, {input});
                 index = last_step();
                 break;
-            case Value::accumulated:
-            case Value::sum:
-            case Value::mean:
-            case Value::joined: break;
+            case Lowered::accumulated:
+            case Lowered::sum:
+            case Lowered::mean:
+            case Lowered::joined: break;
             default: refuse(node);
         }
         Step &step = program_.steps.at(static_cast<size_t>(index));
         if (step.output >= 0) throw Failure("the graph quantizes " + step.name + " twice");
         Shape shape = image_;
-        if (input.form != Value::image) {
+        if (input.form != Lowered::image) {
             shape = output_shape(step, step.kind == Kind::layer ? layers_.outputs(step.name) : 0);
         }
-        if (input.form == Value::sum || input.form == Value::joined) check_alike(step);
+        if (input.form == Lowered::sum || input.form == Lowered::joined) check_alike(step);
         const int made = add_tensor(shape);
         step.output = made;
         step.site = site;
-        return {Value::codes, made, site, -1, input.form == Value::accumulated && step.flat};
+        return {Lowered::codes, made, site, -1, input.form == Lowered::accumulated && step.flat};
     }
 
     void check_alike(const Step &step) const {
@@ -302,8 +312,8 @@ class Lowering {
     }
 
     // The bounds of a site hold already where its codes are made: a maximum of bounded codes is bounded.
-    Value clip(const Node &node, const Value &input) {
-        const std::string site = without(node.inputs.at(1), ".low");
+    Lowered clip(const Node &node, const Lowered &input) {
+        const std::string site = without(node.input(1), ".low");
         int at = input.tensor;
         while (true) {
             Step &made = maker(at);
@@ -336,14 +346,14 @@ class Lowering {
     }
 
     void finish_output() {
-        const auto found = values_.find(graph_.output);
+        const auto found = values_.find(graph_.output.name);
         if (found == values_.end()) throw Failure("the graph has no output");
-        const Value &value = found->second;
-        if (value.form == Value::accumulated && program_.steps.at(static_cast<size_t>(value.step)).output < 0) {
+        const Lowered &value = found->second;
+        if (value.form == Lowered::accumulated && program_.steps.at(static_cast<size_t>(value.step)).output < 0) {
             if (value.step != last_step()) throw Failure("the graph goes on behind its output");
             return;
         }
-        if (value.form != Value::quantized) {
+        if (value.form != Lowered::quantized) {
             throw Failure("the graph ends in an operator without an integer kernel; run this network in onnxruntime");
         }
         Step step;
@@ -357,7 +367,7 @@ class Lowering {
     const Graph &graph_;
     const LayerShapes &layers_;
     const Shape image_;
-    std::map<std::string, Value> values_;
+    std::map<std::string, Lowered> values_;
     Program program_;
 };
 

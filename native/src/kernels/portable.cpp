@@ -24,7 +24,10 @@ void run(const LayerCall &call, int from, int to) {
                     plain += a[c];
                 }
             }
-            const int32_t total = s.gain[n] * (sum >> s.drop[n]) + s.shift[n] * plain + s.bias[n];
+            // The whole fits 32 bits, its parts may not: they wrap around, as those of vectors do.
+            const uint32_t wrapped = static_cast<uint32_t>(s.gain[n]) * static_cast<uint32_t>(sum >> s.drop[n]) +
+                                     static_cast<uint32_t>(s.shift[n]) * static_cast<uint32_t>(plain);
+            const int32_t total = static_cast<int32_t>(wrapped + static_cast<uint32_t>(s.bias[n]));
             const float value = static_cast<float>(total) * s.scale[n];
             if (call.answer != nullptr) {
                 call.answer[static_cast<size_t>(p) * static_cast<size_t>(w.outputs) + static_cast<size_t>(n)] = value;

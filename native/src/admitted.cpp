@@ -1,0 +1,48 @@
+#include "admitted.h"
+
+#include <algorithm>
+
+#include "failure.h"
+
+namespace emq {
+namespace {
+
+// The attributes that the operators here may have; what another one would mean, nothing here computes.
+const std::map<std::string, std::vector<std::string>> &known_attributes() {
+    static const std::map<std::string, std::vector<std::string>> known = {
+        {"QuantizeLinear", {}},
+        {"DequantizeLinear", {"axis"}},
+        {"Clip", {}},
+        {"Identity", {}},
+        {"MaxPool", {"kernel_shape", "pads", "strides", "dilations", "ceil_mode", "auto_pad", "storage_order"}},
+        {"Flatten", {"axis"}},
+        {"Reshape", {"allowzero"}},
+        {"Squeeze", {}},
+        {"Conv", {"kernel_shape", "pads", "strides", "dilations", "group", "auto_pad"}},
+        {"Gemm", {"transB"}},
+        {"Add", {}},
+        {"GlobalAveragePool", {}},
+        {"Concat", {"axis"}}};
+    return known;
+}
+
+}  // namespace
+
+void refuse(const Node &node) {
+    throw Failure("operator " + node.operation + " (" + node.name +
+                  ") has no integer kernel of its own; run this network in onnxruntime");
+}
+
+void check_admitted(const Node &node) {
+    const auto known = known_attributes().find(node.operation);
+    if (known == known_attributes().end()) refuse(node);
+    for (const auto &attribute : node.attributes) {
+        const auto &names = known->second;
+        if (std::find(names.begin(), names.end(), attribute.first) == names.end()) refuse(node);
+    }
+    for (const char *zero : {"auto_pad", "storage_order", "ceil_mode"}) {
+        if (node.number(zero, 0) != 0) refuse(node);
+    }
+}
+
+}  // namespace emq

@@ -1,0 +1,364 @@
+"""The library opens files by itself, in C: same answers as Python, and whatever Python refuses it refuses as well."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.mutations import damaged_bytes, damaged_emq
+from emqdeploy.data import Preprocessing
+from emqdeploy.errors import EmqError
+from emqdeploy.format.emq import Checkpoint, load_checkpoint, save_checkpoint
+from emqdeploy.format.tasks import CLASSIFICATION
+from emqdeploy.format.tensor_file import TensorFile, hash_tensor, write_tensors
+from emqdeploy.graph.reference import IntegerReference
+from emqdeploy.runtimes.native_library import library, library_path
+
+from ..conftest import Deployed
+
+pytestmark = pytest.mark.skipif(library_path() is None, reason="emqdeploy-native is not installed")
+
+ROOT = Path(__file__).parent.parent.parent
+DATA = ROOT / "tests" / "data"
+KEPT = DATA / "format3.emq"
+IN_USE = -1
+
+
+class _Pixels(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("channels", "height", "width")] + [
+        (name, ctypes.POINTER(ctypes.c_float)) for name in ("mean", "std")
+    ]
+
+
+class Opened:
+    """A network that the library opened."""
+
+    def __init__(self, source: Path | bytes, threads: int = 1) -> None:
+        self.library, self.handle = library(), ctypes.c_void_p()
+        if isinstance(source, bytes):
+            code = self.library.emq_open_bytes(source, ctypes.c_size_t(len(source)), threads, ctypes.byref(self.handle))
+        else:
+            code = self.library.emq_open(os.fsencode(source), threads, ctypes.byref(self.handle))
+        self.check(code)
+
+    def check(self, code: int) -> None:
+        """Raises the library's sentence."""
+        if code != 0:
+            raise EmqError(self.library.emq_error().decode())
+
+    def name(self, what: str, index: int) -> str | None:
+        """The name of a class or child; None where there is none."""
+        function = getattr(self.library, f"emq_{what}_name")
+        function.restype = ctypes.c_char_p
+        found: bytes | None = function(self.handle, index)
+        return None if found is None else found.decode()
+
+    def child(self, name: str) -> int:
+        """The index of a child, or -1."""
+        found: int = self.library.emq_find_child(self.handle, name.encode())
+        return found
+
+    def use(self, child: int) -> None:
+        """Puts a child in use."""
+        self.check(self.library.emq_use(self.handle, child))
+
+    def run(self, child: int, images: np.ndarray, classes: int = 3) -> np.ndarray:
+        """Logits of normalised images ``(N, C, H, W)``, or of pixels ``(N, H, W, C)`` where they are uint8."""
+        logits = np.empty((len(images), classes), np.float32)
+        run = self.library.emq_run_pixels if images.dtype == np.uint8 else self.library.emq_run
+        place = ctypes.c_void_p(images.ctypes.data)
+        self.check(run(self.handle, child, place, ctypes.c_int64(len(images)), ctypes.c_void_p(logits.ctypes.data)))
+        return logits
+
+    def close(self) -> None:
+        """Closes it."""
+        self.library.emq_close(self.handle)
+
+
+@contextmanager
+def opened(source: Path | bytes, threads: int = 1) -> Iterator[Opened]:
+    """A network that is closed when the block ends."""
+    network = Opened(source, threads)
+    try:
+        yield network
+    finally:
+        network.close()
+
+
+def pixels_for(checkpoint: Checkpoint, count: int = 4) -> np.ndarray:
+    """Random pixels ``(N, H, W, C)``."""
+    channels, height, width = checkpoint.card.input_shape
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), np.uint8)
+
+
+def normalised(checkpoint: Checkpoint, pixels: np.ndarray) -> np.ndarray:
+    """The inputs ``(N, C, H, W)`` that Python makes of pixels."""
+    return Preprocessing.of(checkpoint.card.preprocessing).normalize(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def assert_as_python(path: Path, checkpoint: Checkpoint) -> None:
+    """Every logit of every child, from pixels and from normalised images, is the reference's."""
+    pixels = pixels_for(checkpoint)
+    images, classes = normalised(checkpoint, pixels), len(checkpoint.card.classes)
+    with opened(path) as network:
+        for child in checkpoint.network.children:
+            expected, _ = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child)).run(images)
+            index = network.child(child.name)
+            np.testing.assert_array_equal(network.run(index, images, classes), expected, str(child))
+            np.testing.assert_array_equal(network.run(index, pixels, classes), expected, str(child))
+
+
+@pytest.mark.parametrize(
+    "path", [KEPT, DATA / "schema2", DATA / "schema2" / "manifest.json"], ids=lambda path: path.name
+)
+def test_files_and_bundles_answer_as_in_python(path: Path) -> None:
+    """A kept file with children of one width and of many, by itself and in its bundle."""
+    assert_as_python(path, load_checkpoint(KEPT))
+
+
+def test_a_residual_network_answers_as_in_python(small: Deployed, tmp_path: Path) -> None:
+    """Eight widths, norms with negative gains among them, sums, and a first and last layer that stay at 8 bits."""
+    save_checkpoint(tmp_path / "small.emq", small.checkpoint)
+    assert_as_python(tmp_path / "small.emq", small.checkpoint)
+
+
+def test_a_file_says_what_its_user_needs() -> None:
+    """Size, mean and deviation of what goes in, the names of what comes out, and the child in use."""
+    card = load_checkpoint(KEPT).card
+    with opened(KEPT) as network:
+        pixels = _Pixels()
+        network.check(network.library.emq_input(network.handle, ctypes.byref(pixels)))
+        assert (pixels.channels, pixels.height, pixels.width) == card.input_shape
+        assert pixels.mean[0] == card.preprocessing.mean[0]
+        assert pixels.std[0] == card.preprocessing.std[0]
+        assert [network.name("class", index) for index in range(4)] == [*card.classes, None]
+        assert [network.name("child", index) for index in (-1, 0, 1, 2, 3)] == [None, "2", "mixed", "8", None]
+        image = normalised(load_checkpoint(KEPT), pixels_for(load_checkpoint(KEPT), 1))
+        np.testing.assert_array_equal(network.run(IN_USE, image), network.run(2, image))
+        network.use(0)
+        np.testing.assert_array_equal(network.run(IN_USE, image), network.run(0, image))
+        assert network.library.emq_used(network.handle) == 0
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or shutil.which("make") is None, reason="needs cc and make")
+def test_the_example_classifies_as_python(tmp_path: Path) -> None:
+    """It is C99 without a warning, and prints the class and probability of every child."""
+    checkpoint, place = load_checkpoint(KEPT), library_path()
+    assert place is not None
+    example = Path(shutil.copytree(ROOT / "examples" / "c", tmp_path / "example"))
+    flags = "CFLAGS=-fsanitize=address,undefined" if os.environ.get("LD_PRELOAD") else "CFLAGS=-O0"
+    subprocess.run(["make", "-s", "-C", example, f"NATIVE={place.parent}", flags], check=True)
+    pixels = pixels_for(checkpoint, 1)
+    (tmp_path / "image.raw").write_bytes(pixels.tobytes())
+    done = subprocess.run(
+        [example / "classify", KEPT, tmp_path / "image.raw"], check=True, capture_output=True, text=True
+    )
+    expected = []
+    for child in checkpoint.network.children:
+        arrays = checkpoint.network.initializers(child)
+        logits, _ = IntegerReference(checkpoint.skeleton, arrays).run(normalised(checkpoint, pixels))
+        best = CLASSIFICATION.ranking(logits[0], checkpoint.card.classes, 1)[0]
+        expected.append(f"{child.name:<8} {best['class']} {100 * best['probability']:.1f} %")
+    assert done.stdout.splitlines() == expected
+    for arguments, sentence in ((["nowhere", "x"], "cannot read nowhere"), ([KEPT, KEPT], "8x8 pixels of 1 bytes")):
+        refused = subprocess.run([example / "classify", *arguments], check=False, capture_output=True, text=True)
+        assert refused.returncode == 1
+        assert sentence in refused.stderr
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Path:
+    """The kept file with other tensors and another header, its hashes made to fit."""
+    with TensorFile(KEPT, "") as file:
+        header = json.loads(file.header)
+        file.hashes = header["hashes"]
+        tensors = {name: file.tensor(name).copy() for name in file.hashes}
+    change(header, tensors)
+    header["hashes"] = {name: hash_tensor(array) for name, array in tensors.items()}
+    write_tensors(path, tensors, json.dumps(header))
+    return path
+
+
+def _refusal(read: Callable[[], object]) -> str | None:
+    try:
+        read()
+    except EmqError as error:
+        return str(error)
+    return None
+
+
+def _put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    def change(header: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors[name][0] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda header, _: header.update(format_version=4), r"has format 4, this library reads 3; update emqdeploy"),
+        (lambda header, _: header.update(format_version=2), "train or quantize the network again"),
+        (lambda header, _: header.update(note=1), "an unknown field note"),
+        (lambda header, _: header["card"].pop("classes"), "no classes"),
+        (lambda header, _: header["card"].update(levels="some"), "its levels are none of: half, full"),
+        (lambda header, _: header["card"]["preprocessing"].update(std=[0]), "a number out of bounds"),
+        (lambda header, _: header["children"][0].update(weights=9), "a number out of bounds"),
+        (lambda header, _: header["children"][0].update(name="MIXED"), "child 'mixed' is there twice"),
+        (lambda header, _: header["children"][0].update(name="a\u0000"), "cannot be printed"),
+        (lambda header, _: header["layers"][0].update(site="nowhere"), "reads site 'nowhere'"),
+        (lambda header, _: header["layers"][0].update(shape=[8, 1, 3, 4]), "'pinned' has type I8 and shape"),
+        (lambda header, _: header["layers"][1].update(shape=[6, 16, 3, 3]), "'slope/2' has type I8 and shape"),
+        (lambda header, _: header["layers"][2].update(shape=[12, 10, 3, 3]), "layer 6 has other weights"),
+        (lambda header, _: header["sites"][1]["scales"].pop(), "needs bits and a scale for each child"),
+        (lambda _, tensors: tensors.pop("bits/8"), "tensor 'bits/8' is missing"),
+        (_put("scale/8", np.float32("nan")), "no number for a kernel"),
+        (_put("bias/8", np.float32(1e30)), "is no int32"),
+        (_put("sign/8", 0), "neither 1 nor -1"),
+        (_put("bits/8", 9), "the grid of 8 bits uses other ones"),
+        (_put("slope/8", 127), "weights beyond int8"),
+        (_put("skeleton", 0), "the packed graph has no head"),
+    ],
+)
+def test_a_file_that_lies_is_refused_in_one_sentence(
+    change: Callable[[dict[str, Any], dict[str, Any]], object], sentence: str, tmp_path: Path
+) -> None:
+    """Whatever its hashes say."""
+    path = rewritten(tmp_path / "lies.emq", change)
+    with pytest.raises(EmqError, match=sentence) as error:
+        Opened(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_bundle_is_held_to_its_manifest(tmp_path: Path) -> None:
+    """An altered checkpoint, one that lies elsewhere, and a manifest of another version."""
+    bundle = Path(shutil.copytree(DATA / "schema2", tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    rewritten(bundle / "format3.emq", lambda header, _: header["card"].update(model="other"))
+    for change, sentence in (
+        ({}, "does not match its hash in the bundle's manifest"),
+        ({"schema": 3}, "has schema 3, this library reads 2"),
+        (
+            {"checkpoint": "../elsewhere.emq", "files": {"../elsewhere.emq": manifest["files"]["format3.emq"]}},
+            "outside",
+        ),
+        ({"checkpoint": None}, "holds no checkpoint"),
+    ):
+        shutil.copy(KEPT, tmp_path / "elsewhere.emq")
+        (bundle / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(EmqError, match=sentence):
+            Opened(bundle)
+
+
+def test_what_python_refuses_the_library_refuses() -> None:
+    """Two hundred damaged files, most of them with hashes that fit; a share of them is accepted by both."""
+    data, dice, image = KEPT.read_bytes(), random.Random(13), np.ones((1, 1, 8, 8), np.float32)
+    refused = 0
+    for number in range(200):
+        damaged = damaged_bytes(data, dice) if number % 8 == 0 else damaged_emq(data, dice)
+
+        def run(damaged: bytes = damaged) -> object:
+            with opened(damaged) as network:
+                return network.run(0, image, 1 << 10)
+
+        sentence = _refusal(run)
+        if sentence is None:
+            with in_memory(damaged) as path:
+                load_checkpoint(path)
+        else:
+            refused += 1
+            assert sentence.isprintable(), number
+    assert 10 < refused < 190
+
+
+@contextmanager
+def in_memory(data: bytes) -> Iterator[Path]:
+    """A path at which bytes can be read, without a disk."""
+    descriptor = os.memfd_create("damaged")
+    try:
+        os.write(descriptor, data)
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def test_a_child_that_there_is_not_is_an_error() -> None:
+    """No index and no name reaches memory that is not the network's; those that there are get named."""
+    image = np.ones((1, 1, 8, 8), np.float32)
+    with opened(KEPT) as network:
+        for index in (3, -2, 1 << 30):
+            with pytest.raises(EmqError, match=r"is none of 0\.\.2"):
+                network.run(index, image)
+            with pytest.raises(EmqError, match=r"is none of 0\.\.2"):
+                network.use(index)
+        assert network.child("4") == -1
+        assert network.library.emq_error().decode() == "there is no child '4'; name one of: 2, mixed, 8"
+
+
+def _ask(network: Opened, image: np.ndarray, begun: threading.Barrier, told: list[str]) -> None:
+    expected = network.run(0, image)
+    begun.wait()
+    said = None
+    while said is None:
+        said = _refusal(lambda: np.testing.assert_array_equal(network.run(0, image), expected))
+    told.append(said)
+
+
+def test_closing_ends_no_request() -> None:
+    """Requests that run meanwhile answer as ever; those that come later, and a second close, are told."""
+    image = np.ones((8, 1, 8, 8), np.float32)
+    for _ in range(20):
+        network, begun, told = Opened(KEPT, threads=2), threading.Barrier(4), list[str]()
+        threads = [threading.Thread(target=_ask, args=(network, image, begun, told)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        network.close()
+        for thread in threads:
+            thread.join()
+        assert told == ["this network is not open, or was closed; open it again"] * 3
+        network.close()
+        assert network.library.emq_child_count(network.handle) == 0
+
+
+def _opened_in_little_memory(large: Path, said: Any) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
+    with opened(KEPT, threads=64) as network:
+        network.run(0, np.ones((1, 1, 8, 8), np.float32))
+    try:
+        Opened(large)
+    except EmqError as error:
+        said.send(str(error))
+
+
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer ends the process where memory ends")
+def test_little_memory_is_an_error_and_few_threads_are_none(tmp_path: Path) -> None:
+    """Sixty-four threads want half a gigabyte of stacks: those that can be had compute. A large file is refused."""
+    large = tmp_path / "large.emq"
+    with large.open("wb") as file:
+        file.truncate(512 << 20)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_opened_in_little_memory, args=(large, sender))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert receiver.recv().startswith("there is not enough memory")
