@@ -82,23 +82,37 @@ def test_threads_share_a_layer_exactly() -> None:
 
 
 class Drawn(nn.Module):
-    """A network around one drawn convolution: joined with another one, pooled, and averaged or read as it is."""
+    """A network around one drawn convolution: joined with another one, pooled, and averaged or read as it is.
 
-    def __init__(self, width: int, groups: int, kernel: int, stride: int, dilation: int, flat: bool) -> None:
+    Args:
+        width: input channels of a group.
+        outputs: output channels of a group.
+        groups: of the convolution.
+        kernel: side of its window.
+        stride: of the window.
+        dilation: of the window.
+        signed: whether it reads negative codes as well.
+        flat: whether the head reads all pixels instead of their mean.
+    """
+
+    def __init__(
+        self, width: int, outputs: int, groups: int, kernel: int, stride: int, dilation: int, signed: bool, flat: bool
+    ) -> None:
         super().__init__()
         channels, padding = width * groups, dilation * (kernel // 2)
         self.first = nn.Conv2d(3, channels, 3, padding=1)
-        self.drawn = nn.Conv2d(channels, 2 * groups, kernel, stride, padding, dilation, groups)
+        self.between = nn.BatchNorm2d(channels) if signed else nn.ReLU()
+        self.drawn = nn.Conv2d(channels, outputs * groups, kernel, stride, padding, dilation, groups)
         self.beside = nn.Conv2d(channels, 5, 1, stride)
-        self.norm = nn.BatchNorm2d(2 * groups)
-        self.mix = nn.Conv2d(2 * groups + 5, 6, 1)
+        self.norm = nn.BatchNorm2d(outputs * groups)
+        self.mix = nn.Conv2d(outputs * groups + 5, 6, 1)
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.mean = nn.Identity() if flat else nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(len(self.features(torch.zeros(1, 3, 9, 7))[0]), 5)
 
     def features(self, images: Tensor) -> Tensor:
         """Features ``(N, F)`` of images ``(N, 3, 9, 7)``."""
-        hidden = torch.relu(self.first(images))
+        hidden = self.between(self.first(images))
         both = torch.cat([torch.relu(self.norm(self.drawn(hidden))), torch.relu(self.beside(hidden))], 1)
         return torch.flatten(self.mean(self.pool(torch.relu(self.mix(both)))), 1)
 
@@ -111,25 +125,30 @@ class Drawn(nn.Module):
 @settings(max_examples=8, deadline=None)
 @given(
     width=st.integers(1, 7),
+    outputs=st.sampled_from([2, 9]),
     groups=st.integers(1, 3),
     kernel=st.sampled_from([1, 3, 5]),
     stride=st.integers(1, 2),
     dilation=st.integers(1, 2),
+    signed=st.booleans(),
     flat=st.booleans(),
     children=st.sampled_from(["1a2,2a4,8", "1,3a3,7a8", "2a2,4a4,5a8"]),
 )
-def test_drawn_shapes_are_exact(
-    width: int, groups: int, kernel: int, stride: int, dilation: int, flat: bool, children: str
-) -> None:
-    """Odd channels, groups, windows, strides, dilations, borders, joins and readers of all pixels at once."""
-    torch.manual_seed(0)
-    model = Drawn(width, groups, kernel, stride, dilation, flat)
-    images = torch.randn(3, 3, 9, 7).clamp(-2, 2)
-    checkpoint = deployed_model(model, parse_children(children, 8), images)
+def test_drawn_shapes_are_exact(children: str, **shape: int | bool) -> None:
+    """Odd channels, groups, windows, strides, dilations, signs, borders, joins and readers of all pixels at once."""
+    checkpoint, images = drawn(children, **shape)
     for instructions in instruction_sets():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("EMQ_ISA", instructions)
-            assert_exact(checkpoint, images.numpy()[:1])
+            assert_exact(checkpoint, images[:1])
+
+
+def drawn(children: str, **shape: int | bool) -> tuple[Checkpoint, np.ndarray]:
+    """A checkpoint of `Drawn` with random weights, and images ``(3, 3, 9, 7)``."""
+    torch.manual_seed(0)
+    model = Drawn(**shape)  # type: ignore[arg-type]
+    images = torch.randn(3, 3, 9, 7).clamp(-2, 2)
+    return deployed_model(model, parse_children(children, 8), images), images.numpy()
 
 
 def deployed_model(model: nn.Module, children: tuple[Child, ...], images: Tensor) -> Checkpoint:
