@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,15 +14,16 @@ from emqdeploy.data.locations import find_or_download
 from emqdeploy.data.preprocessing import Preprocessing
 from emqdeploy.data.splits import Split
 from emqdeploy.errors import require
+from emqdeploy.format.grid import Floats
 
 
 @DATASETS.register("digits")
 def _digits(request: DataRequest) -> Dataset:
     """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
     request.refuse_options()
-    bunch = require("sklearn.datasets", "train").load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    train, test = with_test_split(Split(pixels, bunch.target.astype(np.int64)))
+    table = _digits_table()
+    pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train, test = with_test_split(Split(pixels, table[:, -1].astype(np.int64)))
     return Dataset(
         name="digits",
         train=train,
@@ -29,6 +32,20 @@ def _digits(request: DataRequest) -> Dataset:
         preprocessing=Preprocessing(1, 8, 8, (0.3053,), (0.3760,)),
         augmentation="shift1",
     )
+
+
+def _digits_table() -> Floats:
+    """Rows of 64 pixels, 0 to 16, and a class; scikit-learn's file is read as it lies, for importing that is slow."""
+    try:
+        spec = importlib.util.find_spec("sklearn")
+    except ImportError:
+        spec = None
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, np.float32, delimiter=",")
+    return np.column_stack(require("sklearn.datasets", "train").load_digits(return_X_y=True)).astype(np.float32)
 
 
 _FASHION_CLASSES = (
