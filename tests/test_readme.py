@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from emqdeploy.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,24 +21,51 @@ def _blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the TOML files of the README, in which every console command of it has run."""
-    home = tmp_path_factory.mktemp("readme")
+LESS = {
+    "train": [("--epochs", "3"), ("--limit", "400")],
+    "bench": [("--samples", "20")],
+    "verify": [("--images", "64")],
+}
+"""The first of these that a command does not say itself is added to it, for it to be done in seconds."""
+
+
+def _commands(home: Path) -> list[list[str]]:
+    """Writes the TOML files of the README; returns the arguments of every console command of it."""
     for block in _blocks(README, "toml"):
         (home / block.splitlines()[0].removeprefix("# ")).write_text(block)
-    commands = [
-        line[2:] for block in _blocks(README, "console") for line in block.splitlines() if line.startswith("$ ")
-    ]
-    assert len(commands) >= 5
-    for command in commands:
-        program, *arguments = command.split()
-        assert program == "emqdeploy"
-        run = [sys.executable, "-m", "emqdeploy", *arguments]
-        result = subprocess.run(run, cwd=home, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, f"{command}: {result.stderr}"
-        assert result.stdout
+    lines = [line[2:] for block in _blocks(README, "console") for line in block.splitlines() if line.startswith("$ ")]
+    assert len(lines) >= 5
+    assert all(line.startswith("emqdeploy ") for line in lines)
+    return [line.split()[1:] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the TOML files of the README, in which every console command of it has run on less."""
+    home = tmp_path_factory.mktemp("readme")
+    for arguments in _commands(home):
+        more = next((less for less in LESS.get(arguments[0], []) if less[0] not in arguments), ())
+        printed, complaints = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(home),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(complaints),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main([*arguments, *more])
+        assert not ended.value.code, f"{arguments}: {complaints.getvalue()}"
+        assert printed.getvalue()
     return home
+
+
+@pytest.mark.slow
+def test_commands_run_to_the_letter(tmp_path: Path) -> None:
+    """In a process each, with nothing added."""
+    for arguments in _commands(tmp_path):
+        run = [sys.executable, "-m", "emqdeploy", *arguments]
+        result = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{arguments}: {result.stderr}"
+        assert result.stdout
 
 
 def test_commands_leave_what_the_readme_shows(home: Path) -> None:
@@ -45,7 +76,7 @@ def test_commands_leave_what_the_readme_shows(home: Path) -> None:
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/runtimes.md", "docs/export.md", "docs/policy.md"])
-def test_python_examples_run(home: Path, document: str) -> None:
+def test_python_examples_run(home: Path, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are executed beside the run that the commands made."""
     from PIL import Image
 
@@ -54,9 +85,9 @@ def test_python_examples_run(home: Path, document: str) -> None:
     Image.fromarray(load_dataset("digits").test.images[0, 0]).save(home / "digit.png")
     blocks = _blocks((ROOT / document).read_text(), "python")
     assert blocks
+    monkeypatch.chdir(home)
     for block in blocks:
-        result = subprocess.run([sys.executable, "-c", block], cwd=home, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        exec(compile(block, document, "exec"), {"__name__": "__main__"})
 
 
 def test_documents_have_no_gaps() -> None:
