@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -163,6 +165,13 @@ def _attention(self: Any, x: Tensor) -> Tensor:
     return x + self.out((q @ k.transpose(-2, -1) * WIDTH**-0.5).softmax(-1) @ v)
 
 
+def _attention_in_words(self: Any, x: Tensor) -> Tensor:
+    x = torch.cat([repeat(self.token, "1 1 c -> b 1 c", b=x.shape[0]), rearrange(x, "b c h w -> b (h w) c")], 1)
+    q, k, v = (rearrange(part, "b n (h c) -> b h n c", h=2) for part in self.qkv(x).chunk(3, -1))
+    attended = torch.einsum("bhij,bhjc->bhic", torch.einsum("bhic,bhjc->bhij", q, k).softmax(-1), v)
+    return reduce(rearrange(attended, "b h n c -> b n (h c)"), "b n c -> b c 1 1", "mean")
+
+
 def _frozen() -> nn.Module:
     norm = import_torchvision().ops.FrozenBatchNorm2d(WIDTH)
     norm.running_mean.normal_()
@@ -310,6 +319,21 @@ def _modules() -> dict[str, Callable[[], Callable[[int], nn.Module]]]:
         "clamp": lambda: images(Body(lambda self, x: self.b(self.a(x).clamp(0, 1)), a=conv(), b=conv())),
         "attention": lambda: tokens(
             Body(_attention, qkv=nn.Linear(WIDTH, 3 * WIDTH), out=nn.Linear(WIDTH, WIDTH))
+        ),
+        "einops_layers": lambda: lambda n: nn.Sequential(
+            *(Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=4, q=4), nn.Linear(48, WIDTH), nn.ReLU()),
+            *(Reduce("b t c -> b c", "mean"), nn.Linear(WIDTH, n)),
+        ),
+        "einops_functions": lambda: images(
+            Body(
+                _attention_in_words, qkv=nn.Linear(WIDTH, 3 * WIDTH), token=nn.Parameter(torch.randn(1, 1, WIDTH))
+            )
+        ),
+        "einsum_of_a_parameter": lambda: tokens(
+            Body(
+                lambda self, x: torch.einsum("btc,dc->btd", x, self.weight),
+                weight=nn.Parameter(torch.randn(WIDTH, WIDTH)),
+            )
         ),
         "attention_of_torch": lambda: tokens(
             Body(lambda self, x: self.mha(x, x, x)[0], mha=nn.MultiheadAttention(WIDTH, 2, batch_first=True))

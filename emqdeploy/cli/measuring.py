@@ -33,6 +33,10 @@ def evaluate(
     ] = "onnxruntime",
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="In torch: your own pkg.module:function, named again; a file may not have it imported."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure accuracy on the test set, in a runtime.
@@ -48,7 +52,7 @@ def evaluate(
     from emqdeploy.report.terminal import accuracy_table
     from emqdeploy.runtimes import use
 
-    result = use.evaluate(path, bits, runtime, data_dir, threads)
+    result = use.evaluate(path, bits, runtime, data_dir, threads, model)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
     unproven = [result["unproven"]] if result["unproven"] else []
     finish(result, json_, accuracy_table(title, result["accuracy"], result["trained"], result["method"]), *unproven)

@@ -28,6 +28,7 @@ class ExportSettings:
         selector: also write one graph with an input ``bits``, a name in `emqdeploy.export.selector.SELECTORS`.
         layout: ``plain``, or ``triton`` for a model repository.
         with_baselines: also write the float network and the runtime's own int8 of it.
+        model: the network's own function ``pkg.module:function``, named again so that torch may import it for them.
         fp16: float16 for what is not quantized (TensorRT).
         max_batch: the largest batch of a TensorRT engine.
         compute_capabilities: the GPUs that a TensorRT-RTX engine is built for, such as ``8.6``; empty means 8.6,
@@ -44,6 +45,9 @@ class ExportSettings:
     selector: str | None = option(None, "Also one graph with an input 'bits' that chooses the child: if.")
     layout: str = option(PLAIN, "plain, or triton: a model repository for NVIDIA Triton.")
     with_baselines: bool = option(False, "Also the float32 network and onnxruntime's own int8 of it.")
+    model: str | None = option(
+        None, "With baselines: your own pkg.module:function, named again; a file may not have it imported for torch."
+    )
     fp16: bool = option(False, "TensorRT: float16 for what is not quantized.")
     max_batch: int = option(8, "TensorRT: the largest batch of an engine.")
     compute_capabilities: tuple[str, ...] = option(

@@ -14,7 +14,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.files import open_regular
 from emqdeploy.format.card import Card
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.runtimes.source import dataset_of
+from emqdeploy.runtimes.source import dataset_of, other_classes
 
 FILE_SUFFIX = ".npz"
 
@@ -89,12 +89,9 @@ def load_test_set(path: Path) -> TestSet:
 
 
 def _check(test: TestSet, card: Card) -> None:
-    classes = card.classes
-    if test.classes != classes:
-        raise UsageError(
-            f"the labels of {test.name} ({len(test.classes)} classes, {test.classes[0]} first) are not those that the"
-            f" network was trained on ({len(classes)} classes, {classes[0]} first); name its own with --data"
-        )
+    strange = other_classes(test.name, test.classes, card)
+    if strange is not None:
+        raise UsageError(f"{strange}; name its own data set with --data")
     shape = tuple(test.split.images[:1].shape[1:])
     if shape != card.input_shape:
         raise UsageError(

@@ -12,11 +12,11 @@ from emqdeploy.data.repair import import_torchvision
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.models import small, vision  # noqa: F401  (register their models)
 from emqdeploy.models.answers import answering_with_logits, check_takes_images, logits_of
-from emqdeploy.models.external import TIMM, build_timm, build_users, is_trusted, is_users, knows_timm, trust
+from emqdeploy.models.external import TIMM, build_timm, build_users, check_trusted, is_users, knows_timm, trust
 from emqdeploy.models.registry import MODELS, ModelEntry, canonical
 from emqdeploy.registry import UnknownNameError
 
-__all__ = ["MODELS", "create_model", "import_torchvision", "trust"]
+__all__ = ["MODELS", "check_trusted", "create_model", "import_torchvision", "trust"]
 
 
 def create_model(
@@ -49,11 +49,7 @@ def create_model(
     if name.startswith(TIMM):
         return _answering(name, build_timm(name.removeprefix(TIMM), *numbers), *numbers, image_width)
     if is_users(name):
-        if not is_trusted(name):
-            raise EmqError(
-                f"this network is your own function {name}, and a file may not have code imported; name it yourself:"
-                f" --model {name}"
-            )
+        check_trusted(name)
         return _answering(name, build_users(name, *numbers), *numbers, image_width)
     entry = _entry(name)
     if image_size < entry.smallest_image or image_size % entry.multiple:

@@ -64,9 +64,13 @@ def trust(name: str) -> None:
     _named_by_user.add(name)
 
 
-def is_trusted(name: str) -> bool:
-    """Whether the user named this function."""
-    return name in _named_by_user
+def check_trusted(name: str) -> None:
+    """Raises for a function of the user's that the user did not name in this process."""
+    if is_users(name) and name not in _named_by_user:
+        raise EmqError(
+            f"this network is your own function {name}, and a file may not have code imported; name it yourself:"
+            f" --model {name}"
+        )
 
 
 def build_users(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

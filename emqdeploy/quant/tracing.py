@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from emqdeploy.errors import EmqError
 from emqdeploy.models.answers import answering_with_logits, check_takes_images
+from emqdeploy.quant.einops_proxies import teach_einops
 from emqdeploy.quant.layers import TrainingOnly
 from emqdeploy.quant.rewrites import rewrite_all
 from emqdeploy.quant.rewrites.base import DIMS, DTYPE, Traced, attribute, is_foreign
@@ -39,6 +40,7 @@ def trace(model: nn.Module, shape: tuple[int, int, int] | None = None) -> Traced
         EmqError: the model cannot be traced; the message names the module that stopped it.
     """
     check_takes_images(model)
+    teach_einops()
     notes: list[str] = []
     name = type(model).__name__
     plain = answering_with_logits(make_plain(_copy(model).eval(), notes), name, fx.Proxy)

@@ -218,13 +218,19 @@ def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
         ]
         name = layer["name"] if layer["kind"] != "normalization" else f"{layer['name']} (normalization)"
         layers.add_row(name, "x".join(map(str, layer["shape"])), layer["stored_as"], layer["input"], *cells)
-    sizes = table("Children", "child", "weights", "activations", "", "accuracy", "bytes to load")
+    fidelity = description["card"]["fidelity"]
+    columns = _FIDELITY if fidelity else ()
+    sizes = table(
+        "Children", "child", "weights", "activations", "", "accuracy", *columns, "bytes to load",
+        caption=_measured_on(fidelity),
+    )  # fmt: skip
     for child in children:
         sizes.add_row(
             child["name"],
             *(_in_short(child[what]) for what in ("weights", "activations")),
             origin(child["name"], card.trained, card.method),
             percent(child["accuracy"]),
+            *(fidelity_cells(fidelity[child["name"]]) if child["name"] in fidelity else [""] * len(columns)),
             size(child["size_bytes"]),
         )
     head = (

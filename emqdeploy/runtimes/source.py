@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.data import Dataset, Preprocessing, load_dataset
+from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.format.bundle import MANIFEST_FILE, Bundle, is_bundle
 from emqdeploy.format.card import Card
 from emqdeploy.format.child import ALL, Child, ChildLike, select_children
@@ -123,5 +124,37 @@ def describe(path: Path) -> tuple[Card, dict[Child, int]]:
 
 
 def dataset_of(card: Card, data_dir: Path | None) -> Dataset:
-    """Loads the data set that a network was trained on."""
-    return load_dataset(card.data.name, data_dir, card.data.image_size)
+    """Loads the data set that a network was trained on.
+
+    Raises:
+        EmqError: it is not at hand, or what lies there now has other classes.
+    """
+    dataset = load_dataset(card.data.name, data_dir, card.data.image_size)
+    strange = other_classes(dataset.name, dataset.classes, card)
+    if strange is not None:
+        raise EmqError(f"{strange}; name the folder of its own data with --data-dir")
+    return dataset
+
+
+def other_classes(name: str, classes: Sequence[str], card: Card) -> str | None:
+    """What makes the classes of a data set others than those of a network; None where they are the same."""
+    known = card.classes
+    if len(classes) != len(known):
+        return f"{name} has {len(classes)} classes, and the network was trained on {len(known)}"
+    places = [place for place, pair in enumerate(zip(classes, known, strict=True)) if pair[0] != pair[1]]
+    if not places:
+        return None
+    place = places[0]
+    return f"class {place} of {name} is {classes[place]!r}, and the network was trained on {known[place]!r} there"
+
+
+def trust_own(model: str | None, card: Card) -> None:
+    """Lets torch build a network from the user's own function, where the user names the one that it was made from."""
+    if model is None:
+        return
+    if model != card.model:
+        raise UsageError(f"this network is {card.model}, not {model}; name the same model, or none")
+    require("torch", "train")
+    from emqdeploy.models import trust
+
+    trust(model)

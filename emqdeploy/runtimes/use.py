@@ -10,7 +10,7 @@ from emqdeploy.data import Preprocessing, Split
 from emqdeploy.format.child import ChildLike
 from emqdeploy.format.grid import Floats
 from emqdeploy.format.tasks import CLASSIFICATION
-from emqdeploy.runtimes.source import dataset_of, open_source
+from emqdeploy.runtimes.source import dataset_of, describe, find_network, open_source, trust_own
 
 BATCH = 64
 
@@ -37,6 +37,7 @@ def evaluate(
     runtime: str,
     data_dir: Path | None,
     threads: int | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Accuracy on the test set in a runtime, per child.
 
@@ -46,7 +47,10 @@ def evaluate(
         runtime: its name.
         data_dir: where the data set's files lie.
         threads: threads inside an operator; None uses every core.
+        model: the network's own function ``pkg.module:function``, named again so that torch may import it.
     """
+    if model is not None:
+        trust_own(model, describe(find_network(path))[0])
     source = open_source(path, children, runtime, threads)
     network = source.runtime
     dataset = dataset_of(source.card, data_dir)

@@ -60,13 +60,17 @@ def baseline_products(job: Job, run: Path) -> Iterator[Product]:
     yield _product(STATIC_INT8, target)
 
 
-def check_weights(run: Path) -> None:
-    """Raises where a run has no float weights to make baselines from."""
+def check_float_model(run: Path, card: Card) -> None:
+    """Raises where a run has no float weights to make baselines from, or nothing to build their network with."""
     if not (run / LATENT_FILE).is_file():
         raise EmqError(
             f"--with-baselines needs the float weights of the run, and there is no {run / LATENT_FILE}; export from the"
             " run directory or leave --with-baselines out"
         )
+    require("torch", "train")
+    from emqdeploy.models import check_trusted
+
+    check_trusted(card.model)
 
 
 def float_onnx(card: Card, weights: Path, images: Floats) -> bytes:

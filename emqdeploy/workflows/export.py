@@ -19,7 +19,8 @@ from emqdeploy.format.child import Child, ChildLike, in_order, select_children
 from emqdeploy.format.emq import load_checkpoint, read_card
 from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.progress import Report, silent
-from emqdeploy.workflows.baselines import baseline_products, check_weights, measure_baseline
+from emqdeploy.runtimes.source import trust_own
+from emqdeploy.workflows.baselines import baseline_products, check_float_model, measure_baseline
 from emqdeploy.workflows.comparing import PARITY_IMAGES, Prover, parity_images
 from emqdeploy.workflows.handlers import Proven, Target, find_target
 
@@ -64,7 +65,8 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
     home = found.parent if is_bundle(found.parent) else found.parent / BUNDLE_DIRECTORY
     directory = settings.out or home
     if settings.with_baselines:
-        check_weights(found.parent)
+        trust_own(settings.model, card)
+        check_float_model(found.parent, card)
     rows: list[dict[str, Any]] = []
     with BundleWriter(directory, card, network.children, report) as writer:
         emq = writer.stage_checkpoint(found)

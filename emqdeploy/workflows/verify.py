@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from emqdeploy.errors import EmqError, UsageError, require
+from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.bundle import BASELINE, VERIFIED, Bundle, is_bundle
 from emqdeploy.format.bundle_writer import BundleWriter
 from emqdeploy.format.child import Child, ChildLike, select_children
@@ -20,6 +20,7 @@ from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.graph.reference import IntegerReference
 from emqdeploy.progress import Report, silent
 from emqdeploy.runtimes.base import open_runtime
+from emqdeploy.runtimes.source import trust_own
 from emqdeploy.workflows.comparing import BATCH, Compared, ParityImages, layer_of, parity_images, reference_batches
 from emqdeploy.workflows.export import BUNDLE_DIRECTORY
 from emqdeploy.workflows.handlers import find_target
@@ -64,8 +65,7 @@ def verify(
         beside = found.parent / BUNDLE_DIRECTORY
         bundle = Bundle.open(beside) if is_bundle(beside) else None
     checkpoint = load_checkpoint(found)
-    if model is not None:
-        _trust(model, checkpoint)
+    trust_own(model, checkpoint.card)
     exported = bundle.exported if bundle is not None and bundle.checkpoint_path == found else ()
     children = select_children(checkpoint.network.children, bits or exported or "all")
     images = parity_images(checkpoint.card, count, data_dir)
@@ -84,17 +84,6 @@ def verify(
         "ok": all(result["ok"] for result in results),
         "results": results,
     }
-
-
-def _trust(model: str, checkpoint: Checkpoint) -> None:
-    """Lets torch build the network from the user's own function, where the user names the one that it was made from."""
-    stored = checkpoint.card.model
-    if model != stored:
-        raise UsageError(f"this network is {stored}, not {model}; name the same model, or none")
-    require("torch", "train")
-    from emqdeploy.models import trust
-
-    trust(model)
 
 
 def _checkpoint_in(bundle: Bundle) -> Path:

@@ -42,6 +42,8 @@ REFUSED = {
 
 LAYERS = {
     "convolution_1d": "0.0 1.0.conv 2.3",
+    "einops_layers": "1 4",
+    "einsum_of_a_parameter": "0.0 1.0.body 2.3",
     "functional_convolution": "0.0 1.0 2.3",
     "functional_linear": "0.0.0 0.2.3 2 4",
     "layer_on_a_constant": "0.0 1.0.conv 2.3",

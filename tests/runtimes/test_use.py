@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.runtimes import Runtime
+from emqdeploy.runtimes.source import other_classes
 from emqdeploy.runtimes.use import evaluate, predict
 
 from ..mixing import mixed_network
@@ -34,6 +37,17 @@ def test_accuracy_is_measured_per_child(path: Path) -> None:
     assert list(everything) == ["4", "mixed", "8"]
     assert {name: everything[name] for name in asked["accuracy"]} == asked["accuracy"]
     assert all(0 <= percent <= 100 for percent in everything.values())
+
+
+def test_a_data_set_of_other_classes_is_refused(tmp_path: Path) -> None:
+    """A folder that was changed since, or another one of that name: its labels mean something else."""
+    made = mixed_network().checkpoint
+    card = structs.replace(made.card, classes=("zero", *made.card.classes[1:]))
+    save_checkpoint(tmp_path / "model.emq", replace(made, card=card))
+    said = "class 0 of digits is '0', and the network was trained on 'zero' there; name the folder of its own data with"
+    with pytest.raises(EmqError, match=f"^{said} --data-dir$"):
+        evaluate(tmp_path, "8", "onnxruntime", None, threads=1)
+    assert other_classes("digits", "01", card) == "digits has 2 classes, and the network was trained on 10"
 
 
 def test_an_image_is_classified_at_a_child(path: Path, tmp_path: Path) -> None:

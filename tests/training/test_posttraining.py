@@ -24,6 +24,7 @@ from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.models import create_model
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
+from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.evaluate import accuracies
@@ -34,6 +35,7 @@ from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIO
 
 ONE, TWO, FOUR, EIGHT = map(Child.of, (1, 2, 4, 8))
 NARROW = Child("narrow", {"*": 4, "stage1.0.conv1": 8, "stage3.0.conv2": 2}, {"*": 8, "stage2.0.conv2": 4})
+COARSE = Child.of(4, 3)
 CHILDREN = (TWO, FOUR, EIGHT)
 
 
@@ -92,18 +94,50 @@ def test_calibration_images_show_every_class_in_every_batch(batches: list[Tensor
 
 def test_clip_choices_on_known_values() -> None:
     """The largest value, a percentile, and the clip that a fine search finds best."""
-    values = torch.cat([torch.linspace(0, 1, 10_000), torch.tensor([50.0])])
+    values = torch.cat([torch.linspace(0, 1, 10_000), torch.tensor([-50.0])]).unsqueeze(1)
     assert CLIP_CHOICES["max"](values, 15) == 50
     assert CLIP_CHOICES["p99"](values, 15) == pytest.approx(0.99, abs=0.01)
-    outliers = torch.distributions.Laplace(0.0, 1.0).sample((50_000,)).abs()
+    torch.manual_seed(0)  # how far the largest lies out is chance
+    outliers = torch.distributions.Laplace(0.0, 1.0).sample((50_000, 1))
 
     def error(clip: float) -> float:
         scale = clip / 15
-        return float(((outliers / scale).round().clamp(max=15) * scale - outliers).square().mean())
+        return float(((outliers / scale).round().clamp(-15, 15) * scale - outliers).square().mean())
 
     best = min(error(float(clip)) for clip in np.linspace(1, float(outliers.max()), 500))
     assert error(CLIP_CHOICES["mse"](outliers, 15)) <= 1.02 * best
     assert error(CLIP_CHOICES["mse"](outliers, 15)) < 0.5 * error(CLIP_CHOICES["max"](outliers, 15))
+
+
+def pooled(pool: nn.Module) -> MultiBitNetwork:
+    """A network with one pooling behind its first layer, quantized to few levels, where clips cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), pool, nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    model(torch.zeros(1, 3, 10, 10))
+    return insert_quantizers(model, InsertionConfig(keep_8bit=()), (COARSE,), (), 3.0, (3, 10, 10)).eval()
+
+
+@pytest.mark.parametrize(("pool", "wider"), [(nn.MaxPool2d(2), 1.05), (nn.AvgPool2d(2), 1.05)])
+def test_clips_are_chosen_for_what_readers_see(pool: nn.Module, wider: float) -> None:
+    """The largest values of a maximum, so that more of them are kept; of a mean, where cuts add up and steps do not."""
+    images = torch.distributions.Laplace(0.0, 0.4).sample((64, 3, 10, 10)).clamp(-3, 3)
+    clips = []
+    for between in (nn.Identity(), pool):
+        network = pooled(between)
+        calibrate_clips(network, [images], "mse")
+        clips.append(network.sites["_1"].clips()[COARSE])
+    assert clips[1] > wider * clips[0]
+
+
+def test_the_largest_value_is_never_missed() -> None:
+    """Of large tensors a sample is looked at, but nothing may be cut where nothing is to be cut."""
+    images = torch.zeros(64, 3, 10, 10)
+    network = pooled(nn.Identity())
+    images[17, :, 4, 4] = 3.0
+    with torch.no_grad():
+        largest = float(network.graph.get_submodule("0")(images).max())
+    calibrate_clips(network, [images] * 40, "max")
+    assert network.sites["_1"].clips()[COARSE] == pytest.approx(largest)
 
 
 @pytest.mark.parametrize("choice", list(CLIP_CHOICES))

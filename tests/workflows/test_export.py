@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.export.settings import ExportSettings
 from emqdeploy.format.card import DataSource
 from emqdeploy.format.emq import save_checkpoint
@@ -24,6 +24,19 @@ def test_a_selector_of_one_child_is_refused_before_anything_is_written(small: De
     with pytest.raises(UsageError, match=r"a selector chooses among children, and only 4 is given; name several"):
         export(ExportSettings(tmp_path, bits="4", selector="if"))
     assert [path.name for path in tmp_path.iterdir()] == ["model.emq"]
+
+
+def test_baselines_of_the_users_own_network_need_its_name(small: Deployed, tmp_path: Path) -> None:
+    """A file may not have code imported; said before anything is written, with an option of this command."""
+    card = structs.replace(small.checkpoint.card, model="own_network:net")
+    save_checkpoint(tmp_path / "model.emq", replace(small.checkpoint, card=card))
+    (tmp_path / "latent.safetensors").touch()
+    settings = ExportSettings(tmp_path, bits="8", with_baselines=True)
+    with pytest.raises(EmqError, match=r"name it yourself: --model own_network:net$"):
+        export(settings)
+    with pytest.raises(UsageError, match=r"this network is own_network:net, not other:net; name the same model"):
+        export(replace(settings, model="other:net"))
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_proof_on_noise_is_said_aloud(small: Deployed, tmp_path: Path) -> None:

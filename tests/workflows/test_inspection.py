@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+from rich.table import Table
+
+from emqdeploy.format.card import FidelityRecord
 from emqdeploy.format.emq import load_checkpoint, save_checkpoint
+from emqdeploy.report.terminal import inspect_parts
 from emqdeploy.workflows.inspection import inspect
 
 from ..conftest import Deployed
@@ -39,3 +45,16 @@ def test_layers_that_a_map_leaves_out_are_named(tmp_path: Path) -> None:
     assert default["weights"] == [name for name in switchable if name not in (WIDE, NARROW)]
     assert default["activations"] == [name for name in mixed.checkpoint.network.layers if name != COARSE]
     assert children["mixed"]["weights"] == MIXED.to_dict()["weights"]
+
+
+def test_how_far_every_child_is_from_its_model_is_shown(small: Deployed, tmp_path: Path) -> None:
+    """What the card has of it, in the words of `quantize` and `train`; nothing where it has none."""
+    found = FidelityRecord("float model", 21.25, 99.5, 200, 256)
+    card = structs.replace(small.checkpoint.card, fidelity={"8": found})
+    save_checkpoint(tmp_path / "model.emq", replace(small.checkpoint, card=card))
+    children = inspect_parts(inspect(tmp_path))[1]
+    assert isinstance(children, Table)
+    cells = {str(column.header): [str(cell) for cell in column.cells] for column in children.columns}
+    assert cells["signal to noise"][-2:] == ["", "21.2 dB"]
+    assert cells["same class"][-1] == "99.5 %"
+    assert "to the float model, 256 images" in str(children.caption)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ def own_layers(traced: Traced) -> None:
             _own(traced, node, _LINEAR, _linear)
         elif node.op.startswith("call") and node.target in _MATMULS:
             _own(traced, node, ("input", "weight"), _product)
+        elif node.target is torch.einsum:
+            _own_sum(traced, node)
 
 
 @rewrite(Stage.LAYERS)
@@ -74,6 +77,19 @@ def _place(traced: Traced, node: fx.Node, own: set[Any], layer: nn.Module) -> st
         return traced.add(node.name, layer)
     traced.module.set_submodule(owner, layer)
     return owner
+
+
+def _own_sum(traced: Traced, node: fx.Node) -> None:
+    """``einsum("...i,io->...o", x, W)``, in whatever letters, is a linear layer."""
+    equation, *tensors = node.args
+    found = re.fullmatch(r"(.*)(\w),(\w)(\w)->(.*)(\w)", str(equation).replace(" ", ""))
+    if found is None or len(tensors) != 2:
+        return
+    rows, shared, first, second, kept, given = found.groups()
+    if rows != kept or {shared, given} != {first, second} or {shared, given} & set(rows):
+        return
+    node.args = tuple(tensors)
+    _own(traced, node, ("input", "weight"), _product if first == shared else _linear)
 
 
 def _parameter(tensor: Tensor | None) -> nn.Parameter | None:

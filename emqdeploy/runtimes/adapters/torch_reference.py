@@ -115,8 +115,13 @@ def _structure(card: Card) -> Any:
     Raises:
         EmqError: it says nothing that can be built, or describes another network than the rest of the card.
     """
+    from emqdeploy.models import check_trusted
     from emqdeploy.quant.build import NetworkSpec
 
+    try:
+        check_trusted(card.model)
+    except EmqError as error:
+        raise EmqError(f"{error}, or choose another runtime") from error
     try:
         spec = NetworkSpec.from_dict(card.structure)
         if (spec.model, spec.classes, spec.input_shape) != (card.model, len(card.classes), card.input_shape):

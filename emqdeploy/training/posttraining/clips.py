@@ -1,8 +1,11 @@
-"""Activation clips from a few images: what a float network produces, and where to cut it."""
+"""Activation clips from a few images: what readers see of what a float network produces, and where to cut it.
+
+A max pooling shows its readers the largest values only, which no cut may touch lightly. A mean rounds off rounding
+errors, which have either sign, but not what was cut, which always has the same. So errors are measured behind both.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from emqdeploy.format.child import FLOAT
 from emqdeploy.quant.activations import ActivationQuantizer
+from emqdeploy.quant.layers import SITES
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.registry import Registry
 from emqdeploy.training.norms import run_all
@@ -18,11 +22,14 @@ from emqdeploy.training.norms import run_all
 SAMPLE = 100_000
 """Values kept of every tensor, over all images."""
 
+AVERAGED = 64
+"""Values, at most, that stand for a group of which readers see the mean."""
+
 SMALLEST_CLIP = 1e-12
 """Of faint tensors, and of those that are always zero; its scale times that of the weights stays a normal float32."""
 
 ClipChoice = Callable[[Tensor, int], float]
-"""``(absolute values (K,), steps between zero and the clip) -> clip``."""
+"""``(values (K, G), steps between zero and the clip) -> clip``; readers see the mean of every row of G."""
 
 CLIP_CHOICES: Registry[ClipChoice] = Registry("clip calibration")
 
@@ -30,14 +37,14 @@ CLIP_CHOICES: Registry[ClipChoice] = Registry("clip calibration")
 @CLIP_CHOICES.register("max")
 def largest(values: Tensor, steps: int) -> float:
     """The largest value: nothing is cut, and the steps are coarse."""
-    return float(values.max())
+    return float(values.abs().max())
 
 
 def percentile(share: float) -> ClipChoice:
     """Returns the choice that cuts all but a share of the values."""
 
     def choose(values: Tensor, steps: int) -> float:
-        return float(torch.quantile(values, share))
+        return float(torch.quantile(values.abs().flatten(), share))
 
     return choose
 
@@ -49,16 +56,14 @@ CLIP_CHOICES.register("p99.99")(percentile(0.9999))
 
 @CLIP_CHOICES.register("mse")
 def least_error(values: Tensor, steps: int) -> float:
-    """The clip of least mean squared error of the quantized values, of ninety between a tenth and all of the range."""
-    top = float(values.max())
-    best, least = top, math.inf
+    """The clip of least mean squared error for the readers, of ninety between a tenth and all of the range."""
+    top = largest(values, steps)
+    errors = {}
     for share in torch.linspace(0.1, 1, 91).tolist():
-        clip = top * share
-        scale = clip / steps
-        error = float(((values / scale).round().clamp_(max=steps).mul_(scale) - values).square().mean())
-        if error < least:
-            best, least = clip, error
-    return best
+        scale = top * share / steps
+        given = (values / scale).round_().clamp_(-steps, steps).mul_(scale).sub_(values)
+        errors[top * share] = float(given.mean(1).square().mean())
+    return min(errors, key=errors.__getitem__)
 
 
 @torch.no_grad()
@@ -77,27 +82,61 @@ def calibrate_clips(network: MultiBitNetwork, batches: list[Tensor], choice: str
             continue
         steps = {child: site.code_range(child).steps for child in site.clips()}
         # A percentile is zero where nearly all values are.
-        clips = {count: choose(values[name], count) or float(values[name].max()) for count in set(steps.values())}
+        clips = {count: choose(values[name], count) or largest(values[name], count) for count in set(steps.values())}
         for child, count in steps.items():
             site.set_clip(child, max(clips[count], SMALLEST_CLIP))
 
 
 def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, Tensor]:
-    """Returns a random sample of the absolute values of every site's tensor, by site."""
+    """Values ``(K, G)`` that the readers of every site see, or see the means of; of many, a random sample."""
     random = torch.Generator().manual_seed(0)
     found: dict[str, list[Tensor]] = {name: [] for name in network.sites}
+    taps, windows = network.taps(), _averaged(network)
 
     def watch(name: str, site: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0] if site.signed else F.relu(inputs[0])
-            x = (x if site.ceiling is None else x.clamp(max=site.ceiling)).abs().reshape(-1).float()
-            count = min(x.numel(), max(1, SAMPLE // len(batches)))
-            found[name].append(x[torch.randint(x.numel(), (count,), generator=random).to(x.device)])
+            x = (x if site.ceiling is None else x.clamp(max=site.ceiling)).float()
+            rows = _rows(x, windows[name]) if name in windows else x.reshape(-1, 1)
+            count = max(1, SAMPLE // (len(batches) * rows.shape[1]))
+            if len(rows) > count:
+                # The largest value is always among them: nothing else says how far the tensor reaches.
+                chosen = torch.randint(len(rows), (count,), generator=random)
+                chosen[0] = rows.abs().amax(1).argmax()
+                rows = rows[chosen.to(x.device)]
+            found[name].append(rows)
 
         return note
 
-    hooks = [site.register_forward_pre_hook(watch(name, site)) for name, site in network.sites.items()]
+    # Behind a max pooling stands what repeats its site, where the values are those that the readers see.
+    hooks = [
+        network.graph.get_submodule(taps[name]).register_forward_pre_hook(watch(name, site))
+        for name, site in network.sites.items()
+    ]
     run_all(network.eval(), batches, (FLOAT,))
     for hook in hooks:
         hook.remove()
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _averaged(network: MultiBitNetwork) -> dict[str, tuple[int, int] | None]:
+    """The windows of which a mean alone reads a site, by site; None for all of an image."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for node in network.graph.graph.nodes:
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        if not str(node.target).startswith(SITES) or reader is None or reader.op != "call_module":
+            continue
+        pool = network.graph.get_submodule(str(reader.target))
+        name = str(node.target).removeprefix(SITES)
+        if isinstance(pool, nn.AvgPool2d):
+            found[name] = pool.kernel_size if isinstance(pool.kernel_size, tuple) else (pool.kernel_size,) * 2
+        elif isinstance(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1)):
+            found[name] = None
+    return found
+
+
+def _rows(x: Tensor, window: tuple[int, int] | None) -> Tensor:
+    """The windows of images ``(N, C, H, W)`` as rows, of `AVERAGED` values at most."""
+    high, wide = (min(size, whole) for size, whole in zip(window or x.shape[2:], x.shape[2:], strict=True))
+    rows = x.unfold(2, high, high).unfold(3, wide, wide).reshape(-1, high * wide)
+    return rows[:, :: -(-rows.shape[1] // AVERAGED)]
