@@ -8,10 +8,13 @@ from pathlib import Path
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import ChildLike
+from emqdeploy.format.segment import NATIVE
 from emqdeploy.options import names, option
 
 PLAIN, TRITON = "plain", "triton"
 LAYOUTS = (PLAIN, TRITON)
+RUNTIMES_OWN = "runtime"
+KERNELS = (RUNTIMES_OWN, NATIVE)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class ExportSettings:
         out: the bundle; None means ``bundle`` beside the checkpoint, or the bundle that the checkpoint lies in.
         storage: of ONNX files, a name in `emqdeploy.export.storage.STORAGES`.
         selector: also write one graph with an input ``bits``, a name in `emqdeploy.export.selector.SELECTORS`.
+        kernels: whose compute: ``runtime``, or ``native`` for one ONNX graph of every child with operators of ours.
         layout: ``plain``, or ``triton`` for a model repository.
         with_baselines: also write the float network and the runtime's own int8 of it.
         model: the network's own function ``pkg.module:function``, named again so that torch may import it for them.
@@ -43,6 +47,7 @@ class ExportSettings:
     out: Path | None = option(None, "The bundle; 'bundle' beside the checkpoint by default. What it holds stays.")
     storage: str = option("int8", "Weights in ONNX files: int8, packed (2 or 4 bits) or master (shared planes).")
     selector: str | None = option(None, "Also one graph with an input 'bits' that chooses the child: if.")
+    kernels: str = option(RUNTIMES_OWN, "native: one ONNX graph with an input 'bits' for emqdeploy-native's operators.")
     layout: str = option(PLAIN, "plain, or triton: a model repository for NVIDIA Triton.")
     with_baselines: bool = option(False, "Also the float32 network and onnxruntime's own int8 of it.")
     model: str | None = option(
@@ -59,5 +64,9 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise UsageError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
+        if self.kernels not in KERNELS:
+            raise UsageError(f"unknown kernels {self.kernels!r}; known: {', '.join(KERNELS)}")
+        if self.kernels == NATIVE and (self.target, self.storage, self.layout) != ("onnx", "int8", PLAIN):
+            raise UsageError("--kernels native writes one plain ONNX file; leave out --target, --storage and --layout")
         if self.max_batch < 1:
             raise UsageError(f"--max-batch is {self.max_batch}; give at least 1")

@@ -1,9 +1,10 @@
 """The gate: what a graph from a file may be before any runtime sees it. A network in a file is data, not a program.
 
-Admitted are the operators that our exporter writes, in ONNX's own domain, no subgraph but the branches of a selector,
-no function, no data in other files but what is filled here or lies in the bundle's own checkpoint, constants that are
-as large as they say, values of bounded size, and one output of the shape that the card says. The check needs no onnx
-package and ends before a session exists.
+Admitted are the operators that our exporter writes, in ONNX's own domain and, in files for our kernels, the one of
+`emqdeploy.format.segment`, whose graph is checked alike; no subgraph but the branches of a selector, no function, no
+data in other files but what is filled here or lies in the bundle's own checkpoint, constants that are as large as they
+say, values of bounded size, and one output of the shape that the card says. The check needs no onnx package and ends
+before a session exists.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from emqdeploy.errors import EmqError
 from emqdeploy.format.card import Card
 from emqdeploy.format.onnx_graph import DTYPES, Graph, Model, Tensor, external_data, read_model
-from emqdeploy.format.shapes import Shapes
+from emqdeploy.format.segment import DOMAIN, SegmentShapes, read_segments
 
 INPUT = "images"
 OUTPUT = "logits"
@@ -37,12 +38,14 @@ class Expected:
         filled: type and shape of the constants that are filled in memory, by name.
         checkpoints: files of the bundle that it may read constants from, and their sizes.
         selector: whether it takes the child as an input.
+        segments: whether it may have operators of ours.
     """
 
     card: Card
     filled: Mapping[str, tuple[Any, tuple[int, ...]]]
     checkpoints: Mapping[str, int] = field(default_factory=dict)
     selector: bool = False
+    segments: bool = False
 
 
 def check_graph(data: bytes, expected: Expected, path: Path | str) -> None:
@@ -55,11 +58,12 @@ def check_graph(data: bytes, expected: Expected, path: Path | str) -> None:
     """
     try:
         model = read_model(data)
-        _check_domains(model)
+        _check_domains(model, expected.segments)
+        segments = read_segments(data, model.graph)
         _check_ends(model.graph, expected)
         _check_external(data, model.graph, expected)
         _check_branches(model.graph, expected.selector)
-        _follow(model.graph, expected)
+        _follow(model.graph, expected, segments)
     except ValueError as error:
         raise EmqError(
             f"{path} holds a graph that emqdeploy did not write: {' '.join(str(error).split())[:300]}; use the original"
@@ -67,14 +71,14 @@ def check_graph(data: bytes, expected: Expected, path: Path | str) -> None:
         ) from error
 
 
-def _check_domains(model: Model) -> None:
-    """Every operator is one of ONNX's own; others may be named, as onnxruntime's quantizer does, but not used."""
+def _check_domains(model: Model, segments: bool) -> None:
+    """Every operator is one of ONNX's own or a segment; other domains may be named, as onnxruntime's quantizer does."""
     for domain in _OWN_DOMAINS & set(model.opsets):
         if not 1 <= model.opsets[domain] <= LARGEST_OPSET:
             raise ValueError(f"it names operator set {model.opsets[domain]}")
     for graph in _graphs(model.graph):
         for node in graph.nodes:
-            if node.domain not in _OWN_DOMAINS:
+            if node.domain not in _OWN_DOMAINS and not (segments and node.domain == DOMAIN and graph is model.graph):
                 raise ValueError(f"it uses operator {node.operator!r} of domain {node.domain!r}")
 
 
@@ -144,12 +148,12 @@ def _check_branches(graph: Graph, selector: bool) -> None:
                 raise ValueError("the branches of its selector have other inputs and outputs")
 
 
-def _follow(graph: Graph, expected: Expected) -> None:
+def _follow(graph: Graph, expected: Expected, segments: Mapping[str, Graph]) -> None:
     """Computes the shape of every value for one image; the last one is that of the classes."""
     inputs: dict[str, tuple[int, ...]] = {INPUT: (1, *expected.card.input_shape)}
     if expected.selector:
         inputs[SELECTOR_INPUT] = (1,)
-    shapes = Shapes(inputs)
+    shapes = SegmentShapes(inputs, segments)
     shapes.follow(graph)
     found = shapes.shapes.get(OUTPUT)
     if found != (1, len(expected.card.classes)):

@@ -15,8 +15,10 @@ from emqdeploy.format.emq import SUFFIX
 from emqdeploy.format.gate import Expected, check_graph
 from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.format.seal import Sealed, read_seal
+from emqdeploy.format.segment import NATIVE
 from emqdeploy.graph.selector import selection, selector_values
 from emqdeploy.runtimes.base import Runtime
+from emqdeploy.runtimes.native_operators import register_operators, told_methods
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import SessionEngine, create_session, session_options
 from emqdeploy.runtimes.scratch import trim_heap
@@ -58,7 +60,7 @@ class OnnxFiles(Runtime):
                 f"{bundle.path} holds no ONNX artefacts of flavour {flavour!r}; it holds {', '.join(flavours)}"
             )
         if chosen[-1].role == SELECTOR:
-            return OnnxSelectorRuntime(bundle.file_of(chosen[-1]), children, **options)
+            return open_selector(bundle.file_of(chosen[-1]), flavour, children=children, **options)
         files = {child: bundle.file_of(artefact) for artefact in chosen for child in bundle.children_of(artefact)}
         return OnnxFileRuntime(files, children, **options)
 
@@ -66,7 +68,7 @@ class OnnxFiles(Runtime):
     def open_file(cls, path: Path, **options: Any) -> Runtime:
         """Opens one exported ``.onnx`` file, with or without a selector."""
         selector = read_sealed(path).selector
-        return OnnxFileRuntime(path, **options) if selector is None else OnnxSelectorRuntime(path, **options)
+        return OnnxFileRuntime(path, **options) if selector is None else open_selector(path, selector, **options)
 
 
 class OnnxFileRuntime(OnnxFiles):
@@ -157,8 +159,7 @@ class OnnxSelectorRuntime(OnnxFiles):
         self._size_bytes = len(data)
         self._values = selector_values(self._about.read_children())
         self.card = self._about.card
-        _require_selector_support(path)
-        self._session = create_session(data, self._options(), None, provider)
+        self._session = self._open(data)
         super().__init__(self._values, self.card.input_shape, children)
         for child in self._values:
             self._residency.get(child)
@@ -171,6 +172,10 @@ class OnnxSelectorRuntime(OnnxFiles):
         feeds = selection(self._values[child])
         kernels = profile_kernels(data, self._options(), None, self.input_shape, self.device, feeds)
         return _precision(about, child, kernels)
+
+    def _open(self, data: bytes) -> Any:
+        _require_selector_support(self._path)
+        return create_session(data, self._options(), None, self.device)
 
     def close(self) -> None:
         """Drops the session."""
@@ -187,6 +192,40 @@ class OnnxSelectorRuntime(OnnxFiles):
         return session_options(self.threads, external_folder=folder, levels=self._about.card.levels)
 
 
+class OnnxNativeRuntime(OnnxSelectorRuntime):
+    """The same for a file whose integer parts our own kernels compute, which refuses a value that it does not hold."""
+
+    def precision(self, child: ChildLike) -> list[LayerPrecision]:
+        """Reports every layer, with the kernel that was chosen for it when the session was created."""
+        child = self.find(child)
+        place = list(self._values).index(child)
+        return [
+            LayerPrecision(name, bits, self._about.stored_as, self._methods[name, place], True)
+            for name, bits in self._about.grid_bits[child.name].items()
+        ]
+
+    def _open(self, data: bytes) -> Any:
+        options = self._options()
+        with told_methods() as self._methods:
+            return create_session(data, options, None, self.device)
+
+    def _options(self) -> Any:
+        options = super()._options()
+        register_operators(options)
+        return options
+
+
+def open_selector(path: Path, kind: str, **options: Any) -> OnnxSelectorRuntime:
+    """Opens a file that holds several children behind the input ``bits``.
+
+    Args:
+        path: the file.
+        kind: of its selector.
+        **options: of the runtime.
+    """
+    return (OnnxNativeRuntime if kind == NATIVE else OnnxSelectorRuntime)(path, **options)
+
+
 def read_sealed(path: Path) -> Sealed:
     """Checks a file's seal and its graph, and returns what it says about itself."""
     return open_sealed(path)[0]
@@ -201,7 +240,8 @@ def open_sealed(path: Path) -> tuple[Sealed, bytes]:
 def check_sealed(path: Path, data: bytes) -> Sealed:
     """The same for bytes that were read already."""
     about = read_seal(path, data)
-    check_graph(data, Expected(about.card, {}, _checkpoints_beside(path), about.selector is not None), path)
+    expected = Expected(about.card, {}, _checkpoints_beside(path), about.selector is not None, about.selector == NATIVE)
+    check_graph(data, expected, path)
     return about
 
 

@@ -173,7 +173,7 @@ class Prover:
         self.checkpoint, self.images, self.allow_float, self.data_dir = checkpoint, images, allow_float, data_dir
         self.float_ops = float_operators(checkpoint.skeleton)
         self._references: dict[Child, tuple[IntegerReference, list[Batch]]] = {}
-        self._fused: dict[Child, Compared] = {}
+        self._fused: dict[tuple[str, Child], Compared] = {}
 
     def compare(self, rung: Rung, child: Child) -> Compared:
         """Compares a rung on all images."""
@@ -186,14 +186,18 @@ class Prover:
             compared.add(batch)
         return compared
 
-    def fused(self, child: Child) -> Compared:
+    def fused(self, child: Child, name: str = "onnxruntime") -> Compared:
         """Compares every code of every quantized tensor of the fused graph with the reference, once per child.
 
         An exported file shows its logits only, so the codes are read from the same graph with more outputs. Behind
         float operators the reference goes on with the graph's own codes.
+
+        Args:
+            child: which one.
+            name: of the rung that runs that graph.
         """
-        if child not in self._fused:
-            rung = RUNGS["onnxruntime"](self.checkpoint, child)
-            self._fused[child] = self.compare(rung, child)
+        if (name, child) not in self._fused:
+            rung = RUNGS[name](self.checkpoint, child)
+            self._fused[name, child] = self.compare(rung, child)
             rung.close()
-        return self._fused[child]
+        return self._fused[name, child]

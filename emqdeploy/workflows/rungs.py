@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from emqdeploy.errors import require
+from emqdeploy.export.native_graph import native_model
 from emqdeploy.format.bundle import INPUT
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
@@ -17,8 +18,11 @@ from emqdeploy.graph.filling import filled_model
 from emqdeploy.graph.floating import float_operators
 from emqdeploy.graph.parity import Judge, may_round, must_agree, must_be_exact
 from emqdeploy.graph.reference import layer_values, quantized_tensors
+from emqdeploy.graph.selector import selection, selector_values
 from emqdeploy.registry import Registry
 from emqdeploy.runtimes.base import Runtime, open_runtime
+from emqdeploy.runtimes.native_operators import register_operators
+from emqdeploy.runtimes.onnx_session import SessionEngine, create_session, session_options
 
 _EVALUATED_PIXELS = 8 * 64 * 64
 """Pixels of all images that the ONNX reference evaluator gets: it computes in plain numpy, a second for a megapixel."""
@@ -130,6 +134,24 @@ def native(checkpoint: Checkpoint, child: Child) -> Rung:
     """Our own kernels on this processor, every code visible."""
     runtime: Any = open_runtime(checkpoint, "native", children=[child])
     return Rung(runtime.run_traced, must_be_exact, runtime.close)
+
+
+@RUNGS.register("onnxruntime-native")
+def operators(checkpoint: Checkpoint, child: Child) -> Rung:
+    """Our own kernels as operators of onnxruntime, every code visible."""
+    options = session_options(levels=checkpoint.card.levels)
+    register_operators(options)
+    tensors, followed = quantized_tensors(checkpoint.skeleton), _followed(checkpoint, integers=True)
+    if followed is not None:
+        tensors += layer_values(checkpoint.skeleton)
+    model = native_model(checkpoint, [child], tensors).SerializeToString()
+    engine = SessionEngine(create_session(model, options), 0, selection(selector_values([child])[child]))
+
+    def run(images: Floats) -> Answers:
+        logits, *codes = engine.run_outputs([TASKS[checkpoint.card.task].output, *tensors], images)
+        return logits, dict(zip(tensors, codes, strict=True))
+
+    return Rung(run, must_be_exact, followed=followed)
 
 
 def _traced(checkpoint: Checkpoint, child: Child, judge: Judge, optimise: bool) -> Rung:

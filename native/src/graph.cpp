@@ -161,22 +161,20 @@ Node read_node(Span span) {
     return node;
 }
 
+// Visits the fields of a number in a message.
+void inside(Span span, unsigned number, const std::function<void(const Field &)> &each) {
+    Reader reader(span);
+    for (Field field; reader.next(field);) {
+        if (field.number == number) each(field);
+    }
+}
+
 // The sides of a tensor's type, -1 for one that is free.
-std::vector<int64_t> read_sides(Span type) {
+std::vector<int64_t> read_sides(Span shape) {
     std::vector<int64_t> sides;
-    const auto inside = [](Span span, unsigned number, const std::function<void(const Field &)> &each) {
-        Reader reader(span);
-        for (Field field; reader.next(field);) {
-            if (field.number == number) each(field);
-        }
-    };
-    inside(type, 1, [&](const Field &tensor) {
-        inside(tensor.bytes, 2, [&](const Field &shape) {
-            inside(shape.bytes, 1, [&](const Field &side) {
-                sides.push_back(-1);
-                inside(side.bytes, 1, [&](const Field &value) { sides.back() = static_cast<int64_t>(value.value); });
-            });
-        });
+    inside(shape, 1, [&](const Field &side) {
+        sides.push_back(-1);
+        inside(side.bytes, 1, [&](const Field &value) { sides.back() = static_cast<int64_t>(value.value); });
     });
     return sides;
 }
@@ -186,31 +184,31 @@ Value read_value(Span span) {
     Reader reader(span);
     for (Field field; reader.next(field);) {
         if (field.number == 1) value.name = name_in(field);
-        if (field.number == 2) value.shape = read_sides(field.bytes);
+        if (field.number != 2) continue;
+        inside(field.bytes, 1, [&](const Field &tensor) {
+            inside(tensor.bytes, 1, [&](const Field &type) { value.codes = type.value == uint8_element; });
+            inside(tensor.bytes, 2, [&](const Field &shape) { value.shape = read_sides(shape.bytes); });
+        });
     }
     return value;
 }
 
 Graph read_body(Span span) {
     Graph graph;
-    std::vector<Value> inputs, outputs;
     Reader reader(span);
     for (Field field; reader.next(field);) {
         if (field.wire != bytes_wire) continue;
         switch (field.number) {
             case 1: graph.nodes.push_back(read_node(field.bytes)); break;
             case 5: read_constant(field.bytes, graph); break;
-            case 11: inputs.push_back(read_value(field.bytes)); break;
-            case 12: outputs.push_back(read_value(field.bytes)); break;
+            case 11: graph.inputs.push_back(read_value(field.bytes)); break;
+            case 12: graph.outputs.push_back(read_value(field.bytes)); break;
             default: break;
         }
         if (graph.nodes.size() > most_nodes) {
             throw Failure("the graph has more than " + std::to_string(most_nodes) + " operators");
         }
     }
-    if (inputs.size() != 1 || outputs.size() != 1) throw Failure("the graph has other than one input and one output");
-    graph.input = inputs[0];
-    graph.output = outputs[0];
     return graph;
 }
 

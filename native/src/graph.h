@@ -31,13 +31,14 @@ struct Node {
 // What goes in or comes out; a side of -1 is free.
 struct Value {
     std::string name;
+    bool codes = false;  // whether it is uint8
     std::vector<int64_t> shape;
 };
 
 struct Graph {
     std::vector<Node> nodes;
     std::map<std::string, Constant> constants;
-    Value input, output;
+    std::vector<Value> inputs, outputs;
 };
 
 // Throws `Failure` for bytes that are no such graph.

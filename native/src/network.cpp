@@ -46,6 +46,35 @@ int forks() {
     return forked;
 }
 
+// Visits the values of a tensor in the order in which a port has them: place in the port, byte of the tensor.
+template <typename Visit>
+void in_order(const Port &port, const Tensor &tensor, Visit &&visit) {
+    const Shape &shape = port.shape;
+    size_t next = 0;
+    const auto pixel = [&](int y, int x) { return at((tensor.first() + y * tensor.row() + x) * tensor.stride()); };
+    for (int c = 0; port.planes && c < shape.channels; c++) {
+        for (int y = 0; y < shape.height; y++) {
+            for (int x = 0; x < shape.width; x++) visit(next++, pixel(y, x) + at(c));
+        }
+    }
+    for (int x = 0; !port.planes && x < shape.width; x++) {
+        for (int c = 0; c < shape.channels; c++) visit(next++, pixel(0, x) + at(c));
+    }
+}
+
+// A graph of a whole network takes the image that it was made for, and answers one thing.
+void check_image(const Graph &graph, const emq_source &source) {
+    if (graph.inputs.size() != 1 || graph.outputs.size() != 1) {
+        throw Failure("the graph has other than one input and one output");
+    }
+    const std::vector<int64_t> &shape = graph.inputs[0].shape;
+    const bool fits = shape.size() == 4 && shape[1] == source.channels && shape[2] == source.height &&
+                      shape[3] == source.width && !graph.inputs[0].codes;
+    if (graph.inputs[0].name != "images" || graph.outputs[0].name != "logits" || !fits) {
+        throw Failure("the graph takes or gives something else than the network");
+    }
+}
+
 int8_t rounded(float value, float low, float high) {
     return static_cast<int8_t>(std::nearbyint(std::min(std::max(value, low), high)));
 }
@@ -54,13 +83,17 @@ int8_t rounded(float value, float low, float high) {
 
 Network::Network(const emq_source &source, const Kernels &kernels)
     : kernels_(kernels),
-      image_{source.channels, source.height, source.width},
-      classes_(source.classes),
       threads_(threads_of(source.threads)),
       crew_(nullptr) {
     for (int child = 0; child < source.child_count; child++) children_.emplace_back(source.child_names[child]);
     const Shapes shapes(source);
-    program_ = lower(read_graph({source.graph, source.graph_size}), image_, shapes);
+    const Graph graph = read_graph({source.graph, source.graph_size});
+    const bool whole = source.classes > 0;
+    if (whole) check_image(graph, source);
+    program_ = lower(graph, shapes);
+    if (whole && (program_.outputs[0].codes || program_.outputs[0].shape.values() != at(source.classes))) {
+        throw Failure("the graph answers with another shape than its classes");
+    }
     for (int i = 0; i < source.site_count; i++) {
         const emq_site &given = source.sites[i];
         Site one{given.name, program_.zero_point(given.name), {}};
@@ -136,18 +169,13 @@ void Network::bind(const emq_source &source) {
         for (const std::string &name : step.input_sites) bound.inputs.push_back(&site(name));
         if (!step.site.empty()) bound.output = &site(step.site);
         if (!step.clamp.empty()) bound.clamp = &site(step.clamp);
+        if (step.kind == Kind::take) bound.clamp = bound.output;
         // A maximum keeps the bounds that its input has.
         const bool checked = bound.output != nullptr && step.kind != Kind::maximum;
         for (int child = 0; checked && child < children; child++) check(bound, child);
         steps_.push_back(std::move(bound));
     }
     for (Bound &bound : steps_) {
-        if (bound.step.kind == Kind::answer) {
-            const Shape shape = program_.tensors[at(bound.step.inputs[0])].shape;
-            if (shape.height != 1 || shape.width != 1 || shape.channels != classes_) {
-                throw Failure("the graph answers with another shape than its classes");
-            }
-        }
         if (bound.step.kind != Kind::layer) continue;
         const emq_layer *given = nullptr;
         for (int i = 0; i < source.layer_count; i++) {
@@ -158,7 +186,10 @@ void Network::bind(const emq_source &source) {
         const Tensor *output = bound.step.output < 0 ? nullptr : &program_.tensors[at(bound.step.output)];
         layers_.push_back(std::make_unique<Layer>(*given, children, bound.step, input, output, kernels_));
         bound.layer = layers_.back().get();
-        if (output == nullptr && bound.layer->outputs() != classes_) throw Failure("the graph has other classes");
+        if (output == nullptr) {
+            const size_t values = at(bound.layer->positions()) * at(bound.layer->outputs());
+            answer_count_ = std::max(answer_count_, values);
+        }
         for (int child = 0; child < children; child++) {
             const Site &from = *bound.inputs[0];
             const Grid in = from.children[at(child)];
@@ -210,44 +241,76 @@ std::unique_ptr<Network::Workspace> Network::borrow(Crew &crew) {
     }
     work->scratch = Array<uint8_t>(scratch_bytes_);
     work->sums = Array<int32_t>(sums_count_);
+    work->answer = Array<float>(answer_count_);
     return work;
 }
 
 void Network::run(int child, const float *images, int64_t count, float *logits, emq_watch watch, void *context) {
     Crew &mine = crew();
+    Ends ends{{images}, {logits}};
     std::unique_ptr<Workspace> work = borrow(mine);
-    for (int64_t i = 0; i < count; i++) {
-        const float *image = images + i * static_cast<int64_t>(image_.values());
-        run_image(child, image, logits + i * classes_, *work, mine.pool, watch, context);
-    }
-    const std::lock_guard<std::mutex> lock(mine.mutex);
-    mine.idle.push_back(std::move(work));
+    run_images(child, ends, count, *work, mine.pool, watch, context);
+    give_back(mine, std::move(work));
 }
 
-void Network::run_image(int child, const float *image, float *logits, Workspace &work, Pool &pool, emq_watch watch,
+void Network::run(int child, Ends ends, int64_t count, Workers &workers) {
+    Crew &mine = crew();
+    std::unique_ptr<Workspace> work = borrow(mine);
+    run_images(child, ends, count, *work, workers, nullptr, nullptr);
+    give_back(mine, std::move(work));
+}
+
+void Network::give_back(Crew &crew, std::unique_ptr<Workspace> work) {
+    const std::lock_guard<std::mutex> lock(crew.mutex);
+    crew.idle.push_back(std::move(work));
+}
+
+void Network::run_images(int child, Ends &ends, int64_t count, Workspace &work, Workers &workers, emq_watch watch,
+                         void *context) {
+    for (int64_t i = 0; i < count; i++) {
+        run_image(child, ends, work, workers, watch, context);
+        for (size_t p = 0; p < ends.inputs.size(); p++) {
+            ends.inputs[p] = static_cast<const uint8_t *>(ends.inputs[p]) + program_.inputs[p].bytes();
+        }
+        for (size_t p = 0; p < ends.outputs.size(); p++) {
+            ends.outputs[p] = static_cast<uint8_t *>(ends.outputs[p]) + program_.outputs[p].bytes();
+        }
+    }
+}
+
+void Network::run_image(int child, const Ends &ends, Workspace &work, Workers &workers, emq_watch watch,
                         void *context) {
     for (const Bound &bound : steps_) {
+        const size_t port = at(bound.step.port);  // beyond all where the step has none
+        const void *in = port < ends.inputs.size() ? ends.inputs[port] : nullptr;
+        void *out = port < ends.outputs.size() ? ends.outputs[port] : nullptr;
         switch (bound.step.kind) {
-            case Kind::quantize: quantize(bound, child, image, work); break;
-            case Kind::layer: run_layer(bound, child, work, pool, logits); break;
+            case Kind::quantize: quantize(bound, child, static_cast<const float *>(in), work); break;
+            case Kind::take: take(bound, child, static_cast<const uint8_t *>(in), work); break;
+            case Kind::layer: run_layer(bound, child, static_cast<float *>(out), work, workers); break;
             case Kind::add: add(bound, child, work); break;
             case Kind::maximum: maximum(bound, work); break;
             case Kind::mean: mean(bound, child, work); break;
             case Kind::join: join(bound, child, work); break;
-            case Kind::answer: answer(bound, child, work, logits); break;
+            case Kind::answer: answer(bound, child, work, static_cast<float *>(out)); break;
+            case Kind::give: give(bound, work, static_cast<uint8_t *>(out)); break;
         }
         if (watch != nullptr && bound.step.shown) show(bound, work, watch, context);
     }
 }
 
-void Network::run_layer(const Bound &bound, int child, Workspace &work, Pool &pool, float *logits) {
+void Network::run_layer(const Bound &bound, int child, float *values, Workspace &work, Workers &workers) {
     const Layer &layer = *bound.layer;
     const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
     int8_t *output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
-    float *answer = output == nullptr ? logits : nullptr;
+    const bool planes = output == nullptr && program_.outputs[at(bound.step.port)].planes;
+    const int channels = layer.outputs() / layer.groups(), positions = layer.positions();
+    // One channel a group or one position are in the order of planes as they come.
+    const bool in_place = planes ? channels == 1 || positions == 1 : layer.groups() == 1 || positions == 1;
+    float *answer = output != nullptr ? nullptr : in_place ? values : work.answer.data();
     const auto shared = [&](int items, int64_t work_items, const auto &part) {
-        const int chunks = work_items < shared_work ? 1 : std::min(items, pool.threads() * chunks_per_thread);
-        pool.run(chunks, [&](int chunk) {
+        const int chunks = work_items < shared_work ? 1 : std::min(items, workers.threads() * chunks_per_thread);
+        workers.run(chunks, [&](int chunk) {
             const auto edge = [&](int index) { return static_cast<int>(static_cast<int64_t>(items) * index / chunks); };
             part(edge(chunk), edge(chunk + 1));
         });
@@ -260,19 +323,53 @@ void Network::run_layer(const Bound &bound, int child, Workspace &work, Pool &po
         const int end = layer.grouped() ? layer.positions() : to;
         layer.run(child, input, output, answer, work.scratch.data(), work.sums.data(), from, end);
     });
+    if (output != nullptr || in_place) return;
+    // Group behind group, position by position, to planes; or, of several groups, to rows.
+    for (int n = 0; n < layer.outputs(); n++) {
+        const float *from = answer + at(n / channels * channels) * at(positions) + n % channels;
+        float *to = values + (planes ? at(n) * at(positions) : at(n));
+        const size_t step = planes ? 1 : at(layer.outputs());
+        for (int p = 0; p < positions; p++) to[at(p) * step] = from[at(p) * at(channels)];
+    }
 }
 
 void Network::quantize(const Bound &bound, int child, const float *image, Workspace &work) {
     const Tensor &tensor = program_.tensors[at(bound.step.output)];
+    const Port &port = program_.inputs[at(bound.step.port)];
     int8_t *output = work.tensors[at(bound.step.output)].data();
-    const float scale = bound.output->children[at(child)].scale;
-    for (int y = 0; y < image_.height; y++) {
+    const Grid grid = bounds(bound, child);
+    // Along what lies together in the port: a line of a plane, or a row of channels.
+    const int length = port.planes ? tensor.shape.width : tensor.shape.channels;
+    const int stride = port.planes ? tensor.stride() : 1;
+    std::vector<float> kept(bound.clamp == nullptr ? 0 : at(length));
+    const float low = static_cast<float>(grid.low) * grid.scale, high = static_cast<float>(grid.high) * grid.scale;
+    const auto line = [&](int8_t *to, const float *from) {
+        if (bound.clamp != nullptr) {
+            for (int x = 0; x < length; x++) kept[at(x)] = from[x] > low ? std::min(from[x], high) : low;
+            from = kept.data();
+        }
+        kernels_.quantize(to, stride, from, length, grid.scale, bound.output->zero_point);
+    };
+    const Shape &shape = tensor.shape;
+    for (int y = 0; y < shape.height; y++) {
         int8_t *row = output + (tensor.first() + y * tensor.row()) * tensor.stride();
-        for (int c = 0; c < image_.channels; c++) {
-            const float *plane = image + (static_cast<int64_t>(c) * image_.height + y) * image_.width;
-            kernels_.quantize(row + c, tensor.stride(), plane, image_.width, scale, bound.output->zero_point);
+        for (int c = 0; port.planes && c < shape.channels; c++) {
+            line(row + c, image + (static_cast<int64_t>(c) * shape.height + y) * shape.width);
+        }
+        for (int x = 0; !port.planes && x < shape.width; x++) {
+            line(row + x * tensor.stride(), image + static_cast<int64_t>(x) * shape.channels);
         }
     }
+}
+
+void Network::take(const Bound &bound, int child, const uint8_t *codes, Workspace &work) {
+    const Tensor &tensor = program_.tensors[at(bound.step.output)];
+    int8_t *output = work.tensors[at(bound.step.output)].data();
+    const Grid grid = bounds(bound, child);
+    in_order(program_.inputs[at(bound.step.port)], tensor, [&](size_t place, size_t byte) {
+        const int code = codes[place] - bound.output->zero_point;
+        output[byte] = static_cast<int8_t>(std::min(std::max(code, grid.low), grid.high));
+    });
 }
 
 void Network::add(const Bound &bound, int child, Workspace &work) {
@@ -372,11 +469,18 @@ void Network::join(const Bound &bound, int child, Workspace &work) {
     }
 }
 
-void Network::answer(const Bound &bound, int child, const Workspace &work, float *logits) const {
-    const Tensor &in = program_.tensors[at(bound.step.inputs[0])];
-    const int8_t *codes = work.tensors[at(bound.step.inputs[0])].data() + in.first() * in.stride();
+void Network::answer(const Bound &bound, int child, const Workspace &work, float *values) const {
+    const int8_t *codes = work.tensors[at(bound.step.inputs[0])].data();
     const float scale = bound.inputs[0]->children[at(child)].scale;
-    for (int c = 0; c < classes_; c++) logits[c] = static_cast<float>(codes[c]) * scale;
+    in_order(program_.outputs[at(bound.step.port)], program_.tensors[at(bound.step.inputs[0])],
+             [&](size_t place, size_t byte) { values[place] = static_cast<float>(codes[byte]) * scale; });
+}
+
+void Network::give(const Bound &bound, const Workspace &work, uint8_t *codes) const {
+    const int8_t *centred = work.tensors[at(bound.step.inputs[0])].data();
+    const int zero = bound.inputs[0]->zero_point;
+    in_order(program_.outputs[at(bound.step.port)], program_.tensors[at(bound.step.inputs[0])],
+             [&](size_t place, size_t byte) { codes[place] = static_cast<uint8_t>(centred[byte] + zero); });
 }
 
 void Network::show(const Bound &bound, const Workspace &work, emq_watch watch, void *context) const {

@@ -15,8 +15,15 @@
 
 namespace emq {
 
+// What a request hands in and where its answers go, per port of the program.
+struct Ends {
+    std::vector<const void *> inputs;
+    std::vector<void *> outputs;
+};
+
 class Network {
   public:
+    // Of a source without classes, a part of a network, the graph says what goes in and out.
     Network(const emq_source &source, const Kernels &kernels);
     ~Network();
     Network(const Network &) = delete;
@@ -27,7 +34,11 @@ class Network {
     int child(const std::string &name) const;
     size_t bytes() const;
     const Layer *find(const std::string &layer) const;
+    const std::vector<Port> &inputs() const { return program_.inputs; }
+    const std::vector<Port> &outputs() const { return program_.outputs; }
     void run(int child, const float *images, int64_t count, float *logits, emq_watch watch, void *context);
+    // With the threads of somebody else.
+    void run(int child, Ends ends, int64_t count, Workers &workers);
 
   private:
     // A site at a child: the value of one step and the bounds of its codes.
@@ -52,6 +63,7 @@ class Network {
         std::vector<Array<int8_t>> tensors;
         Array<uint8_t> scratch;
         Array<int32_t> sums;
+        Array<float> answer;  // of a layer, before it is put in order
     };
 
     // What requests share: threads, and workspaces that none of them uses.
@@ -69,26 +81,28 @@ class Network {
     Grid bounds(const Bound &bound, int child) const;
     void check(const Bound &bound, int child) const;
     std::unique_ptr<Workspace> borrow(Crew &crew);
-    void run_image(int child, const float *image, float *logits, Workspace &work, Pool &pool, emq_watch watch,
-                   void *context);
-    void run_layer(const Bound &bound, int child, Workspace &work, Pool &pool, float *logits);
+    static void give_back(Crew &crew, std::unique_ptr<Workspace> work);
+    void run_images(int child, Ends &ends, int64_t count, Workspace &work, Workers &workers, emq_watch watch,
+                    void *context);
+    void run_image(int child, const Ends &ends, Workspace &work, Workers &workers, emq_watch watch, void *context);
+    void run_layer(const Bound &bound, int child, float *values, Workspace &work, Workers &workers);
     void quantize(const Bound &bound, int child, const float *image, Workspace &work);
+    void take(const Bound &bound, int child, const uint8_t *codes, Workspace &work);
     void add(const Bound &bound, int child, Workspace &work);
     void maximum(const Bound &bound, Workspace &work);
     void mean(const Bound &bound, int child, Workspace &work);
     void join(const Bound &bound, int child, Workspace &work);
-    void answer(const Bound &bound, int child, const Workspace &work, float *logits) const;
+    void answer(const Bound &bound, int child, const Workspace &work, float *values) const;
+    void give(const Bound &bound, const Workspace &work, uint8_t *codes) const;
     void show(const Bound &bound, const Workspace &work, emq_watch watch, void *context) const;
 
     const Kernels &kernels_;
-    Shape image_;
-    int classes_;
     std::vector<std::string> children_;
     std::vector<Site> sites_;
     Program program_;
     std::vector<Bound> steps_;
     std::vector<std::unique_ptr<Layer>> layers_;
-    size_t scratch_bytes_ = 0, sums_count_ = 0;
+    size_t scratch_bytes_ = 0, sums_count_ = 0, answer_count_ = 0;
     const int threads_;
     std::atomic<Crew *> crew_;
 };

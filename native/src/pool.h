@@ -10,19 +10,26 @@
 
 namespace emq {
 
+class Workers {
+  public:
+    virtual ~Workers() = default;
+    virtual int threads() const = 0;
+    // Runs work(0) .. work(chunks - 1), in any order, and returns when all have ended.
+    virtual void run(int chunks, const std::function<void(int)> &work) = 0;
+};
+
 // One request computes with the pool at a time; others that come meanwhile compute alone, which is as fast for all.
-class Pool {
+class Pool : public Workers {
   public:
     explicit Pool(int threads);
-    ~Pool();
+    ~Pool() override;
     Pool(const Pool &) = delete;
     Pool &operator=(const Pool &) = delete;
 
-    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+    int threads() const override { return static_cast<int>(workers_.size()) + 1; }
 
-    // Runs work(0) .. work(chunks - 1), in any order, and returns when all have ended. Whoever is free takes the next
-    // chunk, so a thread that the system takes away holds up one chunk only.
-    void run(int chunks, const std::function<void(int)> &work);
+    // Whoever is free takes the next chunk, so a thread that the system takes away holds up one chunk only.
+    void run(int chunks, const std::function<void(int)> &work) override;
 
   private:
     void serve();

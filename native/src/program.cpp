@@ -17,11 +17,12 @@ constexpr int64_t largest_request = int64_t{1} << 31;  // bytes of all tensors t
 
 // What a value of the graph is while it is lowered.
 struct Lowered {
-    enum Form { image, codes, quantized, accumulated, sum, mean, joined, parameter } form;
-    int tensor = -1;
+    enum Form { port, codes, quantized, accumulated, sum, mean, joined, parameter } form;
+    int tensor = -1;   // of a port its index
     std::string site;  // of codes; the layer of a parameter
     int step = -1;     // that makes it, where its grid is not known yet
     bool flat = false;
+    bool tokens = false;  // whether it has rows of channels where others have planes
 };
 
 bool starts_open(const std::map<std::string, Constant> &constants, const std::string &name) {
@@ -46,24 +47,27 @@ int side(int64_t number, int least) {
 
 class Lowering {
   public:
-    Lowering(const Graph &graph, Shape image, const LayerShapes &layers) : graph_(graph), layers_(layers), image_(image) {}
+    Lowering(const Graph &graph, const LayerShapes &layers) : graph_(graph), layers_(layers) {}
 
     Program run() {
-        check_ends();
-        values_[graph_.input.name] = {Lowered::image, -1, "", -1, false};
+        for (const Value &end : graph_.inputs) {
+            const Port port = port_of(end);
+            values_[end.name] = {Lowered::port, static_cast<int>(program_.inputs.size()), "", -1, false, !port.planes};
+            program_.inputs.push_back(port);
+        }
         for (const Node &node : graph_.nodes) visit(node);
         finish();
         return std::move(program_);
     }
 
   private:
-    void check_ends() const {
-        const std::vector<int64_t> &shape = graph_.input.shape;
-        const bool fits = shape.size() == 4 && shape[1] == image_.channels && shape[2] == image_.height &&
-                          shape[3] == image_.width;
-        if (graph_.input.name != "images" || graph_.output.name != "logits" || !fits) {
-            throw Failure("the graph takes or gives something else than the network");
-        }
+    static Port port_of(const Value &end) {
+        const auto side = [&](size_t index) {
+            return static_cast<int>(std::min(std::max(end.shape[index], int64_t{0}), largest_tensor));
+        };
+        if (end.shape.size() == 4) return {{side(1), side(2), side(3)}, true, end.codes};
+        if (end.shape.size() == 2) return {{side(1), 1, side(0)}, false, end.codes};
+        throw Failure("the graph takes " + end.name + " in a shape that is neither planes nor rows");
     }
 
     void visit(const Node &node) {
@@ -72,7 +76,8 @@ class Lowering {
         if (operation == "DequantizeLinear" && starts_open(graph_.constants, node.input(0))) {
             const std::string &name = node.inputs[0];
             const bool weight = name.size() > 7 && name.compare(name.size() - 7, 7, ".weight") == 0;
-            values_[node.outputs[0]] = {Lowered::parameter, -1, without(name, weight ? ".weight" : ".bias"), -1, false};
+            const std::string layer = without(name, weight ? ".weight" : ".bias");
+            values_[node.outputs[0]] = {Lowered::parameter, -1, layer, -1, false, false};
             return;
         }
         std::vector<Lowered> inputs;
@@ -101,16 +106,16 @@ class Lowering {
             return value.form == Lowered::quantized || value.form == Lowered::parameter;
         });
         if (operation == "QuantizeLinear") return quantize(node, first);
+        if (operation == "DequantizeLinear" && first.form == Lowered::port) return take(node, first);
         if (operation == "DequantizeLinear" && first.form == Lowered::codes) {
-            if (node.input(1) != first.site + ".scale") refuse(node);
-            return {Lowered::quantized, first.tensor, first.site, -1, first.flat};
+            return {Lowered::quantized, first.tensor, first.site, -1, first.flat, first.tokens};
         }
         if (operation == "Clip" && first.form == Lowered::codes) return clip(node, first);
         if (operation == "Identity") return first;
         // Moves of values take codes as well as codes with their grid.
         if (first.form == Lowered::codes || first.form == Lowered::quantized) {
             if (operation == "MaxPool") return maximum(node, first);
-            if (flattens(node)) return {first.form, first.tensor, first.site, -1, true};
+            if (flattens(node)) return {first.form, first.tensor, first.site, -1, !first.tokens, first.tokens};
         }
         // An input that is not followed here is a number of the graph's own.
         const bool followed = inputs.size() == node.inputs.size();
@@ -177,15 +182,16 @@ class Lowering {
 
     Lowered pending(const Node &node, Kind kind, Lowered::Form form, const std::vector<Lowered> &inputs) {
         for (const Lowered &value : inputs) {
-            if (value.flat && form != Lowered::sum) refuse(node);
+            if ((value.flat || value.tokens) && form != Lowered::sum) refuse(node);
+            if (value.tokens != inputs[0].tokens) refuse(node);
             read(value.tensor, 0);
         }
         add_step(node, kind, inputs);
-        return {form, -1, "", last_step(), false};
+        return {form, -1, "", last_step(), false, inputs[0].tokens};
     }
 
     Lowered convolution(const Node &node, const std::vector<Lowered> &inputs) {
-        if (inputs.size() != 3) refuse(node);
+        if (inputs.size() != 3 || inputs[0].tokens) refuse(node);
         const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
                                    &strides = node.numbers("strides"), &dilations = node.numbers("dilations");
         if (kernel.size() != 2 || pads.size() != 4 || strides.size() != 2 || dilations.size() != 2) refuse(node);
@@ -195,22 +201,22 @@ class Lowering {
                          side(pads[0], 0),      side(pads[1], 0),      side(pads[2], 0),    side(pads[3], 0),
                          side(dilations[0], 1), side(dilations[1], 1), side(node.number("group", 1), 1)};
         read(inputs[0].tensor, static_cast<int>(*std::max_element(pads.begin(), pads.end())));
-        return {Lowered::accumulated, -1, "", last_step(), false};
+        return {Lowered::accumulated, -1, "", last_step(), false, false};
     }
 
     Lowered linear(const Node &node, const std::vector<Lowered> &inputs) {
         if (inputs.size() != 3 || node.number("transB", 0) != 1) refuse(node);
         Step &step = add_step(node, Kind::layer, inputs);
         step.name = inputs[1].site;
-        step.flat = true;
+        step.flat = !inputs[0].tokens;
         read(inputs[0].tensor, 0);
-        return {Lowered::accumulated, -1, "", last_step(), false};
+        return {Lowered::accumulated, -1, "", last_step(), false, inputs[0].tokens};
     }
 
     Lowered maximum(const Node &node, const Lowered &input) {
         const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
                                    &strides = node.numbers("strides");
-        if (kernel.size() != 2 || input.flat) refuse(node);
+        if (kernel.size() != 2 || input.flat || input.tokens) refuse(node);
         for (const int64_t dilation : node.numbers("dilations")) {
             if (dilation != 1) refuse(node);
         }
@@ -227,10 +233,11 @@ class Lowering {
         read(input.tensor, 0);
         const Shape shape = output_shape(program_.steps.back(), tensor(input.tensor).shape.channels);
         program_.steps[static_cast<size_t>(index)].output = add_tensor(shape);
-        return {input.form, program_.steps[static_cast<size_t>(index)].output, input.site, -1, false};
+        return {input.form, program_.steps[static_cast<size_t>(index)].output, input.site, -1, false, false};
     }
 
     Shape output_shape(const Step &step, int channels) const {
+        if (step.kind == Kind::quantize) return program_.inputs[static_cast<size_t>(step.port)].shape;
         const Shape in = tensor(step.inputs[0]).shape;
         switch (step.kind) {
             case Kind::mean: return {in.channels, 1, 1};
@@ -259,12 +266,11 @@ class Lowering {
         note_zero_point(site, node.input(2));
         int index = input.step;
         switch (input.form) {
-            case Lowered::image:
-                add_step(node, Kind::quantize, {});
-                index = last_step();
+            case Lowered::port:
+                index = add_reader(node, Kind::quantize, input.tensor, false);
                 break;
             case Lowered::quantized:
-                if (input.site == site) return {Lowered::codes, input.tensor, site, -1, input.flat};
+                if (input.site == site) return {Lowered::codes, input.tensor, site, -1, input.flat, input.tokens};
                 if (input.flat) refuse(node);
                 read(input.tensor, 0);
                 add_step(node, Kind::join, {input});
@@ -278,15 +284,29 @@ class Lowering {
         }
         Step &step = program_.steps.at(static_cast<size_t>(index));
         if (step.output >= 0) throw Failure("the graph quantizes " + step.name + " twice");
-        Shape shape = image_;
-        if (input.form != Lowered::image) {
-            shape = output_shape(step, step.kind == Kind::layer ? layers_.outputs(step.name) : 0);
-        }
+        const Shape shape = output_shape(step, step.kind == Kind::layer ? layers_.outputs(step.name) : 0);
         if (input.form == Lowered::sum || input.form == Lowered::joined) check_alike(step);
         const int made = add_tensor(shape);
         step.output = made;
         step.site = site;
-        return {Lowered::codes, made, site, -1, input.form == Lowered::accumulated && step.flat};
+        return {Lowered::codes, made, site, -1, input.form == Lowered::accumulated && step.flat, input.tokens};
+    }
+
+    int add_reader(const Node &node, Kind kind, int port, bool codes) {
+        if (program_.inputs[static_cast<size_t>(port)].codes != codes) refuse(node);
+        add_step(node, kind, {}).port = port;
+        return last_step();
+    }
+
+    // Codes that were made outside of the graph.
+    Lowered take(const Node &node, const Lowered &input) {
+        const std::string site = without(node.input(1), ".scale");
+        note_zero_point(site, node.input(2));
+        const int index = add_reader(node, Kind::take, input.tensor, true);
+        const int made = add_tensor(program_.inputs[static_cast<size_t>(input.tensor)].shape);
+        program_.steps[static_cast<size_t>(index)].output = made;
+        program_.steps[static_cast<size_t>(index)].site = site;
+        return {Lowered::quantized, made, site, -1, false, input.tokens};
     }
 
     void check_alike(const Step &step) const {
@@ -336,37 +356,42 @@ class Lowering {
             throw Failure("the graph's tensors take more than " + std::to_string(largest_request >> 20) +
                           " MB; run this network in onnxruntime");
         }
-        finish_output();
+        for (const Value &end : graph_.outputs) finish_output(end);
         for (const Step &step : program_.steps) {
-            const bool answers = step.kind == Kind::answer || &step == &program_.steps.back();
-            if (step.output < 0 && !answers) {
+            if (step.output < 0 && step.port < 0) {
                 throw Failure("the graph computes " + step.name + " for nothing; run this network in onnxruntime");
             }
         }
     }
 
-    void finish_output() {
-        const auto found = values_.find(graph_.output.name);
+    void finish_output(const Value &end) {
+        const auto found = values_.find(end.name);
         if (found == values_.end()) throw Failure("the graph has no output");
         const Lowered &value = found->second;
-        if (value.form == Lowered::accumulated && program_.steps.at(static_cast<size_t>(value.step)).output < 0) {
-            if (value.step != last_step()) throw Failure("the graph goes on behind its output");
+        const int port = static_cast<int>(program_.outputs.size());
+        const bool planes = end.shape.size() == 4 || value.flat;
+        if (value.form == Lowered::accumulated) {
+            Step &layer = program_.steps.at(static_cast<size_t>(value.step));
+            if (layer.output >= 0 || layer.port >= 0) throw Failure("the graph answers " + layer.name + " twice");
+            layer.port = port;
+            program_.outputs.push_back({output_shape(layer, layers_.outputs(layer.name)), planes, false});
             return;
         }
-        if (value.form != Lowered::quantized) {
+        if (value.form != Lowered::quantized && value.form != Lowered::codes) {
             throw Failure("the graph ends in an operator without an integer kernel; run this network in onnxruntime");
         }
         Step step;
-        step.kind = Kind::answer;
+        step.kind = value.form == Lowered::codes ? Kind::give : Kind::answer;
         step.inputs = {value.tensor};
         step.input_sites = {value.site};
+        step.port = port;
         program_.steps.push_back(step);
+        program_.outputs.push_back({tensor(value.tensor).shape, planes, value.form == Lowered::codes});
         read(value.tensor, 0);
     }
 
     const Graph &graph_;
     const LayerShapes &layers_;
-    const Shape image_;
     std::map<std::string, Lowered> values_;
     Program program_;
 };
@@ -380,8 +405,8 @@ int Program::zero_point(const std::string &site) const {
     throw Failure("the graph has no zero point for " + site);
 }
 
-Program lower(const Graph &graph, Shape image, const LayerShapes &layers) {
-    return Lowering(graph, image, layers).run();
+Program lower(const Graph &graph, const LayerShapes &layers) {
+    return Lowering(graph, layers).run();
 }
 
 }  // namespace emq

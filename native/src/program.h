@@ -33,22 +33,31 @@ struct Geometry {
     int groups = 1;
 };
 
-enum class Kind { quantize, layer, add, maximum, mean, join, answer };
+// What a request hands in or gets, per image: float32 or codes, in planes of channels or in rows of them.
+struct Port {
+    Shape shape;
+    bool planes, codes;
+    size_t bytes() const { return shape.values() * (codes ? 1 : sizeof(float)); }
+};
+
+enum class Kind { quantize, take, layer, add, maximum, mean, join, answer, give };
 
 struct Step {
     Kind kind;
     std::string name;                      // of a layer; else of the operator
     std::vector<int> inputs;               // tensors
     std::vector<std::string> input_sites;  // the grids that they are on
-    int output = -1;                       // tensor; -1 where the step answers in float
+    int output = -1;                       // tensor; -1 where the step answers a port
+    int port = -1;                         // of the inputs that it reads, or of the outputs that it answers
     std::string site;                      // the grid of the output
     std::string clamp;                     // the site whose bounds the output keeps; empty for all of a byte
     Geometry geometry;
-    bool flat = false;   // a layer that reads all pixels of its input at once
+    bool flat = false;  // a layer that reads all pixels of its input at once
     bool shown = false;  // whether the output is what the graph calls the codes of its site
 };
 
 struct Program {
+    std::vector<Port> inputs, outputs;
     std::vector<Tensor> tensors;
     std::vector<Step> steps;
     std::vector<std::pair<std::string, int>> zero_points;  // per site
@@ -63,6 +72,7 @@ class LayerShapes {
     virtual int outputs(const std::string &layer) const = 0;
 };
 
-Program lower(const Graph &graph, Shape image, const LayerShapes &layers);
+// The graph's ends say their shapes: (images, channels, height, width), or (rows, channels) with the rows of one image.
+Program lower(const Graph &graph, const LayerShapes &layers);
 
 }  // namespace emq

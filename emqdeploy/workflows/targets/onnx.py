@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from emqdeploy.errors import UsageError
+from emqdeploy.export.native_graph import select_natively
 from emqdeploy.export.products import Job, Product, tag
 from emqdeploy.export.selector import SELECTORS
 from emqdeploy.export.settings import TRITON
@@ -20,9 +21,10 @@ from emqdeploy.format.child import Child, in_order
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Codes, Floats
 from emqdeploy.format.precision import LayerPrecision
+from emqdeploy.format.segment import NATIVE
 from emqdeploy.graph.parity import Parity
 from emqdeploy.graph.reference import quantized_tensors
-from emqdeploy.runtimes.onnx_file import OnnxFileRuntime, OnnxSelectorRuntime, open_sealed
+from emqdeploy.runtimes.onnx_file import OnnxFileRuntime, open_sealed, open_selector
 from emqdeploy.runtimes.onnx_session import create_session, session_options, with_outputs
 from emqdeploy.workflows.comparing import Prover
 from emqdeploy.workflows.cost import measured_cost
@@ -40,6 +42,11 @@ class Onnx(Target):
     def products(self, job: Job) -> Iterator[Product]:
         """One graph per child; they share the ``.emq`` where they are stored as ``master``."""
         settings = job.settings
+        if settings.kernels == NATIVE:
+            job.report("exporting one ONNX graph with an input 'bits' for emqdeploy-native")
+            children, stored = in_order(job.children), select_natively(job.checkpoint, job.emq, job.children)
+            yield _product(job, f"onnx-{NATIVE}", children, NATIVE, NATIVE, stored, SELECTOR)
+            return
         store = STORAGES[settings.storage]
         if settings.layout == TRITON and settings.storage == "master":
             raise UsageError("--layout triton needs self-contained files; use --storage int8 or packed")
@@ -60,7 +67,7 @@ class Onnx(Target):
         """In onnxruntime, as any program opens it."""
         path, judge = bundle.file_of(artefact), strictest(checkpoint)
         if artefact.role == SELECTOR:
-            return rung_of(OnnxSelectorRuntime(path), child, judge)
+            return rung_of(open_selector(path, artefact.flavour), child, judge)
         locate = functools.partial(_first_difference, path, quantized_tensors(checkpoint.skeleton))
         return rung_of(OnnxFileRuntime({child: path}), child, judge, locate=locate)
 
@@ -69,7 +76,7 @@ class Onnx(Target):
         logits, layers = super().compare(prover, product)
         codes = Parity()
         for child in product.children:
-            fused = prover.fused(child)
+            fused = prover.fused(child, "onnxruntime-native" if product.flavour == NATIVE else "onnxruntime")
             self.require_right(product, child, fused)
             codes.merge(fused.parity)
         codes.max_logit_error = max(codes.max_logit_error, logits.max_logit_error)

@@ -1,0 +1,81 @@
+// Calls of onnxruntime's interface: what it refuses becomes an exception, and its threads our workers.
+#pragma once
+
+#include <algorithm>
+#include <thread>
+#include <vector>
+
+#include "failure.h"
+#include "onnxruntime_api.h"
+#include "pool.h"
+
+namespace emq::onnxruntime {
+
+struct Shaped {
+    void *data = nullptr;
+    ElementType type = undefined_type;
+    std::vector<int64_t> sides;
+
+    int64_t count() const {
+        int64_t product = 1;
+        for (const int64_t side : sides) product *= side;
+        return product;
+    }
+};
+
+class Calls {
+  public:
+    explicit Calls(const Api &api) : api_(api) {}
+
+    template <typename... Arguments>
+    void operator()(Place place, Arguments... arguments) const {
+        if (Status *status = api_.call(place, arguments...)) {
+            api_.call<void>(release_status, status);
+            throw Failure("onnxruntime refused function " + std::to_string(place) + " to a part of the network");
+        }
+    }
+
+    Status *failed(const char *sentence) const { return api_.call(create_status, fail_code, sentence); }
+
+    Shaped tensor(const Value *value) const {
+        TensorInfo *info = nullptr;
+        (*this)(tensor_info, value, &info);
+        const TensorInfo *known = info;
+        Shaped found;
+        size_t rank = 0;
+        (*this)(tensor_type, known, &found.type);
+        (*this)(dimension_count, known, &rank);
+        found.sides.resize(rank);
+        (*this)(dimensions, known, found.sides.data(), rank);
+        api_.call<void>(release_tensor_info, info);
+        (*this)(tensor_data, const_cast<Value *>(value), &found.data);
+        return found;
+    }
+
+  private:
+    const Api &api_;
+};
+
+// The threads of a session, for one run.
+class Threads : public Workers {
+  public:
+    Threads(const Calls &calls, const Context *context) : calls_(calls), context_(context) {}
+
+    // onnxruntime does not tell how many there are; where they are fewer, parts are only smaller than they could be.
+    int threads() const override { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+
+    void run(int chunks, const std::function<void(int)> &work) override {
+        if (chunks == 1) return work(0);
+        void (*const one)(void *, size_t) = [](void *given, size_t chunk) {
+            (*static_cast<const std::function<void(int)> *>(given))(static_cast<int>(chunk));
+        };
+        const size_t total = static_cast<size_t>(chunks);
+        calls_(parallel_for, context_, one, total, total, const_cast<void *>(static_cast<const void *>(&work)));
+    }
+
+  private:
+    const Calls &calls_;
+    const Context *context_;
+};
+
+}  // namespace emq::onnxruntime

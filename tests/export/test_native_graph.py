@@ -1,0 +1,170 @@
+"""One graph whose integer parts our kernels compute in onnxruntime: every code is the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from emqdeploy.errors import EmqError
+from emqdeploy.export.native_graph import native_model, select_natively
+from emqdeploy.format.child import parse_children
+from emqdeploy.format.emq import Checkpoint
+from emqdeploy.format.gate import Expected, check_graph
+from emqdeploy.graph.reference import IntegerReference
+from emqdeploy.graph.selector import selection, selector_values
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.runtimes.native_library import instruction_sets, library_path
+from emqdeploy.runtimes.onnx_file import open_selector
+from emqdeploy.workflows.comparing import Batch, Compared
+from emqdeploy.workflows.rungs import RUNGS
+
+from ..conftest import Deployed, deploy
+
+pytestmark = pytest.mark.skipif(library_path() is None, reason="emqdeploy-native is not installed")
+
+CHILDREN = "1a2,2a4,3,4a4,5,6,7,8"
+
+
+@cache
+def deployed(model: str) -> Deployed:
+    """A network with random weights and children of every width."""
+    return deploy(NetworkSpec(model, 10, (1, 8, 8), 2.0, parse_children(CHILDREN, 8), ()))
+
+
+def plain_session(model: bytes, threads: int = 1) -> Any:
+    """A session as any program creates it, that knows nothing of emqdeploy but the library's path."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(str(library_path()))
+    return ort.InferenceSession(model, options)
+
+
+def assert_exact(checkpoint: Checkpoint, images: np.ndarray, children: Sequence[str]) -> None:
+    """Every code is the reference's, of float operators' neighbours given what the operators answered."""
+    for name in children:
+        child = checkpoint.network.find(name)
+        rung = RUNGS["onnxruntime-native"](checkpoint, child)
+        reference = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child))
+        compared = Compared(rung, reference, checkpoint.card.task)
+        compared.add(Batch(images, None, *reference.run(images)))
+        assert compared.wrong is None, f"{compared.wrong} at {name}"
+        assert compared.parity.codes > 0
+
+
+@pytest.mark.parametrize("model", ["resnet8", "preact-resnet8", "mobilenet-micro", "vit-micro"])
+def test_families_are_exact(model: str) -> None:
+    """Residual, pre-activation, depthwise and transformer networks, every width."""
+    assert_exact(deployed(model).checkpoint, deployed(model).images[:3], CHILDREN.split(","))
+
+
+@pytest.mark.parametrize("instructions", instruction_sets() if library_path() else ["none"])
+def test_linear_layers_over_tokens_are_exact_everywhere(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of channels, answers in float and codes that onnxruntime moves, on each instruction set."""
+    monkeypatch.setenv("EMQ_ISA", instructions)
+    assert_exact(deployed("vit-micro").checkpoint, deployed("vit-micro").images[:2], ["1a2", "2a4", "8"])
+
+
+@pytest.mark.parametrize(("model", "threads"), [("resnet8", 1), ("resnet8", 3), ("vit-micro", 2)])
+def test_any_program_opens_the_file(model: str, threads: int) -> None:
+    """One session answers as the reference at every child and batch; float operators leave the last digits open."""
+    checkpoint, images = deployed(model).checkpoint, deployed(model).images
+    children = checkpoint.network.children
+    session = plain_session(select_natively(checkpoint, Path(), children).data, threads)
+    for child, value in reversed(selector_values(children).items()):
+        expected, _ = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child)).run(images)
+        for count in (1, len(images)):
+            logits = session.run(None, {"images": images[:count], **selection(value)})[0]
+            allowed = 0 if model == "resnet8" else 0.02 * np.ptp(expected)
+            assert np.abs(logits - expected[:count]).max() <= allowed
+
+
+def test_a_network_of_integers_is_one_operator() -> None:
+    """And its weights are there once, whatever the number of children."""
+    checkpoint = deployed("resnet8").checkpoint
+    model = native_model(checkpoint, checkpoint.network.children)
+    assert [(node.domain, node.op_type) for node in model.graph.node] == [("emqdeploy", "Segment")]
+    weights = sum(layer.codes.size for layer in checkpoint.network.layers.values())
+    codes = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("/codes"))
+    assert list(codes.dims) == [weights]
+
+
+@pytest.mark.parametrize("children", ["2a4,4,8", "2,4,8"])
+def test_a_child_that_is_not_there_is_an_error_of_the_run(children: str) -> None:
+    """The sentence lists the values; the session goes on."""
+    network = deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, parse_children(children, 8), ()))
+    checkpoint, images = network.checkpoint, network.images[:1]
+    values = selector_values(checkpoint.network.children)
+    session = plain_session(native_model(checkpoint, list(values)).SerializeToString())
+    known = ", ".join(map(str, values.values()))
+    for value in (-1, 3, 9):
+        with pytest.raises(Exception, match=f"bits is {value}, this network has {known}; give one of these"):
+            session.run(None, {"images": images, **selection(value)})
+    assert session.run(None, {"images": images, **selection(8 if 8 in values.values() else 2)})[0].shape == (1, 10)
+
+
+def test_the_file_is_opened_through_the_gate(tmp_path: Path) -> None:
+    """Kernels are named by layer, and the runtime is like any other."""
+    checkpoint, images = deployed("vit-micro").checkpoint, deployed("vit-micro").images[:2]
+    stored = select_natively(checkpoint, Path(), checkpoint.network.children)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(stored.data)
+    with open_selector(path, "native", threads=1) as runtime:
+        layers = runtime.precision("2a4")
+        assert runtime.run(images, "1a2").shape == (2, 10)
+    assert [layer.name for layer in layers] == list(checkpoint.network.layers)
+    assert all(layer.integer and layer.computed_as for layer in layers)
+
+
+def sides(model: Any) -> Any:
+    """Of what goes into a model."""
+    return model.graph.input[0].type.tensor_type.shape.dim
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda node, inner: setattr(node, "domain", "com.other"), "of domain 'com.other'"),
+        (
+            lambda node, inner: setattr(node, "op_type", "Program"),
+            "of domain 'emqdeploy' is none of",
+        ),
+        (lambda node, inner: node.attribute.append(onnx.helper.make_attribute("a", 1)), "is none of ours"),
+        (lambda node, inner: setattr(inner.graph.node[0], "domain", "com.other"), "operators of another domain"),
+        (lambda node, inner: setattr(inner.graph.node[-1], "op_type", "Loop"), "operator 'Loop' is none"),
+        (lambda node, inner: inner.graph.input.append(inner.graph.input[0]), "other inputs and outputs than its graph"),
+        (
+            lambda node, inner: setattr(inner.graph.input[0].type.tensor_type.shape.dim[3], "dim_value", 4),
+            "other shapes",
+        ),
+    ],
+)
+def test_the_gate_admits_only_what_we_write(damage: Callable[[Any, Any], None], message: str) -> None:
+    """Another operator of our domain, another domain inside a segment, or other shapes than around it."""
+    checkpoint = deployed("resnet8").checkpoint
+    model = native_model(checkpoint, checkpoint.network.children)
+    (node,) = model.graph.node
+    graph = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    inner = onnx.load_from_string(graph.raw_data)
+    damage(node, inner)
+    graph.raw_data = inner.SerializeToString()
+    graph.dims[:] = [len(graph.raw_data)]
+    expected = Expected(checkpoint.card, {}, selector=True, segments=True)
+    with pytest.raises(EmqError, match=message):
+        check_graph(model.SerializeToString(), expected, "model.onnx")
+
+
+def test_a_file_without_our_seal_may_not_use_our_domain() -> None:
+    """Only what says that it is for our kernels, under our seal, has segments."""
+    checkpoint = deployed("resnet8").checkpoint
+    data = native_model(checkpoint, checkpoint.network.children).SerializeToString()
+    check_graph(data, Expected(checkpoint.card, {}, selector=True, segments=True), "model.onnx")
+    with pytest.raises(EmqError, match="uses operator 'Segment' of domain 'emqdeploy'"):
+        check_graph(data, Expected(checkpoint.card, {}, selector=True), "model.onnx")
