@@ -154,6 +154,17 @@ def test_a_file_says_what_its_user_needs() -> None:
         assert network.library.emq_used(network.handle) == 0
 
 
+def classified(checkpoint: Checkpoint, pixels: np.ndarray) -> list[str]:
+    """The lines of the example, one a child, as Python computes them for one image."""
+    lines = []
+    for child in checkpoint.network.children:
+        arrays = checkpoint.network.initializers(child)
+        logits, _ = IntegerReference(checkpoint.skeleton, arrays).run(normalised(checkpoint, pixels))
+        best = CLASSIFICATION.ranking(logits[0], checkpoint.card.classes, 1)[0]
+        lines.append(f"{child.name:<8} {best['class']} {100 * best['probability']:.1f} %")
+    return lines
+
+
 @pytest.mark.skipif(shutil.which("cc") is None or shutil.which("make") is None, reason="needs cc and make")
 def test_the_example_classifies_as_python(tmp_path: Path) -> None:
     """It is C99 without a warning, and prints the class and probability of every child."""
@@ -167,13 +178,7 @@ def test_the_example_classifies_as_python(tmp_path: Path) -> None:
     done = subprocess.run(
         [example / "classify", KEPT, tmp_path / "image.raw"], check=True, capture_output=True, text=True
     )
-    expected = []
-    for child in checkpoint.network.children:
-        arrays = checkpoint.network.initializers(child)
-        logits, _ = IntegerReference(checkpoint.skeleton, arrays).run(normalised(checkpoint, pixels))
-        best = CLASSIFICATION.ranking(logits[0], checkpoint.card.classes, 1)[0]
-        expected.append(f"{child.name:<8} {best['class']} {100 * best['probability']:.1f} %")
-    assert done.stdout.splitlines() == expected
+    assert done.stdout.splitlines() == classified(checkpoint, pixels)
     for arguments, sentence in ((["nowhere", "x"], "cannot read nowhere"), ([KEPT, KEPT], "8x8 pixels of 1 bytes")):
         refused = subprocess.run([example / "classify", *arguments], check=False, capture_output=True, text=True)
         assert refused.returncode == 1
