@@ -11,6 +11,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from typing import Any
 
 import numpy as np
@@ -128,14 +129,72 @@ def damaged_emq(data: bytes, dice: random.Random) -> bytes:
     else:
         start, end = table["skeleton"]["data_offsets"]
         body[start:end] = damaged_bytes(bytes(body[start:end]), dice)[: end - start].ljust(end - start, b"\0")
+    return _as_emq(header, table, bytes(body))
+
+
+def _as_emq(header: Any, table: Any, body: bytes) -> bytes:
+    """The file, with every digest made anew."""
     if isinstance(header, dict) and isinstance(header.get("hashes"), dict):
-        header["hashes"] |= _hashes(table, bytes(body))
+        header["hashes"] |= _hashes(table, body)
     text = as_json(header).decode()
     if isinstance(table, dict):
         table["__metadata__"] = {"emqdeploy": text, "digest": hash_text(text)}
     head = as_json(table)
     head += b" " * (-(8 + len(head)) % 64)
-    return len(head).to_bytes(8, "little") + head + bytes(body)
+    return len(head).to_bytes(8, "little") + head + body
+
+
+def damaged_skeleton(data: bytes, dice: random.Random) -> bytes:
+    """An ``.emq`` with damage in its graph once that is unpacked; what lies behind it moves along."""
+    length = int.from_bytes(data[:8], "little")
+    table, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    header = json.loads(table.pop("__metadata__")["emqdeploy"])
+    start, end = table["skeleton"]["data_offsets"]
+    graph = zlib.decompress(body[start:end])
+    graph = damaged_graph(graph, dice) if dice.random() < 0.4 else rewired(graph, dice)
+    packed = zlib.compress(graph, 1)
+    for entry in table.values():
+        if entry["data_offsets"][0] >= end:
+            entry["data_offsets"] = [place + len(packed) - (end - start) for place in entry["data_offsets"]]
+    table["skeleton"] |= {"shape": [len(packed)], "data_offsets": [start, start + len(packed)]}
+    return _as_emq(header, table, body[:start] + packed + body[end:])
+
+
+def rewired(graph: bytes, dice: random.Random) -> bytes:
+    """A graph of the same operators with other wires, places, names and small numbers: much of it is a graph still."""
+    from onnx import ModelProto, helper
+
+    model = ModelProto.FromString(graph)
+    nodes = model.graph.node
+    for _ in range(dice.choice((1, 1, 2, 4))):
+        node, other = dice.choice(nodes), dice.choice(nodes)
+        numbers = [one for one in node.attribute if one.ints or one.i]
+        kind = dice.randrange(7)
+        if kind == 0 and node.input:
+            node.input[dice.randrange(len(node.input))] = dice.choice((*other.input, *other.output))
+        elif kind == 1 and len(nodes) > 1:
+            nodes.remove(node)
+        elif kind == 2:
+            node.op_type = other.op_type
+        elif kind == 3:
+            fresh = helper.make_node(
+                node.op_type, list(node.input), [dice.choice(("fresh", *other.output))], name="fresh"
+            )
+            fresh.attribute.extend(node.attribute)
+            nodes.insert(dice.randrange(len(nodes) + 1), fresh)
+        elif kind == 4 and numbers:
+            one, value = dice.choice(numbers), dice.choice((-1, 0, 1, 2, 3, 4, 7, 8, 9, 64, 4096, 1 << 31, 1 << 62))
+            if one.ints:
+                one.ints[dice.randrange(len(one.ints))] = value
+            else:
+                one.i = value
+        elif kind == 5:
+            node.attribute.extend(list(other.attribute))  # which may be its own
+        else:
+            constant = dice.choice(model.graph.initializer)
+            (constant if dice.random() < 0.5 else node).name = dice.choice((*other.input, *other.output))
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def _hashes(table: Any, body: bytes) -> dict[str, str]:

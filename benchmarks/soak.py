@@ -1,7 +1,8 @@
 """What has to hold a million times: damaged files, kills at any moment, and switching under load.
 
 ``python -m benchmarks.soak --minutes 10`` goes on where the last sitting ended (``--state``), kind by kind, until each
-has reached its goal; ``--kind emq --count 2000`` does so many of one kind. It works at the lowest priority.
+has reached its goal; ``--kind emq --count 2000`` does so many of one kind. It works at the lowest priority. ``--page``
+brings the tables of `docs/reliability.md` up to what was counted and does nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import soak_files, soak_kills, soak_switches
+from benchmarks import soak_files, soak_kills, soak_page, soak_switches
 from emqdeploy.files import atomic_write_text
+
+LEDGER = Path(__file__).parent / "results" / "soak.json"
+FOUND = Path("soak/found")
+"""What showed a fault: for whoever looks into it, on this machine."""
 
 FAULTS = ("foreign", "slow", "crashed", "lost", "mixed")
 """Outcomes that must not be."""
@@ -40,9 +45,12 @@ class Kind:
     at_once: int
 
 
-KINDS = {name: Kind(partial(soak_files.sit, name), 125_000, 2500) for name in soak_files.FILES}
+KINDS = {name: Kind(partial(soak_files.sit, name), soak_files.GOAL, 2500) for name in soak_files.FILES}
 KINDS |= {name: Kind(partial(soak_kills.sit, name), goal, 10) for name, goal in soak_kills.GOALS.items()}
-KINDS |= {name: Kind(partial(soak_switches.sit, name), goal, 50_000) for name, goal in soak_switches.GOALS.items()}
+KINDS |= {
+    name: Kind(partial(soak_switches.sit, name), goal, min(50_000, goal // 4))
+    for name, goal in soak_switches.GOALS.items()
+}
 
 
 def soak(kinds: list[str], minutes: float, count: int | None, state: Path) -> int:
@@ -56,7 +64,7 @@ def soak(kinds: list[str], minutes: float, count: int | None, state: Path) -> in
             take = min(KINDS[kind].at_once, ends[kind] - done[kind])
             if not take or (count is None and time.monotonic() >= until):
                 continue
-            counts = Counter(totals.get(kind, {})) + KINDS[kind].sit(done[kind], take, state.with_name("found"))
+            counts = Counter(totals.get(kind, {})) + KINDS[kind].sit(done[kind], take, FOUND)
             counts["done"] = done[kind] = done[kind] + take
             totals[kind] = dict(counts)
             atomic_write_text(state, json.dumps(totals, indent=1) + "\n")
@@ -70,11 +78,15 @@ def main() -> None:
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; may be repeated")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long, unless --count says how many")
     parser.add_argument("--count", type=int, help="how many of each kind")
-    parser.add_argument("--state", type=Path, default=Path("soak/state.json"), help="where the counters stand")
+    parser.add_argument("--state", type=Path, default=LEDGER, help="where the counters stand")
+    parser.add_argument("--page", action="store_true", help="only write the tables of docs/reliability.md anew")
     given = parser.parse_args()
+    if given.page:
+        page = soak_page.updated(soak_page.PAGE.read_text(), json.loads(given.state.read_text()))
+        atomic_write_text(soak_page.PAGE, page)
+        return
     os.nice(19)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up
-    given.state.parent.mkdir(parents=True, exist_ok=True)
     sys.exit(1 if soak(given.kind or list(KINDS), given.minutes, given.count, given.state) else 0)
 
 

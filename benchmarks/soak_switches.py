@@ -29,7 +29,7 @@ from emqdeploy.format.grid import Floats
 from emqdeploy.runtimes.base import Runtime, open_runtime
 from emqdeploy.runtimes.residency import RULES, KeepWithin
 
-GOALS = {"switch-onnxruntime": 9_500_000, "switch-openvino": 400_000, "switch-torch": 100_000}
+GOALS = {"switch-onnxruntime": 6_400_000, "switch-native": 3_500_000, "switch-openvino": 80_000, "switch-torch": 20_000}
 THREADS = 8
 POLICIES = ("all", "lru:1", "lru:2", "memory")
 _TINY = Path(__file__).parent.parent / "tests" / "data" / "format3.emq"
@@ -99,7 +99,7 @@ def _trained() -> Checkpoint:
     from emqdeploy.training.config import TrainConfig
 
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(epochs=1, limit=100, threads=1)
+        config = TrainConfig(epochs=1, limit=100, bits="2a2,4a4,8a8", threads=1)
         return load_checkpoint(train(config, Path(folder) / "run", console=Console(quiet=True)).checkpoints[0])
 
 

@@ -18,6 +18,9 @@ from emqdeploy.format.child import MASTER_BITS, Child, ChildLike, find_child
 from emqdeploy.format.grid import CodeRange, Codes, Floats, Grid, code_range, integer_bias
 from emqdeploy.format.levels import HALF, Levels
 
+_WORTH_A_THREAD = 1 << 16
+"""Weights from which on two threads gain more than it takes to start them."""
+
 UNIT_SUFFIX = "_as_conv"
 """Names the layer that computes a normalization which follows no layer: ``bn1_as_conv`` for ``bn1``."""
 
@@ -119,10 +122,7 @@ class FrozenNetwork:
             if site.clamped:
                 arrays[f"{name}.low"] = np.array(codes.low, np.uint8)
                 arrays[f"{name}.high"] = np.array(codes.high, np.uint8)
-        places = self._places(scratch)
-        # numpy leaves the interpreter lock during the byte arithmetic, so two threads halve the wait for a session.
-        with ThreadPoolExecutor(2) as pool:
-            integers = pool.map(lambda layer, place: layer.integers(child, place), self.layers.values(), places)
+        integers = self._integers(child, self._places(scratch))
         for (name, layer), weights in zip(self.layers.items(), integers, strict=True):
             scale = layer.grids[child].scale
             bias, bias_scale = integer_bias(layer.biases[child], self.sites[layer.site].scales[child], scale)
@@ -131,6 +131,19 @@ class FrozenNetwork:
             arrays[f"{name}.bias"] = bias
             arrays[f"{name}.bias_scale"] = bias_scale
         return arrays
+
+    def _integers(self, child: Child, places: list[NDArray[np.uint8] | None]) -> list[NDArray[Any]]:
+        """Every layer's int8 weights."""
+
+        def integers(layer: FrozenLayer, place: NDArray[np.uint8] | None) -> NDArray[Any]:
+            return layer.integers(child, place)
+
+        layers = self.layers.values()
+        if self.weight_count() < _WORTH_A_THREAD:
+            return [*map(integers, layers, places)]
+        # numpy leaves the interpreter lock during the byte arithmetic, so two threads halve the wait for a session.
+        with ThreadPoolExecutor(2) as pool:
+            return [*pool.map(integers, layers, places)]
 
     def open_arrays(self) -> dict[str, tuple[type, tuple[int, ...]]]:
         """Type and shape of every array of `initializers`, which is the same at every child."""

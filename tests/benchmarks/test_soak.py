@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import soak, soak_switches
+from benchmarks import soak, soak_page, soak_switches
 from benchmarks.soak_kills import facts, sit
+from emqdeploy.runtimes.native_library import library_path
 
 
 def test_a_killed_export_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
@@ -34,11 +35,16 @@ def test_facts_see_strays_and_changes(tmp_path: Path) -> None:
     assert set(facts(tmp_path)) - set(before) == {".run.0123abcd.jsonl"}
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_switches_under_load_mix_nothing(runtime: str, tmp_path: Path) -> None:
+RUNTIMES = ["onnxruntime", "native", "openvino", pytest.param("torch", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_switches_under_load_mix_nothing(runtime: str) -> None:
     """Eight threads, every residency policy."""
     if runtime == "openvino":
         pytest.importorskip("openvino")
+    if runtime == "native" and library_path() is None:
+        pytest.skip("emqdeploy-native is not installed")
     counts, said = soak_switches._sit(runtime, 0, 400)
     assert (counts["right"], counts["mixed"], counts["foreign"]) == (400, 0, 0), said
     assert counts["switches"] > 30
@@ -83,3 +89,18 @@ def test_a_sitting_goes_on_where_the_last_one_ended(tmp_path: Path, monkeypatch:
     assert soak.soak(["some"], 10, None, state) == 1
     assert asked == [(0, 10), (10, 2), (12, 10), (22, 3)]
     assert json.loads(state.read_text())["some"] == {"accepted": 24, "foreign": 1, "done": 25}
+
+
+def test_the_page_says_what_was_counted() -> None:
+    """Its tables are those of the ledger, and say so when the ledger goes on; ``--page`` writes them."""
+    page, totals = soak_page.PAGE.read_text(), json.loads(soak.LEDGER.read_text())
+    assert soak_page.updated(page, totals) == page
+    totals["emq"]["done"] += 1
+    assert soak_page.updated(page, totals) != page
+    assert set(totals) <= set(soak.KINDS) == {kind for form in soak_page.TABLES for kind in form.rows}
+
+
+def test_goals_are_those_of_the_page() -> None:
+    """A million damaged files, a thousand kills, ten million inferences."""
+    goals = [sum(soak.KINDS[kind].goal for kind in form.rows) for form in soak_page.TABLES]
+    assert all(done >= goal for done, goal in zip(goals, (1_000_000, 1_000, 10_000_000), strict=True))

@@ -104,5 +104,51 @@ def make(folder: Path) -> None:
     export(ExportSettings(path, "mixed", out=folder / f"schema{SCHEMA}"))
 
 
+def make_branches(folder: Path) -> None:
+    """Writes `branches.emq`: every operator that has an integer kernel, for `benchmarks.soak_files` to damage."""
+    import torch
+    from torch import Tensor, nn
+
+    from emqdeploy.format.card import Card, DataSource, Pixels
+    from emqdeploy.format.child import parse_children
+    from emqdeploy.quant.deploy import freeze
+    from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
+    from emqdeploy.quant.skeleton import export_skeleton
+    from tests.conftest import settled
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, padding=1)
+            self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+            self.grouped = nn.Conv2d(4, 6, 3, 2, 1, groups=2)
+            self.beside = nn.Conv2d(4, 3, 1, 2)
+            self.mix = nn.Conv2d(9, 5, 1)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            hidden = torch.relu(self.first(images))
+            hidden = torch.relu(hidden + self.depthwise(hidden))
+            pooled = nn.functional.max_pool2d(hidden, 3, 1, 1)
+            both = torch.cat([torch.relu(self.grouped(pooled)), self.beside(hidden)], 1)
+            mean = nn.functional.adaptive_avg_pool2d(torch.relu(self.mix(both)), 1)
+            logits: Tensor = self.head(torch.flatten(mean, 1))
+            return logits
+
+    torch.manual_seed(5)
+    children = parse_children("1a2,2a2,4a4,8", 8)
+    images = torch.randn(16, 3, 6, 6).clamp(-2, 2)
+    network = settled(insert_quantizers(Branches(), InsertionConfig(small_groups="layer"), children, (), 2.0), images)
+    frozen = freeze(network, children)
+    pixels = Pixels(3, 6, 6, (0.5,) * 3, (0.25,) * 3)
+    names = tuple(child.name for child in children)
+    card = Card(
+        model="branches", classes=("a", "b", "c"), preprocessing=pixels, data=DataSource("digits"), trained=names
+    )
+    checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, (3, 6, 6)), card)
+    save_checkpoint(folder / "branches.emq", checkpoint)
+
+
 if __name__ == "__main__":
     make(Path(sys.argv[1]))
+    make_branches(Path(sys.argv[1]))
