@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +142,23 @@ def small() -> Deployed:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a short training on the embedded digits."""
-    from emqdeploy.training.api import train
-    from emqdeploy.training.config import TrainConfig
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which `emqdeploy train` has run on a few digits; `train.json` is what it printed."""
+    from emqdeploy.cli import main
 
-    result = train(TrainConfig(epochs=2, limit=400), tmp_path_factory.mktemp("digits"))
-    return Path(result.checkpoints[0])
+    home, printed = tmp_path_factory.mktemp("home"), io.StringIO()
+    with contextlib.chdir(home), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main(["train", "--epochs", "2", "--limit", "400", "--json"])
+    (home / "train.json").write_text(printed.getvalue())
+    return home
+
+
+@pytest.fixture(scope="session")
+def digits(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of that run, in a directory of its own."""
+    run = tmp_path_factory.mktemp("digits") / "run"
+    shutil.copytree(trained / "runs" / "digits-resnet8-001", run, ignore=shutil.ignore_patterns("bundle"))
+    return run / "model.emq"
 
 
 @pytest.fixture(scope="session")

@@ -51,16 +51,6 @@ def run(capfd: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.Mo
     return call
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which `emqdeploy train` has run, in a process of its own."""
-    home = tmp_path_factory.mktemp("home")
-    command = [sys.executable, "-m", "emqdeploy", "train", "--epochs", "2", "--limit", "400", "--json"]
-    result = subprocess.run(command, cwd=home, capture_output=True, text=True, check=True)
-    (home / "train.json").write_text(result.stdout)
-    return home
-
-
 def test_train_prints_one_json_object(trained: Path) -> None:
     """Scripts parse standard output; progress goes to standard error."""
     values = json.loads((trained / "train.json").read_text())
@@ -440,10 +430,22 @@ def test_a_device_without_torch_says_what_to_install(tmp_path: Path) -> None:
     assert "emqdeploy[train]" in doctor.stdout
 
 
-def test_interrupted_training_says_how_to_go_on(trained: Path, tmp_path: Path) -> None:
+def test_interrupted_training_says_how_to_go_on(run: Run, tmp_path: Path) -> None:
     """A real Ctrl-C in a real process: saved, one sentence, and the command that it names finishes the run."""
-    base = [sys.executable, "-m", "emqdeploy", "train"]
-    command = [*base, "--epochs", "4", "--limit", "300", "--bits", "2,8", "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "emqdeploy",
+        "train",
+        "--epochs",
+        "4",
+        "--limit",
+        "300",
+        "--bits",
+        "2,8",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -454,12 +456,9 @@ def test_interrupted_training_says_how_to_go_on(trained: Path, tmp_path: Path) -
     assert process.returncode == 128 + signal.SIGINT
     assert out == ""
     assert "Traceback" not in err
-    resume = f"emqdeploy train --resume {tmp_path / 'run'}"
-    assert err.strip().splitlines()[-1].endswith(resume)
-    finished = subprocess.run(
-        [*base, "--resume", str(tmp_path / "run"), "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert json.loads(finished.stdout)["sample_passes"] == 2 * 4 * 270
+    resume = f"train --resume {tmp_path / 'run'}"
+    assert err.strip().splitlines()[-1].endswith(f"emqdeploy {resume}")
+    assert run(*resume.split(), "--json").json["sample_passes"] == 2 * 4 * 270
 
 
 def test_full_disk_is_one_sentence(trained: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -55,6 +56,17 @@ def test_normalize_refuses_other_arrays() -> None:
 def test_preprocessing_survives_json() -> None:
     """The checkpoint stores it as JSON and a device must rebuild exactly the same."""
     assert Preprocessing.of(decode(Pixels, encode(COLOUR.pixels()))) == COLOUR
+
+
+def test_the_digits_are_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its file is read as it lies, or asked for where it lies elsewhere."""
+    read = load_dataset("digits")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    asked = load_dataset("digits")
+    assert (len(read.train), len(read.test)) == (1438, 359)
+    for one, other in ((read.train, asked.train), (read.test, asked.test)):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,9 @@ MIXED: dict[str, Any] = {
 
 
 def _train(out: Path, resume: bool = False, **changes: Any) -> TrainResult:
+    report_test = changes.pop("report_test", True)
     config = resolve(changes.pop("recipe", None), None, {**SMALL, **changes})
-    return train(config, out, resume, Console(file=io.StringIO()))
+    return train(config, out, resume, Console(file=io.StringIO()), report_test)
 
 
 def _named(values: dict[Child, float]) -> dict[str, float]:
@@ -219,7 +220,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_trains_and_resumes_exactly(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each registered option ends in a checkpoint, and dying in the middle of an epoch changes nothing."""
-    changes = {**PLAIN, "limit": 120, "epochs": 2, **METHODS[name]}
+    changes = {**PLAIN, "limit": 120, "epochs": 2, "report_test": False, **METHODS[name]}
     whole = _train(tmp_path / "whole", **changes)
 
     def die() -> None:
