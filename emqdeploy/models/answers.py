@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from emqdeploy.errors import EmqError
+
+_TENSORS = (Tensor, fx.Proxy)
 
 
 def check_takes_images(model: nn.Module) -> None:
@@ -24,31 +26,30 @@ def check_takes_images(model: nn.Module) -> None:
         )
 
 
-def answering_with_logits(model: nn.Module, name: str, tensor: type = Tensor) -> nn.Module:
+def answering_with_logits(model: nn.Module, name: str) -> nn.Module:
     """Makes a model answer with its logits alone, in place; further arguments of its forward keep their defaults."""
     kind = type(model)
 
     class Logits(kind):  # type: ignore[misc, valid-type]
         def forward(self, images: Any) -> Any:
-            return logits_of(kind.forward(self, images), name, tensor)
+            return logits_of(kind.forward(self, images), name)
 
     Logits.__name__ = Logits.__qualname__ = kind.__name__
     model.__class__ = Logits
     return model
 
 
-def logits_of(answer: Any, name: str, tensor: type = Tensor) -> Any:
+def logits_of(answer: Any, name: str) -> Any:
     """The logits in what a model answers in evaluation: the tensor, the only one of several, or what is called logits.
 
     Args:
-        answer: of the model ``name``.
+        answer: of the model ``name``; while it is traced, proxies stand for tensors.
         name: of the model, for messages.
-        tensor: what stands for one.
 
     Raises:
         EmqError: it cannot be told which tensor is the logits.
     """
-    if isinstance(answer, tensor):
+    if isinstance(answer, _TENSORS):
         return answer
     if isinstance(answer, Mapping) and "logits" in answer:
         return answer["logits"]
@@ -56,7 +57,7 @@ def logits_of(answer: Any, name: str, tensor: type = Tensor) -> Any:
         return answer.logits
     several = answer.values() if isinstance(answer, Mapping) else answer
     parts = list(several) if isinstance(answer, (Mapping, tuple, list)) else []
-    tensors = [part for part in parts if isinstance(part, tensor)]
+    tensors = [part for part in parts if isinstance(part, _TENSORS)]
     if len(tensors) == 1 and len(parts) == 1:
         return tensors[0]
     what = f"{len(tensors)} tensors" if tensors else f"a {type(answer).__name__}"

@@ -43,7 +43,7 @@ def trace(model: nn.Module, shape: tuple[int, int, int] | None = None) -> Traced
     teach_einops()
     notes: list[str] = []
     name = type(model).__name__
-    plain = answering_with_logits(make_plain(_copy(model).eval(), notes), name, fx.Proxy)
+    plain = answering_with_logits(make_plain(_copy(model).eval(), notes), name)
     tracer = _Tracer(shape)
     try:
         graph = tracer.trace(plain)

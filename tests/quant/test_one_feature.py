@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.one_feature import NETWORKS, images
+from benchmarks.zoo import ONE_FEATURE
 from emqdeploy.errors import EmqError
 from emqdeploy.format.child import parse_children
 from emqdeploy.graph.reference import IntegerReference
+from emqdeploy.models import create_model, trust
 from emqdeploy.models.answers import logits_of
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
@@ -111,6 +113,14 @@ def test_what_cannot_be_right_is_refused_by_name(name: str) -> None:
     with pytest.raises(EmqError, match=REFUSED[name]) as error:
         insert(build(name))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["logits_by_name", "logits_in_a_tuple"])
+def test_logits_are_found_in_a_model_by_name_too(name: str) -> None:
+    """`create_model` has it answer with logits alone; so does tracing, with what stands for a tensor there."""
+    model = f"{ONE_FEATURE}:{name}"
+    trust(model)
+    assert list(insert(create_model(model, 5, *SHAPE[:2])).layers) == ["net.0.0", "net.2.3"]
 
 
 @pytest.mark.slow
