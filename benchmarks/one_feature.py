@@ -258,6 +258,9 @@ def _modules() -> dict[str, Callable[[], Callable[[int], nn.Module]]]:
         "convolution_last": lambda: lambda n: Body(
             lambda self, x: self.head(F.relu(self.net(x))).mean((2, 3)), net=conv(3), head=conv(8, n, 1)
         ),
+        "convolution_of_logits": lambda: lambda n: nn.Sequential(
+            *(conv(3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), conv(8, n, 1), nn.Flatten())
+        ),
         "pool_adaptive_max": lambda: images(conv(), nn.AdaptiveMaxPool2d(2)),
         "pool_adaptive_mean": lambda: images(nn.AdaptiveAvgPool2d(2), conv()),
         "pool_adaptive_uneven": lambda: images(nn.AdaptiveAvgPool2d(3), conv()),

@@ -44,6 +44,7 @@ REFUSED = {
 
 LAYERS = {
     "convolution_1d": "0.0 1.0.conv 2.3",
+    "convolution_of_logits": "0 3",
     "einops_layers": "1 4",
     "einsum_of_a_parameter": "0.0 1.0.body 2.3",
     "functional_convolution": "0.0 1.0 2.3",

@@ -18,6 +18,8 @@ _MATMULS = (torch.matmul, operator.matmul, torch.mm, "matmul", "mm")
 PRODUCTS: tuple[Any, ...] = (F.linear, F.conv1d, F.conv2d, F.conv3d, F.bilinear, torch.conv2d, *_MATMULS)
 """Functions that compute a layer where one of their tensors is a parameter."""
 
+_SHAPINGS = (torch.flatten, torch.squeeze, torch.reshape, "flatten", "squeeze", "view", "reshape")
+
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _LINEAR = ("input", "weight", "bias")
 
@@ -53,6 +55,31 @@ def sequences_as_images(traced: Traced) -> None:
         for node, (read, given) in zip(nodes, sizes, strict=True):
             _, channels, length = read or ()
             widen(traced, node, (-1, channels, 1, length), (-1, *(given or ())[1:]))
+
+
+@rewrite(Stage.SHAPES)
+def logits_of_one_pixel(traced: Traced) -> None:
+    """Makes a Linear of a Conv2d that answers the logits: integer kernels of convolutions answer in codes only."""
+    for _, nodes in traced.calls_of(nn.Conv2d):
+        layer, node = traced.called(nodes[0]), nodes[0]
+        read, given = dims(node.all_input_nodes[0]), dims(node)
+        if read is None or given is None or not isinstance(layer, nn.Conv2d) or len(nodes) > 1 or not _is_last(node):
+            continue
+        sees_all = given[2:] == (1, 1) and read[2:] == layer.kernel_size and layer.padding == (0, 0)
+        if sees_all and layer.groups == 1:
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
+            layer.weight = nn.Parameter(layer.weight.detach().flatten(1), requires_grad=layer.weight.requires_grad)
+            vars(layer).update(in_features=layer.weight.shape[1], out_features=layer.weight.shape[0])
+            widen(traced, node, (-1, layer.weight.shape[1]), (-1, *given[1:]))
+
+
+def _is_last(node: fx.Node) -> bool:
+    """Whether only what puts values in another shape follows."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].op == "output":
+        return len(users) == 1
+    called = users[0].graph.owning_module.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None
+    return (isinstance(called, nn.Flatten) or users[0].target in _SHAPINGS) and _is_last(users[0])
 
 
 def _own(traced: Traced, node: fx.Node, names: tuple[str, ...], build: Callable[..., nn.Module | None]) -> None:
