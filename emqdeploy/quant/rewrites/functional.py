@@ -63,23 +63,23 @@ def logits_of_one_pixel(traced: Traced) -> None:
     for _, nodes in traced.calls_of(nn.Conv2d):
         layer, node = traced.called(nodes[0]), nodes[0]
         read, given = dims(node.all_input_nodes[0]), dims(node)
-        if read is None or given is None or not isinstance(layer, nn.Conv2d) or len(nodes) > 1 or not _is_last(node):
+        if read is None or given is None or not isinstance(layer, nn.Conv2d) or len(nodes) > 1:
             continue
         sees_all = given[2:] == (1, 1) and read[2:] == layer.kernel_size and layer.padding == (0, 0)
-        if sees_all and layer.groups == 1:
+        if sees_all and layer.groups == 1 and _is_last(traced, node):
             layer.__class__ = nn.Linear  # type: ignore[assignment]
             layer.weight = nn.Parameter(layer.weight.detach().flatten(1), requires_grad=layer.weight.requires_grad)
             vars(layer).update(in_features=layer.weight.shape[1], out_features=layer.weight.shape[0])
             widen(traced, node, (-1, layer.weight.shape[1]), (-1, *given[1:]))
 
 
-def _is_last(node: fx.Node) -> bool:
+def _is_last(traced: Traced, node: fx.Node) -> bool:
     """Whether only what puts values in another shape follows."""
     users = list(node.users)
     if len(users) != 1 or users[0].op == "output":
         return len(users) == 1
-    called = users[0].graph.owning_module.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None
-    return (isinstance(called, nn.Flatten) or users[0].target in _SHAPINGS) and _is_last(users[0])
+    shapes = isinstance(traced.called(users[0]), nn.Flatten) or users[0].target in _SHAPINGS
+    return shapes and _is_last(traced, users[0])
 
 
 def _own(traced: Traced, node: fx.Node, names: tuple[str, ...], build: Callable[..., nn.Module | None]) -> None:
