@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -135,13 +135,18 @@ def _load(path: Path, remedy: str) -> dict[str, Any]:
     """What `_save` wrote: an archive as long as what it holds, of tensors and plain values."""
     with open(open_regular(path, remedy), "rb") as file:
         try:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()):
-                raise ValueError("compressed, which could unfold to any size")
+            check_stored(file)
             file.seek(0)
             values: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         except Exception as error:
             raise EmqError(f"{path} is damaged; {remedy}") from error
     return values
+
+
+def check_stored(file: BinaryIO) -> None:
+    """Raises `ValueError` for an archive that is compressed: torch writes none, and it could unfold to any size."""
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()):
+        raise ValueError("it is a compressed archive, which torch.save does not write")
 
 
 def _epoch_of(line: str) -> float:

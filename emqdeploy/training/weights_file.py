@@ -7,9 +7,10 @@ import os
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -19,11 +20,14 @@ from torch import Tensor
 
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.files import open_regular
-from emqdeploy.training.run import LATENT_FILE
+from emqdeploy.training.run import LATENT_FILE, check_stored
 
 State = dict[str, Tensor]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
+
+LARGEST_WEIGHTS = 16 << 30
+"""Bytes of a file of weights at most; as many are read into memory."""
 
 _DEPTH = 2  # of wrappers around wrappers
 _NUMPY_SCALAR, _NUMPY_ARRAY = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
@@ -57,8 +61,11 @@ def read_states(path: Path) -> dict[tuple[str, ...], State]:
     if path.suffix.lower() not in SUFFIXES:
         hint = f"; the float weights of a run are in {LATENT_FILE} beside it" if path.suffix == ".emq" else ""
         raise UsageError(f"{path} is no file of float weights{hint}; known: {', '.join(SUFFIXES)}")
-    os.close(open_regular(path, "give float weights as .safetensors, .pth or .pt"))
-    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
+    with open(open_regular(path, "give float weights as .safetensors, .pth or .pt"), "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > LARGEST_WEIGHTS:
+            raise EmqError(f"{path} has {size} bytes, at most {LARGEST_WEIGHTS} are read; give the weights alone")
+        read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_pickle
+        content = read(file, path)
     states = dict(_groups(content, ()))
     if not states:
         raise EmqError(f"{path} holds no tensors by name; save a model's state_dict() in it")
@@ -77,17 +84,20 @@ def _groups(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
             yield from _groups(value, (*keys, name))
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(file: BinaryIO, path: Path) -> dict[str, Any]:
     try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+        return safetensors.torch.load(file.read())
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise EmqError(f"{path} is not a readable safetensors file ({error}); get it again") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(file: BinaryIO, path: Path) -> Any:
     try:
+        if zipfile.is_zipfile(file):
+            check_stored(file)
+        file.seek(0)
         with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"asks for {named[1]}" if named else "is no plain archive of tensors"

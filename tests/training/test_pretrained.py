@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.models import create_model
 from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.training import weights_file
 from emqdeploy.training.pretrained import load_pretrained
 
 State = dict[str, Tensor]
@@ -170,6 +172,20 @@ def test_broken_and_malicious_files(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(EmqError, match="holds no tensors by name"):
         load_pretrained(network(), tmp_path / "list.pth")
+
+
+def test_a_file_of_weights_is_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it is, of either kind, and by what a compressed archive would unfold to."""
+    stored, packed = pickled(dict)(STATE, tmp_path / "w"), tmp_path / "packed.pth"
+    with zipfile.ZipFile(stored) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in whole.namelist():
+            archive.writestr(name, whole.read(name))
+    with pytest.raises(EmqError, match=r"packed.pth is not a readable weights file \(it is a compressed archive"):
+        load_pretrained(network(), packed)
+    monkeypatch.setattr(weights_file, "LARGEST_WEIGHTS", 1000)
+    for path in (stored, safetensors_file(STATE, tmp_path / "w")):
+        with pytest.raises(EmqError, match=rf"{path.name} has \d+ bytes, at most 1000 are read"):
+            load_pretrained(network(), path)
 
 
 @pytest.mark.parametrize(
