@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -67,6 +68,18 @@ hypothesis.settings.load_profile("patient")
 
 # Two threads on two busy cores wait for one another; these networks are too small to gain from them.
 torch.set_num_threads(1)
+
+
+def _read_operators_once() -> None:
+    """Torch reads the source of all its ONNX operators anew for every export, and tests export many networks."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        read = type(onnxscript_apis).__getattr__
+        onnxscript_apis.get_torchlib_ops = functools.cache(lambda: read(onnxscript_apis, "get_torchlib_ops")())
+
+
+_read_operators_once()
 
 ALL_BITS = tuple(range(1, 9))
 TRAINED = parse_children("2,4,8")

@@ -119,8 +119,8 @@ def _resampled_quantiles(
     order = values[: groups * size].argsort()
     ordered, group = values[order], order // size
     resamples = np.arange(RESAMPLES)[:, None]
-    drawn = np.zeros((RESAMPLES, groups))
-    np.add.at(drawn, (resamples, np.random.default_rng(seed).integers(groups, size=drawn.shape)), 1)
+    chosen = np.random.default_rng(seed).integers(groups, size=(RESAMPLES, groups)) + groups * resamples
+    drawn = np.bincount(chosen.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(np.float64)
     # A quantile is looked for among stretches of neighbours first, then among the samples of one stretch.
     length = math.isqrt(len(ordered))
     members = np.zeros((groups, -(-len(ordered) // length)))
