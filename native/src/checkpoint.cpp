@@ -107,8 +107,8 @@ void Checkpoint::check_tensors() {
 int Checkpoint::planes() const { return widths_.empty() ? 1 : widths_.back(); }
 
 void Checkpoint::read_codes() {
-    std::vector<Span> planes_of_all;
-    for (int index = 0; index < planes(); index++) planes_of_all.push_back(file_.tensor("plane" + std::to_string(index)));
+    std::vector<Span> all;
+    for (int index = 0; index < planes(); index++) all.push_back(file_.tensor("plane" + std::to_string(index)));
     const Span pinned = file_.tensor("pinned");
     size_t plane_at = 0, pinned_at = 0;
     for (Layer &layer : layers_) {
@@ -121,8 +121,8 @@ void Checkpoint::read_codes() {
         }
         for (size_t byte = 0; byte < layer.codes.size() / 8; byte++) {
             uint64_t bits = 0;
-            for (size_t plane = 0; plane < planes_of_all.size(); plane++) {
-                bits |= static_cast<uint64_t>(planes_of_all[plane].data[plane_at + byte]) << (56 - 8 * plane);
+            for (size_t plane = 0; plane < all.size(); plane++) {
+                bits |= static_cast<uint64_t>(all[plane].data[plane_at + byte]) << (56 - 8 * plane);
             }
             bits = turned(bits);
             std::memcpy(&layer.codes[8 * byte], &bits, sizeof bits);
@@ -175,8 +175,9 @@ void Checkpoint::add_channel(const ChildRecord &child, const LayerRecord &layer,
         file_.fail("is damaged: child '" + child.name + "' has a sign that is neither 1 nor -1");
     }
     const float step = input_scale * scale;
-    const double steps = std::nearbyint(static_cast<double>(bias) / static_cast<double>(step));
-    if (!(std::fabs(bias) / most_steps < step) || std::fabs(steps) > INT32_MAX) {
+    const bool fits = std::fabs(bias) / most_steps < step;
+    const double steps = fits ? std::nearbyint(static_cast<double>(bias) / static_cast<double>(step)) : 0;
+    if (!fits || std::fabs(steps) > INT32_MAX) {
         file_.fail("is damaged: a bias of layer '" + layer.name + "' at child '" + child.name + "' is no int32");
     }
     numbers.gain.push_back(sign);
@@ -229,9 +230,9 @@ std::unique_ptr<Network> Checkpoint::network(int threads, const Kernels &kernels
     }
     const Card &card = header_.card;
     const auto count = [](const auto &of) { return static_cast<int32_t>(of.size()); };
-    const emq_source source = {graph_.data(), graph_.size(), card.channels, card.height, card.width, count(card.classes),
-                               count(names), count(layers), count(sites), names.data(), layers.data(), sites.data(),
-                               threads};
+    const emq_source source = {graph_.data(), graph_.size(),       card.channels, card.height,  card.width,
+                               count(card.classes), count(names),  count(layers), count(sites), names.data(),
+                               layers.data(),       sites.data(),  threads};
     return std::make_unique<Network>(source, kernels);
 }
 

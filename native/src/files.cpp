@@ -42,7 +42,9 @@ std::vector<uint8_t> read_regular(const std::string &path, int64_t most, int fla
             if (number >= 0) close(number);
         }
     };
-    const auto fail = [&](const std::string &why) { throw Failure("cannot read " + path + ": " + why + "; " + remedy); };
+    const auto fail = [&](const std::string &why) {
+        throw Failure("cannot read " + path + ": " + why + "; " + remedy);
+    };
     const Descriptor file{open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags)};
     struct stat about;
     if (file.number < 0 || fstat(file.number, &about) != 0) fail(std::strerror(errno));

@@ -121,7 +121,9 @@ void read_constant(Span span, Graph &graph) {
         case int64_element: append_raw<int64_t>(constant.integers, raw); break;
         default: break;
     }
-    if (!graph.constants.emplace(name, std::move(constant)).second) throw Failure("the graph has constant " + name + " twice");
+    if (!graph.constants.emplace(name, std::move(constant)).second) {
+        throw Failure("the graph has constant " + name + " twice");
+    }
 }
 
 Node read_node(Span span) {

@@ -195,7 +195,9 @@ template <typename Record>
 std::map<std::string, size_t> places_of(const std::vector<Record> &records, const char *what) {
     std::map<std::string, size_t> places;
     for (const Record &record : records) {
-        if (!places.emplace(record.name, places.size()).second) throw Failure(std::string("a ") + what + " is there twice");
+        if (!places.emplace(record.name, places.size()).second) {
+            throw Failure(std::string("a ") + what + " is there twice");
+        }
     }
     return places;
 }

@@ -109,7 +109,9 @@ class Inflater {
     void dynamic() {
         static constexpr uint8_t order[] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
         const size_t lengths = bits(5) + 257, distances = bits(5) + 1, described = bits(4) + 4;
-        if (lengths > most_lengths - 2 || distances > most_distances) throw Failure("the packed graph has too many codes");
+        if (lengths > most_lengths - 2 || distances > most_distances) {
+            throw Failure("the packed graph has too many codes");
+        }
         std::array<uint8_t, 19> widths{};
         for (size_t i = 0; i < described; i++) widths[order[i]] = static_cast<uint8_t>(bits(3));
         const Codes codes(widths.data(), widths.size(), false);

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <thread>
 
@@ -446,26 +447,29 @@ void Network::mean(const Bound &bound, int child, Workspace &work) {
 void Network::join(const Bound &bound, int child, Workspace &work) {
     const Tensor &out = program_.tensors[at(bound.step.output)];
     const Grid grid = bounds(bound, child);
-    int first = 0;
-    for (size_t i = 0; i < bound.step.inputs.size(); i++) {
-        const Tensor &in = program_.tensors[at(bound.step.inputs[i])];
+    std::vector<std::array<int8_t, 256>> tables(bound.inputs.size());
+    for (size_t i = 0; i < tables.size(); i++) {
         const float step = bound.inputs[i]->children[at(child)].scale;
-        int8_t table[256];
         for (int code = -128; code < 128; code++) {
             const float value = static_cast<float>(code) * step;
-            table[code + 128] = rounded(std::nearbyint(value / grid.scale), static_cast<float>(grid.low),
-                                        static_cast<float>(grid.high));
+            tables[i][at(code + 128)] = rounded(std::nearbyint(value / grid.scale), static_cast<float>(grid.low),
+                                                static_cast<float>(grid.high));
         }
+    }
+    int first = 0;
+    for (const Run &run : bound.step.runs) {
+        const int index = bound.step.inputs[at(run.input)];
+        const Tensor &in = program_.tensors[at(index)];
+        const int8_t *table = tables[at(run.input)].data() + 128;
         for (int y = 0; y < out.shape.height; y++) {
-            for (int x = 0; x < out.shape.width; x++) {
-                const int8_t *from = work.tensors[at(bound.step.inputs[i])].data() +
-                                     (in.first() + y * in.row() + x) * in.stride();
-                int8_t *to = work.tensors[at(bound.step.output)].data() +
-                             (out.first() + y * out.row() + x) * out.stride() + first;
-                for (int c = 0; c < in.shape.channels; c++) to[c] = table[from[c] + 128];
+            const int8_t *from = work.tensors[at(index)].data() + (in.first() + y * in.row()) * in.stride() + run.from;
+            int8_t *to = work.tensors[at(bound.step.output)].data() + first;
+            to += (out.first() + y * out.row()) * out.stride();
+            for (int x = 0; x < out.shape.width; x++, from += in.stride(), to += out.stride()) {
+                for (int c = 0; c < run.count; c++) to[c] = table[from[c]];
             }
         }
-        first += in.shape.channels;
+        first += run.count;
     }
 }
 

@@ -93,7 +93,7 @@ int Opened::index(int child) const {
 
 void Opened::run_pixels(int child, const uint8_t *images, int64_t count, float *logits) {
     if (card_.mean.empty()) {
-        throw Failure("this network was created without its preprocessing; open its file, or hand over normalised images");
+        throw Failure("this network was created without its preprocessing; open its file, or give normalised images");
     }
     const int in_use = index(child);
     const size_t size = static_cast<size_t>(card_.channels) * static_cast<size_t>(card_.height * card_.width);

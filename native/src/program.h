@@ -42,6 +42,12 @@ struct Port {
 
 enum class Kind { quantize, take, layer, add, maximum, mean, join, answer, give };
 
+// Channels of an input of a join, which are the next ones of its output.
+struct Run {
+    int input;  // among the inputs of the step
+    int from, count;
+};
+
 struct Step {
     Kind kind;
     std::string name;                      // of a layer; else of the operator
@@ -52,6 +58,7 @@ struct Step {
     std::string site;                      // the grid of the output
     std::string clamp;                     // the site whose bounds the output keeps; empty for all of a byte
     Geometry geometry;
+    std::vector<Run> runs;  // of a join
     bool flat = false;  // a layer that reads all pixels of its input at once
     bool shown = false;  // whether the output is what the graph calls the codes of its site
 };
