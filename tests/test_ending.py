@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,45 @@ def test_a_bench_knows_first_where_it_cannot_write(tmp_path: Path, option: str) 
         assert done.stderr.startswith("error: cannot write")
         assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+WRITERS = {
+    "train --out out --epochs 1 --limit 80": "out",
+    "train --epochs 1 --limit 80": "runs/digits-resnet8-001",
+    "quantize float.pt --data digits --model resnet8 --bits 4,8 --images 64 --out out": "out",
+    f"export {NETWORK} --bits 8 --out bundle": "bundle",
+    f"bench {NETWORK} --bits 8 --samples 4 --scenario single --energy none --out bench.json": "bench.json",
+    f"run {NETWORK} --source pictures --bits 8 --energy none --log run.jsonl": "run.jsonl",
+}
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    """Before any work: one sentence, the code of a failure, and nothing left behind."""
+    (tmp_path / "in_turn.py").write_text(
+        "import sys\n"
+        "from emqdeploy import cli\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        cli.main(line.split())\n"
+        "    except SystemExit as ended:\n"
+        "        print(ended.code, file=sys.stderr)\n"
+    )
+    (tmp_path / "float.pt").touch()
+    (tmp_path / "pictures").mkdir()
+    there = sorted(tmp_path.iterdir())
+    unprivileged = ""
+    if os.geteuid() == 0:  # without this capability permissions bind even root
+        if shutil.which("setpriv") is None:
+            pytest.skip("permissions do not bind the superuser")
+        unprivileged = "setpriv --bounding-set=-dac_override"
+    tmp_path.chmod(0o555)
+    try:
+        lines = "\n".join(WRITERS)
+        done = shell(f"{unprivileged} {sys.executable} -B in_turn.py <<'END'\n{lines}\nEND", tmp_path)
+    finally:
+        tmp_path.chmod(0o755)
+    said = [f"error: cannot write {name}: permission is denied; choose another" for name in WRITERS.values()]
+    found = done.stderr.splitlines()
+    assert [one[: len(other)] for one, other in zip(found[::2], said, strict=True)] == said
+    assert found[1::2] == ["1"] * len(WRITERS)
+    assert sorted(tmp_path.iterdir()) == there

@@ -13,6 +13,7 @@ from PIL import Image
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.runtimes import Runtime
+from emqdeploy.runtimes.native_library import library_path
 from emqdeploy.runtimes.source import other_classes
 from emqdeploy.runtimes.use import evaluate, predict
 
@@ -64,9 +65,11 @@ def test_an_image_is_classified_at_a_child(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch", "native"])
 def test_a_pixel_that_is_no_number_is_refused(runtime: str, path: Path) -> None:
     """No code stands for it, so that a network would answer anything; what is large but finite is clipped."""
+    if runtime == "native" and library_path() is None:
+        pytest.skip("emqdeploy-native is not installed")
     with Runtime.from_bundle(path, runtime, bits=4, threads=1) as network:
         network.check_finite = True
         for wrong in (np.nan, np.inf, -np.inf):
