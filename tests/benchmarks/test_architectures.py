@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.architecture_page import loss
 from benchmarks.architecture_trial import attempt
-from benchmarks.outcomes import INTEGER, LAYERS_IN_FLOAT
+from benchmarks.outcomes import INTEGER
 from benchmarks.pictures import Counts, make_pictures
 from benchmarks.zoo import CNN, TRANSFORMER, Architecture, architectures
 
@@ -33,9 +33,6 @@ SMALL = {
 }
 """Each at 32 pixels, and what it has that others have not."""
 
-ENDS_IN_A_CONVOLUTION = {"torchvision/squeezenet1_1": ["classifier.1"]}
-"""The last operator answers in float, and a convolution's integer kernel answers in codes only."""
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,9 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_networks_of_others_go_all_the_way(name: str, pictures: Path) -> None:
     """Every layer in integers, no code different, and as close to the float model as a naive int8."""
     found = attempt(Architecture(name.replace("torchvision/", "benchmarks.zoo:"), SMALL[name], 32), pictures)
-    in_float = ENDS_IN_A_CONVOLUTION.get(name, [])
-    assert (found.outcome, found.sentence) == (LAYERS_IN_FLOAT if in_float else INTEGER, "")
-    assert found.float_layers == in_float
+    assert (found.outcome, found.sentence) == (INTEGER, "")
     assert found.codes
     assert not found.differing
     assert loss(asdict(found)) <= 3

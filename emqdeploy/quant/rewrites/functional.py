@@ -18,7 +18,7 @@ _MATMULS = (torch.matmul, operator.matmul, torch.mm, "matmul", "mm")
 PRODUCTS: tuple[Any, ...] = (F.linear, F.conv1d, F.conv2d, F.conv3d, F.bilinear, torch.conv2d, *_MATMULS)
 """Functions that compute a layer where one of their tensors is a parameter."""
 
-_SHAPINGS = (torch.flatten, torch.squeeze, torch.reshape, "flatten", "squeeze", "view", "reshape")
+_PASSING = (F.relu, torch.relu, torch.flatten, torch.squeeze, torch.reshape, "flatten", "squeeze", "view", "reshape")
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _LINEAR = ("input", "weight", "bias")
@@ -57,7 +57,7 @@ def sequences_as_images(traced: Traced) -> None:
             widen(traced, node, (-1, channels, 1, length), (-1, *(given or ())[1:]))
 
 
-@rewrite(Stage.SHAPES)
+@rewrite(Stage.POOLS)
 def logits_of_one_pixel(traced: Traced) -> None:
     """Makes a Linear of a Conv2d that answers the logits: integer kernels of convolutions answer in codes only."""
     for _, nodes in traced.calls_of(nn.Conv2d):
@@ -74,12 +74,12 @@ def logits_of_one_pixel(traced: Traced) -> None:
 
 
 def _is_last(traced: Traced, node: fx.Node) -> bool:
-    """Whether only what puts values in another shape follows."""
+    """Whether only what puts values in another shape follows, and an activation."""
     users = list(node.users)
     if len(users) != 1 or users[0].op == "output":
         return len(users) == 1
-    shapes = isinstance(traced.called(users[0]), nn.Flatten) or users[0].target in _SHAPINGS
-    return shapes and _is_last(traced, users[0])
+    goes_on = isinstance(traced.called(users[0]), (nn.Flatten, nn.ReLU)) or users[0].target in _PASSING
+    return goes_on and _is_last(traced, users[0])
 
 
 def _own(traced: Traced, node: fx.Node, names: tuple[str, ...], build: Callable[..., nn.Module | None]) -> None:
