@@ -12,6 +12,7 @@
 #include "emq.h"
 #include "failure.h"
 #include "opened.h"
+#include "utf8.h"
 
 namespace {
 
@@ -28,7 +29,7 @@ int guarded(Call &&call) {
     } catch (const std::system_error &error) {
         last_error = std::string("the system refused (") + error.what() + "); ask for fewer threads";
     } catch (const std::exception &error) {
-        last_error = error.what();
+        last_error = emq::printable(error.what());
     }
     return -1;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "failure.h"
+#include "utf8.h"
 
 namespace emq {
 namespace {
@@ -138,19 +139,10 @@ void Json::escape(std::string &into) {
     append(into, point);
 }
 
-// One letter of UTF-8, in its shortest form.
 void Json::plain(std::string &into) {
-    const uint8_t first = *at_;
-    if (first < 0x20) fail("a letter that must be escaped");
-    const int length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
-    bool good = length > 0 && end_ - at_ >= length;
-    for (int i = 1; good && i < length; i++) good = is_tail(at_[i]);
-    if (good && length > 2) {
-        const uint8_t second = at_[1];
-        good = !(first == 0xe0 && second < 0xa0) && !(first == 0xed && second > 0x9f) &&
-               !(first == 0xf0 && second < 0x90) && !(first == 0xf4 && second > 0x8f);
-    }
-    if (!good) fail("a letter that is no UTF-8");
+    if (*at_ < 0x20) fail("a letter that must be escaped");
+    const int length = letter_length(at_, end_);
+    if (length == 0) fail("a letter that is no UTF-8");
     into.append(reinterpret_cast<const char *>(at_), static_cast<size_t>(length));
     at_ += length;
 }

@@ -3,8 +3,6 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <thread>
 
 #include "failure.h"
@@ -12,9 +10,6 @@
 namespace emq {
 namespace {
 
-// Multiplications below which a step is not worth sharing among threads.
-constexpr int64_t shared_work = 60000;
-constexpr int chunks_per_thread = 3;
 constexpr float largest_scale = 1e30f;  // also of one grid in steps of another: its products are numbers
 
 size_t at(int index) { return static_cast<size_t>(index); }
@@ -47,22 +42,6 @@ int forks() {
     return forked;
 }
 
-// Visits the values of a tensor in the order in which a port has them: place in the port, byte of the tensor.
-template <typename Visit>
-void in_order(const Port &port, const Tensor &tensor, Visit &&visit) {
-    const Shape &shape = port.shape;
-    size_t next = 0;
-    const auto pixel = [&](int y, int x) { return at((tensor.first() + y * tensor.row() + x) * tensor.stride()); };
-    for (int c = 0; port.planes && c < shape.channels; c++) {
-        for (int y = 0; y < shape.height; y++) {
-            for (int x = 0; x < shape.width; x++) visit(next++, pixel(y, x) + at(c));
-        }
-    }
-    for (int x = 0; !port.planes && x < shape.width; x++) {
-        for (int c = 0; c < shape.channels; c++) visit(next++, pixel(0, x) + at(c));
-    }
-}
-
 // A graph of a whole network takes the image that it was made for, and answers one thing.
 void check_image(const Graph &graph, const emq_source &source) {
     if (graph.inputs.size() != 1 || graph.outputs.size() != 1) {
@@ -74,10 +53,6 @@ void check_image(const Graph &graph, const emq_source &source) {
     if (graph.inputs[0].name != "images" || graph.outputs[0].name != "logits" || !fits) {
         throw Failure("the graph takes or gives something else than the network");
     }
-}
-
-int8_t rounded(float value, float low, float high) {
-    return static_cast<int8_t>(std::nearbyint(std::min(std::max(value, low), high)));
 }
 
 }  // namespace
@@ -298,210 +273,6 @@ void Network::run_image(int child, const Ends &ends, Workspace &work, Workers &w
         }
         if (watch != nullptr && bound.step.shown) show(bound, work, watch, context);
     }
-}
-
-void Network::run_layer(const Bound &bound, int child, float *values, Workspace &work, Workers &workers) {
-    const Layer &layer = *bound.layer;
-    const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
-    int8_t *output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
-    const bool planes = output == nullptr && program_.outputs[at(bound.step.port)].planes;
-    const int channels = layer.outputs() / layer.groups(), positions = layer.positions();
-    // One channel a group or one position are in the order of planes as they come.
-    const bool in_place = planes ? channels == 1 || positions == 1 : layer.groups() == 1 || positions == 1;
-    float *answer = output != nullptr ? nullptr : in_place ? values : work.answer.data();
-    const auto shared = [&](int items, int64_t work_items, const auto &part) {
-        const int chunks = work_items < shared_work ? 1 : std::min(items, workers.threads() * chunks_per_thread);
-        workers.run(chunks, [&](int chunk) {
-            const auto edge = [&](int index) { return static_cast<int>(static_cast<int64_t>(items) * index / chunks); };
-            part(edge(chunk), edge(chunk + 1));
-        });
-    };
-    shared(layer.pixels(), layer.pixels() * int64_t{16},
-           [&](int from, int to) { layer.prepare(child, input, work.scratch.data(), work.sums.data(), from, to); });
-    const int64_t products = static_cast<int64_t>(layer.positions()) * layer.fan_in() * layer.outputs();
-    // Groups prepare and compute in turns with one scratch, so one thread does them.
-    shared(layer.grouped() ? 1 : layer.positions(), products, [&](int from, int to) {
-        const int end = layer.grouped() ? layer.positions() : to;
-        layer.run(child, input, output, answer, work.scratch.data(), work.sums.data(), from, end);
-    });
-    if (output != nullptr || in_place) return;
-    // Group behind group, position by position, to planes; or, of several groups, to rows.
-    for (int n = 0; n < layer.outputs(); n++) {
-        const float *from = answer + at(n / channels * channels) * at(positions) + n % channels;
-        float *to = values + (planes ? at(n) * at(positions) : at(n));
-        const size_t step = planes ? 1 : at(layer.outputs());
-        for (int p = 0; p < positions; p++) to[at(p) * step] = from[at(p) * at(channels)];
-    }
-}
-
-void Network::quantize(const Bound &bound, int child, const float *image, Workspace &work) {
-    const Tensor &tensor = program_.tensors[at(bound.step.output)];
-    const Port &port = program_.inputs[at(bound.step.port)];
-    int8_t *output = work.tensors[at(bound.step.output)].data();
-    const Grid grid = bounds(bound, child);
-    // Along what lies together in the port: a line of a plane, or a row of channels.
-    const int length = port.planes ? tensor.shape.width : tensor.shape.channels;
-    const int stride = port.planes ? tensor.stride() : 1;
-    std::vector<float> kept(bound.clamp == nullptr ? 0 : at(length));
-    const float low = static_cast<float>(grid.low) * grid.scale, high = static_cast<float>(grid.high) * grid.scale;
-    const auto line = [&](int8_t *to, const float *from) {
-        if (bound.clamp != nullptr) {
-            for (int x = 0; x < length; x++) kept[at(x)] = from[x] > low ? std::min(from[x], high) : low;
-            from = kept.data();
-        }
-        kernels_.quantize(to, stride, from, length, grid.scale, bound.output->zero_point);
-    };
-    const Shape &shape = tensor.shape;
-    for (int y = 0; y < shape.height; y++) {
-        int8_t *row = output + (tensor.first() + y * tensor.row()) * tensor.stride();
-        for (int c = 0; port.planes && c < shape.channels; c++) {
-            line(row + c, image + (static_cast<int64_t>(c) * shape.height + y) * shape.width);
-        }
-        for (int x = 0; !port.planes && x < shape.width; x++) {
-            line(row + x * tensor.stride(), image + static_cast<int64_t>(x) * shape.channels);
-        }
-    }
-}
-
-void Network::take(const Bound &bound, int child, const uint8_t *codes, Workspace &work) {
-    const Tensor &tensor = program_.tensors[at(bound.step.output)];
-    int8_t *output = work.tensors[at(bound.step.output)].data();
-    const Grid grid = bounds(bound, child);
-    in_order(program_.inputs[at(bound.step.port)], tensor, [&](size_t place, size_t byte) {
-        const int code = codes[place] - bound.output->zero_point;
-        output[byte] = static_cast<int8_t>(std::min(std::max(code, grid.low), grid.high));
-    });
-}
-
-void Network::add(const Bound &bound, int child, Workspace &work) {
-    const Tensor &out = program_.tensors[at(bound.step.output)], &a = program_.tensors[at(bound.step.inputs[0])],
-                 &b = program_.tensors[at(bound.step.inputs[1])];
-    const Site &site_a = *bound.inputs[0], &site_b = *bound.inputs[1];
-    const float scale = bound.output->children[at(child)].scale;
-    AddCall call{};
-    call.ratio_a = site_a.children[at(child)].scale / scale;
-    call.ratio_b = site_b.children[at(child)].scale / scale;
-    call.zero_a = site_a.zero_point;
-    call.zero_b = site_b.zero_point;
-    call.zero = bound.output->zero_point;
-    // Each product and sum rounded by itself, as the reference does it.
-    const float zeros_a = call.ratio_a * static_cast<float>(call.zero_a);
-    const float zeros_b = call.ratio_b * static_cast<float>(call.zero_b);
-    const float zeros = zeros_a + zeros_b;
-    call.fixed = static_cast<float>(call.zero) - zeros;
-    const Grid grid = bounds(bound, child);
-    call.low = static_cast<float>(grid.low + call.zero);
-    call.high = static_cast<float>(grid.high + call.zero);
-    call.count = at(out.shape.width) * at(out.stride());
-    for (int y = 0; y < out.shape.height; y++) {
-        call.a = work.tensors[at(bound.step.inputs[0])].data() + (a.first() + y * a.row()) * a.stride();
-        call.b = work.tensors[at(bound.step.inputs[1])].data() + (b.first() + y * b.row()) * b.stride();
-        call.output = work.tensors[at(bound.step.output)].data() + (out.first() + y * out.row()) * out.stride();
-        kernels_.add(call);
-    }
-}
-
-void Network::maximum(const Bound &bound, Workspace &work) {
-    const Tensor &in = program_.tensors[at(bound.step.inputs[0])], &out = program_.tensors[at(bound.step.output)];
-    const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
-    int8_t *output = work.tensors[at(bound.step.output)].data();
-    const Geometry &g = bound.step.geometry;
-    const size_t channels = at(in.shape.channels);
-    for (int y = 0; y < out.shape.height; y++) {
-        for (int x = 0; x < out.shape.width; x++) {
-            int8_t *pixel = output + (out.first() + y * out.row() + x) * out.stride();
-            std::fill_n(pixel, channels, int8_t{-128});
-            // Only what of the window lies in the input, however large the window is.
-            const int first_y = y * g.stride_height - g.top, first_x = x * g.stride_width - g.left;
-            const int end_y = std::min(first_y + g.kernel_height, in.shape.height);
-            const int end_x = std::min(first_x + g.kernel_width, in.shape.width);
-            for (int from_y = std::max(0, first_y); from_y < end_y; from_y++) {
-                for (int from_x = std::max(0, first_x); from_x < end_x; from_x++) {
-                    kernels_.maximum(pixel, input + (in.first() + from_y * in.row() + from_x) * in.stride(), channels);
-                }
-            }
-        }
-    }
-}
-
-void Network::mean(const Bound &bound, int child, Workspace &work) {
-    const Tensor &in = program_.tensors[at(bound.step.inputs[0])], &out = program_.tensors[at(bound.step.output)];
-    const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
-    int8_t *output = work.tensors[at(bound.step.output)].data() + out.first() * out.stride();
-    std::vector<int32_t> sums(at(in.stride()));
-    for (int y = 0; y < in.shape.height; y++) {
-        for (int x = 0; x < in.shape.width; x++) {
-            kernels_.accumulate(sums.data(), input + (in.first() + y * in.row() + x) * in.stride(), sums.size());
-        }
-    }
-    const Grid grid = bounds(bound, child);
-    const float area = static_cast<float>(in.shape.height * in.shape.width);
-    const float step = grid.scale * area;
-    const float scale = bound.inputs[0]->children[at(child)].scale / step;
-    for (int c = 0; c < in.shape.channels; c++) {
-        output[c] = rounded(static_cast<float>(sums[at(c)]) * scale, static_cast<float>(grid.low),
-                            static_cast<float>(grid.high));
-    }
-}
-
-void Network::join(const Bound &bound, int child, Workspace &work) {
-    const Tensor &out = program_.tensors[at(bound.step.output)];
-    const Grid grid = bounds(bound, child);
-    std::vector<std::array<int8_t, 256>> tables(bound.inputs.size());
-    for (size_t i = 0; i < tables.size(); i++) {
-        const float step = bound.inputs[i]->children[at(child)].scale;
-        for (int code = -128; code < 128; code++) {
-            const float value = static_cast<float>(code) * step;
-            tables[i][at(code + 128)] = rounded(std::nearbyint(value / grid.scale), static_cast<float>(grid.low),
-                                                static_cast<float>(grid.high));
-        }
-    }
-    int first = 0;
-    for (const Run &run : bound.step.runs) {
-        const int index = bound.step.inputs[at(run.input)];
-        const Tensor &in = program_.tensors[at(index)];
-        const int8_t *table = tables[at(run.input)].data() + 128;
-        for (int y = 0; y < out.shape.height; y++) {
-            const int8_t *from = work.tensors[at(index)].data() + (in.first() + y * in.row()) * in.stride() + run.from;
-            int8_t *to = work.tensors[at(bound.step.output)].data() + first;
-            to += (out.first() + y * out.row()) * out.stride();
-            for (int x = 0; x < out.shape.width; x++, from += in.stride(), to += out.stride()) {
-                for (int c = 0; c < run.count; c++) to[c] = table[from[c]];
-            }
-        }
-        first += run.count;
-    }
-}
-
-void Network::answer(const Bound &bound, int child, const Workspace &work, float *values) const {
-    const int8_t *codes = work.tensors[at(bound.step.inputs[0])].data();
-    const float scale = bound.inputs[0]->children[at(child)].scale;
-    in_order(program_.outputs[at(bound.step.port)], program_.tensors[at(bound.step.inputs[0])],
-             [&](size_t place, size_t byte) { values[place] = static_cast<float>(codes[byte]) * scale; });
-}
-
-void Network::give(const Bound &bound, const Workspace &work, uint8_t *codes) const {
-    const int8_t *centred = work.tensors[at(bound.step.inputs[0])].data();
-    const int zero = bound.inputs[0]->zero_point;
-    in_order(program_.outputs[at(bound.step.port)], program_.tensors[at(bound.step.inputs[0])],
-             [&](size_t place, size_t byte) { codes[place] = static_cast<uint8_t>(centred[byte] + zero); });
-}
-
-void Network::show(const Bound &bound, const Workspace &work, emq_watch watch, void *context) const {
-    const Tensor &tensor = program_.tensors[at(bound.step.output)];
-    const int8_t *codes = work.tensors[at(bound.step.output)].data();
-    std::vector<uint8_t> shown(tensor.shape.values());
-    size_t next = 0;
-    for (int c = 0; c < tensor.shape.channels; c++) {
-        for (int y = 0; y < tensor.shape.height; y++) {
-            for (int x = 0; x < tensor.shape.width; x++) {
-                const int code = codes[(tensor.first() + y * tensor.row() + x) * tensor.stride() + c];
-                shown[next++] = static_cast<uint8_t>(code + bound.output->zero_point);
-            }
-        }
-    }
-    watch(context, bound.step.site.c_str(), shown.data(), tensor.shape.channels, tensor.shape.height,
-          tensor.shape.width);
 }
 
 }  // namespace emq

@@ -38,12 +38,6 @@ bool matches(const std::string &digest, std::initializer_list<Span> parts) {
     return digest == (digest.size() == old_digest ? blake2b_128(parts) : sha256(parts));
 }
 
-// What a file says may hold ends of lines; a sentence has one line.
-std::string printable(std::string text) {
-    for (char &letter : text) letter = static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f ? '?' : letter;
-    return text;
-}
-
 Span span_of(const std::string &text) { return {reinterpret_cast<const uint8_t *>(text.data()), text.size()}; }
 
 }  // namespace
@@ -54,7 +48,7 @@ TensorFile::TensorFile(std::string name, Span bytes) : name_(std::move(name)), b
 }
 
 void TensorFile::fail(const std::string &what, const char *remedy) const {
-    throw Failure(name_ + " " + printable(what.substr(0, 400)) + "; " + remedy);
+    throw Failure(name_ + " " + what.substr(0, 400) + "; " + remedy);
 }
 
 void TensorFile::read_table() {

@@ -227,7 +227,7 @@ def _put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         (lambda header, _: header["children"][0].update(weights=9), "a number out of bounds"),
         (lambda header, _: header["children"][0].update(name="MIXED"), "child 'mixed' is there twice"),
         (lambda header, _: header["children"][0].update(name="a\u0000"), "cannot be printed"),
-        (lambda header, _: header["layers"][0].update(site="nowhere"), "reads site 'nowhere'"),
+        (lambda header, _: header["layers"][0].update(site="now\u00fchere"), "reads site 'now\u00fchere'"),
         (lambda header, _: header["layers"][0].update(shape=[8, 1, 3, 4]), "'pinned' has type I8 and shape"),
         (lambda header, _: header["layers"][1].update(shape=[6, 16, 3, 3]), "'slope/2' has type I8 and shape"),
         (lambda header, _: header["layers"][2].update(shape=[12, 10, 3, 3]), "layer 6 has other weights"),
