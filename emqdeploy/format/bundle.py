@@ -59,8 +59,8 @@ class Artefact(Record, frozen=True, kw_only=True):
         id: unique in its bundle, for example ``onnx-w4`` or ``tensorrt-rtx-w4-sm86``.
         children: names of the children that it answers for; empty for a baseline.
         target: ``onnx``, ``tensorrt``, ``tensorrt-rtx``, ``tensorrt-onnx`` or ``openvino``.
-        flavour: what kind of it: ``int8``, ``packed``, ``master`` (storage), ``if`` (selector), ``float32``,
-            ``static-int8`` (baselines).
+        flavour: what kind of it: ``int8``, ``packed``, ``master`` (storage), ``if``, ``native`` (selectors),
+            ``float32``, ``static-int8`` (baselines).
         role: see `Role`.
         file: relative to the bundle, with forward slashes.
         sha256: of ``file``.

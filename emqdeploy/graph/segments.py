@@ -21,7 +21,11 @@ FLOATS, CODES, GRID, SUM, PARAMETER = "floats", "codes", "grid", "sum", "paramet
 """What a value is: floats or another operator's result, codes, codes with their grid, what a quantizer has to follow,
 or weights."""
 
-_WINDOWS = ("Conv", "MaxPool", "GlobalAveragePool", "Concat")
+_MEETING = ("Add", "GlobalAveragePool", "Concat")
+"""Operators of codes with their grids, from whose results a quantizer makes codes."""
+
+_PLANES = ("Conv", "MaxPool", "GlobalAveragePool", "Concat")
+"""Operators that read planes of channels."""
 
 
 @dataclass
@@ -166,13 +170,11 @@ class Cut:
                 return _Value(SUM, level)
             case "Gemm" if first.form == GRID and attributes.get("transB"):
                 return _Value(SUM, level, first.rows, flat=not first.rows)
-        if all(value.form == GRID for value in data) and self._fused(node.output[0]) and self._alike(node, level):
+        followed = len(data) == len(node.input) and all(value.form == GRID for value in data)
+        if node.op_type in _MEETING and followed and self._fused(node.output[0]) and self._alike(node, level):
             if node.op_type == "Add" and len(data) == 2 and len({(one.rows, one.flat) for one in data}) == 1:
                 return _Value(SUM, level, first.rows, first.flat)
-            planes = all(map(self._is_plane, data))
-            if planes and (
-                node.op_type == "GlobalAveragePool" or (node.op_type == "Concat" and attributes["axis"] == 1)
-            ):
+            if node.op_type != "Add" and attributes.get("axis", 1) == 1 and all(map(self._is_plane, data)):
                 return _Value(SUM, level)
         return None
 
@@ -217,7 +219,7 @@ class Cut:
         reached = [value]
         for name in reached:
             for node in self._readers[name]:
-                if node.op_type in _WINDOWS:
+                if node.op_type in _PLANES:
                     return False
                 if node.op_type in ("QuantizeLinear", "Clip", "DequantizeLinear", "Identity"):
                     reached.append(node.output[0])

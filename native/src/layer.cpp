@@ -99,6 +99,9 @@ void Layer::place(const emq_layer &source, const Step &step, const Tensor &input
     if (source.fan_in != fan_in || source.outputs % g.groups != 0) {
         throw Failure("layer " + name_ + " has other weights than its graph");
     }
+    if (output == nullptr && g.groups > 1) {
+        throw Failure("layer " + name_ + " answers in float and has groups; its kernels answer codes");
+    }
     const int room_below = in.height + g.top + g.bottom - (g.kernel_height - 1) * g.dilation_height - 1;
     const int room_beside = in.width + g.left + g.right - (g.kernel_width - 1) * g.dilation_width - 1;
     if (room_below < 0 || room_beside < 0) throw Failure("layer " + name_ + " has windows larger than its input");
@@ -233,7 +236,7 @@ LayerCall Layer::call(int child, int group, const int8_t *input, int8_t *output,
     call.largest = numbers.largest;
     call.input = input + group * windows_.group_inputs;
     call.output = output + group * windows_.group_outputs;
-    call.answer = answer == nullptr ? nullptr : answer + group * windows_.group_outputs * positions();
+    call.answer = answer == nullptr ? nullptr : answer + group * windows_.group_outputs;
     call.scratch = scratch;
     call.sums = sums;
     return call;
@@ -250,7 +253,6 @@ void Layer::run(int child, const int8_t *input, int8_t *output, float *answer, u
                 int from, int to) const {
     const Numbers &numbers = children_[count(child)];
     const Window &w = windows_.window;
-    if (depthwise_ && answer != nullptr) return answer_depthwise(numbers, input, answer, from, to);
     if (depthwise_) {
         const DepthwiseCall depthwise = {w.taps,           outputs(),
                                          w.stride,         w.tap,
@@ -267,24 +269,6 @@ void Layer::run(int child, const int8_t *input, int8_t *output, float *answer, u
         const LayerCall one = call(child, group, input, output, answer, scratch, sums);
         if (windows_.groups > 1) method.prepare(one, 0, w.pixels);
         method.run(one, from, to);
-    }
-}
-
-// Channel by channel, so that positions lie beside one another and the compiler makes vectors of them.
-void Layer::answer_depthwise(const Numbers &numbers, const int8_t *input, float *answer, int from, int to) const {
-    const Window &w = windows_.window;
-    std::vector<int32_t> sums(count(to - from));
-    for (int c = 0; c < outputs(); c++) {
-        std::fill(sums.begin(), sums.end(), numbers.bias[count(c)]);
-        for (int t = 0; t < w.taps; t++) {
-            const int32_t weight = numbers.depthwise[count(t) * count(outputs()) + count(c)];
-            const int8_t *pixels = input + static_cast<ptrdiff_t>(w.tap[t]) * w.stride + c;
-            for (int p = from; p < to; p++) {
-                sums[count(p - from)] += pixels[static_cast<ptrdiff_t>(w.position[p]) * w.stride] * weight;
-            }
-        }
-        float *out = answer + static_cast<ptrdiff_t>(c) * positions();
-        for (int p = from; p < to; p++) out[p] = static_cast<float>(sums[count(p - from)]) * numbers.scale[count(c)];
     }
 }
 

@@ -29,7 +29,6 @@ class Layer {
     int positions() const { return windows_.window.positions; }
     int64_t fan_in() const { return static_cast<int64_t>(windows_.window.taps) * windows_.window.channels; }
     bool grouped() const { return windows_.groups > 1 && !depthwise_; }
-    int groups() const { return windows_.groups; }
     size_t bytes() const;
     size_t scratch_bytes() const;
     size_t sums_count() const;
@@ -42,7 +41,7 @@ class Layer {
 
     int pixels() const { return windows_.window.pixels; }
     // First `prepare` over all pixels of the input, then `run` over all positions; either in any number of parts.
-    // `answer` holds, group behind group, the channels of a group position by position.
+    // `answer` holds the channels position by position.
     void prepare(int child, const int8_t *input, uint8_t *scratch, int32_t *sums, int from, int to) const;
     void run(int child, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch, int32_t *sums, int from,
              int to) const;
@@ -67,7 +66,6 @@ class Layer {
     void place(const emq_layer &source, const Step &step, const Tensor &input, const Tensor *output);
     void pack(const emq_layer &source);
     void pack_depthwise(const emq_layer &source, Numbers &numbers) const;
-    void answer_depthwise(const Numbers &numbers, const int8_t *input, float *answer, int from, int to) const;
     LayerCall call(int child, int group, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch,
                    int32_t *sums) const;
     size_t padded_outputs() const;  // of one group

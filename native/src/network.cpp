@@ -162,9 +162,8 @@ void Network::bind(const emq_source &source) {
         const Tensor *output = bound.step.output < 0 ? nullptr : &program_.tensors[at(bound.step.output)];
         layers_.push_back(std::make_unique<Layer>(*given, children, bound.step, input, output, kernels_));
         bound.layer = layers_.back().get();
-        if (output == nullptr) {
-            const size_t values = at(bound.layer->positions()) * at(bound.layer->outputs());
-            answer_count_ = std::max(answer_count_, values);
+        if (output == nullptr && program_.outputs[at(bound.step.port)].planes && bound.layer->positions() > 1) {
+            throw Failure("layer " + bound.step.name + " answers planes in float; its kernels answer rows");
         }
         for (int child = 0; child < children; child++) {
             const Site &from = *bound.inputs[0];
@@ -217,7 +216,6 @@ std::unique_ptr<Network::Workspace> Network::borrow(Crew &crew) {
     }
     work->scratch = Array<uint8_t>(scratch_bytes_);
     work->sums = Array<int32_t>(sums_count_);
-    work->answer = Array<float>(answer_count_);
     return work;
 }
 

@@ -63,7 +63,6 @@ class Network {
         std::vector<Array<int8_t>> tensors;
         Array<uint8_t> scratch;
         Array<int32_t> sums;
-        Array<float> answer;  // of a layer, before it is put in order
     };
 
     // What requests share: threads, and workspaces that none of them uses.
@@ -102,7 +101,7 @@ class Network {
     Program program_;
     std::vector<Bound> steps_;
     std::vector<std::unique_ptr<Layer>> layers_;
-    size_t scratch_bytes_ = 0, sums_count_ = 0, answer_count_ = 0;
+    size_t scratch_bytes_ = 0, sums_count_ = 0;
     const int threads_;
     std::atomic<Crew *> crew_;
 };

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <thread>
+#include <atomic>
+#include <string>
 #include <vector>
 
 #include "failure.h"
@@ -56,26 +57,42 @@ class Calls {
     const Api &api_;
 };
 
-// The threads of a session, for one run.
+// The threads of a session, for one run. onnxruntime does not tell how many there are: `known`, which starts at 1, grows
+// to as many as ever took part in one step.
 class Threads : public Workers {
   public:
-    Threads(const Calls &calls, const Context *context) : calls_(calls), context_(context) {}
+    Threads(const Calls &calls, const Context *context, std::atomic<int> &known)
+        : calls_(calls), context_(context), known_(known) {}
 
-    // onnxruntime does not tell how many there are; where they are fewer, parts are only smaller than they could be.
-    int threads() const override { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+    int threads() const override { return known_; }
 
     void run(int chunks, const std::function<void(int)> &work) override {
         if (chunks == 1) return work(0);
+        static std::atomic<uint64_t> turns{0};
+        struct Turn {
+            const std::function<void(int)> &work;
+            const uint64_t number;
+            std::atomic<int> threads{0};
+        } turn{work, ++turns};
         void (*const one)(void *, size_t) = [](void *given, size_t chunk) {
-            (*static_cast<const std::function<void(int)> *>(given))(static_cast<int>(chunk));
+            Turn &mine = *static_cast<Turn *>(given);
+            thread_local uint64_t last = 0;
+            if (last != mine.number) mine.threads++;
+            last = mine.number;
+            mine.work(static_cast<int>(chunk));
         };
         const size_t total = static_cast<size_t>(chunks);
-        calls_(parallel_for, context_, one, total, total, const_cast<void *>(static_cast<const void *>(&work)));
+        calls_(parallel_for, context_, one, total, total, static_cast<void *>(&turn));
+        const int most = std::min(turn.threads.load(), most_threads);
+        for (int seen = known_; seen < most && !known_.compare_exchange_weak(seen, most);) continue;
     }
 
   private:
+    static constexpr int most_threads = 64;
+
     const Calls &calls_;
     const Context *context_;
+    std::atomic<int> &known_;
 };
 
 }  // namespace emq::onnxruntime

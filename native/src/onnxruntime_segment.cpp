@@ -55,7 +55,7 @@ class Segment {
             calls_(tensor_data, value, &data);
             ends.outputs.push_back(data);
         }
-        Threads threads(calls_, context);
+        Threads threads(calls_, context, threads_);
         network_.run(child, ends, images, threads);
     }
 
@@ -104,6 +104,7 @@ class Segment {
     const std::vector<emq::Value> inputs_, outputs_;
     const std::vector<int64_t> values_;
     Network network_;
+    std::atomic<int> threads_{1};
 };
 
 // Runs a call of onnxruntime's; whatever goes wrong becomes a status with a sentence.

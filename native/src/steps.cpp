@@ -40,11 +40,7 @@ void Network::run_layer(const Bound &bound, int child, float *values, Workspace 
     const Layer &layer = *bound.layer;
     const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
     int8_t *output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
-    const bool planes = output == nullptr && program_.outputs[at(bound.step.port)].planes;
-    const int channels = layer.outputs() / layer.groups(), positions = layer.positions();
-    // One channel a group or one position are in the order of planes as they come.
-    const bool in_place = planes ? channels == 1 || positions == 1 : layer.groups() == 1 || positions == 1;
-    float *answer = output != nullptr ? nullptr : in_place ? values : work.answer.data();
+    float *answer = output == nullptr ? values : nullptr;
     const auto shared = [&](int items, int64_t work_items, const auto &part) {
         const int chunks = work_items < shared_work ? 1 : std::min(items, workers.threads() * chunks_per_thread);
         workers.run(chunks, [&](int chunk) {
@@ -60,14 +56,6 @@ void Network::run_layer(const Bound &bound, int child, float *values, Workspace 
         const int end = layer.grouped() ? layer.positions() : to;
         layer.run(child, input, output, answer, work.scratch.data(), work.sums.data(), from, end);
     });
-    if (output != nullptr || in_place) return;
-    // Group behind group, position by position, to planes; or, of several groups, to rows.
-    for (int n = 0; n < layer.outputs(); n++) {
-        const float *from = answer + at(n / channels * channels) * at(positions) + n % channels;
-        float *to = values + (planes ? at(n) * at(positions) : at(n));
-        const size_t step = planes ? 1 : at(layer.outputs());
-        for (int p = 0; p < positions; p++) to[at(p) * step] = from[at(p) * at(channels)];
-    }
 }
 
 void Network::quantize(const Bound &bound, int child, const float *image, Workspace &work) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from ctypes import CDLL, CFUNCTYPE, addressof, c_char_p, c_int, c_uint32, c_void_p, cast, create_string_buffer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from emqdeploy.errors import EmqError
 from emqdeploy.export.native_graph import native_model, select_natively
@@ -19,23 +22,44 @@ from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.gate import Expected, check_graph
 from emqdeploy.graph.reference import IntegerReference
 from emqdeploy.graph.selector import selection, selector_values
-from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes.native_library import instruction_sets, library_path
 from emqdeploy.runtimes.onnx_file import open_selector
 from emqdeploy.workflows.comparing import Batch, Compared
 from emqdeploy.workflows.rungs import RUNGS
 
-from ..conftest import Deployed, deploy
+from ..conftest import Deployed
+from ..runtimes.adapters.test_native import CHILDREN, deployed, deployed_model
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="emqdeploy-native is not installed")
 
-CHILDREN = "1a2,2a4,3,4a4,5,6,7,8"
 
+class Between(nn.Module):
+    """Everything that stands between segments: floats that layers of all kinds answer, codes that others move."""
 
-@cache
-def deployed(model: str) -> Deployed:
-    """A network with random weights and children of every width."""
-    return deploy(NetworkSpec(model, 10, (1, 8, 8), 2.0, parse_children(CHILDREN, 8), ()))
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm = nn.LayerNorm(8)
+        self.wide, self.narrow = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.grouped = nn.Conv2d(8, 8, 3, 2, 1, groups=2)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.beside = nn.Conv2d(8, 8, 1, 2)
+        self.last = nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6 * 4 * 3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, 5)`` of images ``(N, 3, 8, 6)``."""
+        x = torch.relu(self.stem(images))
+        rows = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        x = torch.relu(x + self.narrow(functional.gelu(self.wide(rows))).permute(0, 3, 1, 2))
+        y = functional.silu(self.grouped(x))
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        z = torch.relu(self.beside(x)) + torch.relu(y)  # of different levels
+        n, c, h, w = z.shape
+        z = z.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        logits: Tensor = self.head(torch.flatten(functional.max_pool2d(torch.relu(self.last(z)), 3, 1, 1), 1))
+        return logits
 
 
 def plain_session(model: bytes, threads: int = 1) -> Any:
@@ -63,6 +87,14 @@ def assert_exact(checkpoint: Checkpoint, images: np.ndarray, children: Sequence[
 def test_families_are_exact(model: str) -> None:
     """Residual, pre-activation, depthwise and transformer networks, every width."""
     assert_exact(deployed(model).checkpoint, deployed(model).images[:3], CHILDREN.split(","))
+
+
+def test_what_stands_between_segments_is_exact() -> None:
+    """Answers in float of plain, grouped and depthwise convolutions and of rows; codes that others move."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 6).clamp(-2, 2)
+    checkpoint = deployed_model(Between(), parse_children("1a2,3,2a4,8", 8), images)
+    assert_exact(checkpoint, images.numpy(), ["1a2", "3", "2a4", "8"])
 
 
 @pytest.mark.parametrize("instructions", instruction_sets() if library_path() else ["none"])
@@ -96,18 +128,35 @@ def test_a_network_of_integers_is_one_operator() -> None:
     assert list(codes.dims) == [weights]
 
 
-@pytest.mark.parametrize("children", ["2a4,4,8", "2,4,8"])
-def test_a_child_that_is_not_there_is_an_error_of_the_run(children: str) -> None:
-    """The sentence lists the values; the session goes on."""
-    network = deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, parse_children(children, 8), ()))
-    checkpoint, images = network.checkpoint, network.images[:1]
-    values = selector_values(checkpoint.network.children)
-    session = plain_session(native_model(checkpoint, list(values)).SerializeToString())
-    known = ", ".join(map(str, values.values()))
+def test_an_older_onnxruntime_is_refused_in_a_sentence() -> None:
+    """Its table is shorter: nothing is called in it but the function that makes a status."""
+    said: list[bytes] = []
+    create = CFUNCTYPE(c_void_p, c_int, c_char_p)(lambda code, message: said.append(message) or 1)
+    table = (c_void_p * 1)(cast(create, c_void_p))
+    get = CFUNCTYPE(c_void_p, c_uint32)(lambda version: addressof(table) if version == 1 else None)
+    text = create_string_buffer(b"1.16.3")
+    version = CFUNCTYPE(c_void_p)(lambda: addressof(text))
+    base = (c_void_p * 2)(cast(get, c_void_p), cast(version, c_void_p))
+    register = CDLL(str(library_path())).RegisterCustomOps
+    register.restype, register.argtypes = c_void_p, [c_void_p, c_void_p]
+    assert register(None, addressof(base)) == 1
+    assert said == [b"onnxruntime 1.16.3 is too old for the operators of emqdeploy; install onnxruntime 1.17 or newer"]
+
+
+@pytest.mark.parametrize(("names", "values"), [(("2", "4", "8"), (2, 4, 8)), (("2a4", "4a4", "8"), (0, 1, 2))])
+def test_a_child_that_is_not_there_is_an_error_of_the_run(
+    names: Sequence[str], values: Sequence[int], small: Deployed
+) -> None:
+    """The sentence lists the values, which are widths where those name the children; the session goes on."""
+    checkpoint = (small if names[0] == "2" else deployed("resnet8")).checkpoint
+    model = native_model(checkpoint, [checkpoint.network.find(name) for name in names])
+    session, images = plain_session(model.SerializeToString()), small.images[:1]
     for value in (-1, 3, 9):
+        known = ", ".join(map(str, values))
         with pytest.raises(Exception, match=f"bits is {value}, this network has {known}; give one of these"):
             session.run(None, {"images": images, **selection(value)})
-    assert session.run(None, {"images": images, **selection(8 if 8 in values.values() else 2)})[0].shape == (1, 10)
+    for value in values:
+        assert session.run(None, {"images": images, **selection(value)})[0].shape == (1, 10)
 
 
 def test_the_file_is_opened_through_the_gate(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_it_goes_everywhere(family: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.emq", deployed.checkpoint)
     for settings in (
         ExportSettings(tmp_path, "mixed,8", selector="if"),
+        ExportSettings(tmp_path, "mixed,8", kernels="native"),
         ExportSettings(tmp_path, "mixed", storage="packed"),
         ExportSettings(tmp_path, "mixed", storage="master"),
         ExportSettings(tmp_path, "mixed", target="openvino"),
@@ -53,13 +54,13 @@ def test_it_goes_everywhere(family: str, tmp_path: Path) -> None:
         export(settings)
     ids = {artefact.id for artefact in Bundle.open(tmp_path / "bundle").artefacts if artefact.serves(mixed)}
     assert ids == {
-        *("onnx-mixed", "onnx-packed-mixed", "onnx-master-mixed", "onnx-selector-if", "openvino-mixed"),
-        *("tensorrt-onnx-mixed", "tensorrt-onnx-selector-if"),
+        *("onnx-mixed", "onnx-packed-mixed", "onnx-master-mixed", "onnx-selector-if", "onnx-native"),
+        *("openvino-mixed", "tensorrt-onnx-mixed", "tensorrt-onnx-selector-if"),
     }
     result = verify(tmp_path / "bundle", "mixed", count=IMAGES)
     (entry,) = result["results"]
     assert result["ok"], {name: rung["wrong"] for name, rung in entry["rungs"].items()}
-    rungs = {"onnxruntime", "unfused", "torch", "onnx-reference", "openvino", "native"}
+    rungs = {"onnxruntime", "unfused", "torch", "onnx-reference", "openvino", "native", "onnxruntime-native"}
     assert set(entry["rungs"]) | set(entry["skipped"]) == ids | rungs
     # A transformer's float operators have no kernel of ours.
     assert set(entry["skipped"]) == ({"native"} if family == "transformer" else set())

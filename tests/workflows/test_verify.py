@@ -26,7 +26,7 @@ from ..conftest import Deployed
 
 IMAGES = 24
 
-EVERY_RUNG = {"onnxruntime", "unfused", "torch", "onnx-reference", "openvino", "native"}
+EVERY_RUNG = {"onnxruntime", "unfused", "torch", "onnx-reference", "openvino", "native", "onnxruntime-native"}
 """All of them can run where these tests run; one that was left out would prove nothing."""
 
 

@@ -33,7 +33,7 @@ from ...conftest import Deployed, deploy, settled
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="emqdeploy-native is not installed")
 
-CHILDREN = "1a2,2a2,1a4,2a4,3a5,4a4,4,6,7,8"
+CHILDREN = "1a2,2a2,1a4,2a4,3a5,4a4,4,5,6,7,8"
 KERNELS = ("int8", "lookup", "int16")
 
 
