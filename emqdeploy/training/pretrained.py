@@ -82,7 +82,7 @@ def load_pretrained(model: nn.Module, path: Path, fresh_head: bool = True, entry
     left_out = [name for name in state if not name.startswith(chosen.prefix) or name.startswith(inside)]
     found = {name.removeprefix(chosen.prefix): tensor for name, tensor in state.items() if name not in set(left_out)}
     # What a run's quantizers learned is of no use to a float model.
-    found = {name: tensor for name, tensor in found.items() if f".{QUANTIZER}." not in name}
+    found = {name: _plain(tensor, name, path) for name, tensor in found.items() if f".{QUANTIZER}." not in name}
     head = _head(model)
     fresh = [name for name in head if name not in found or _other_classes(found[name], wanted[name])]
     _check(found, {name: tensor for name, tensor in wanted.items() if name not in fresh}, head, path, model)
@@ -169,11 +169,20 @@ def _check(found: State, wanted: State, head: list[str], path: Path, model: nn.M
                 f"{name!r} has shape {tuple(stored.shape)} in {path} and {tuple(tensor.shape)} in {kind}; {advice}, and"
                 " data of as many channels and pixels"
             )
-        if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
+        # Of some types torch cannot tell; and what was finite may not be in the model's type.
+        if not bool(torch.isfinite(stored.to(tensor.dtype if tensor.is_floating_point() else torch.float64)).all()):
             raise EmqError(f"{name!r} in {path} holds values that are not finite; take an earlier checkpoint")
     strange = [name for name in found if name not in wanted and name not in head]
     if strange:
         raise EmqError(f"{path} holds {_some(strange)}, which {kind} does not have; {advice}")
+
+
+def _plain(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
+    """Raises for a tensor that is not simply numbers in memory, of which torch knows a dozen kinds."""
+    odd = tensor.is_nested or tensor.is_quantized or tensor.is_meta or tensor.is_complex()
+    if odd or tensor.layout is not torch.strided:
+        raise EmqError(f"{name!r} in {path} is sparse, quantized, complex or without numbers; save float weights")
+    return tensor
 
 
 def _some(names: list[str]) -> str:

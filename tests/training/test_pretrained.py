@@ -174,6 +174,36 @@ def test_broken_and_malicious_files(tmp_path: Path) -> None:
         load_pretrained(network(), tmp_path / "list.pth")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Tensor.to_sparse,
+        Tensor.to_sparse_csr,
+        lambda weight: weight.to("meta"),
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        lambda weight: torch.nested.nested_tensor(list(weight)),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(odd: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    """Torch stores many kinds, and fails in as many ways where one is taken for another."""
+    name = next(name for name, tensor in STATE.items() if tensor.ndim == 2)
+    torch.save(STATE | {name: odd(STATE[name])}, tmp_path / "odd.pth")
+    with pytest.raises(EmqError, match=f"'{name}' in .*odd.pth is sparse, quantized, complex or without numbers"):
+        load_pretrained(network(), tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize(("kind", "factor"), [(torch.float8_e4m3fn, torch.nan), (torch.float64, 1e300)])
+def test_numbers_are_finite_in_the_model(kind: torch.dtype, factor: float, tmp_path: Path) -> None:
+    """Whatever type the file has; a type of its own is no obstacle."""
+    name = next(name for name, tensor in STATE.items() if tensor.ndim == 2)
+    file = pickled(dict)(STATE | {name: (STATE[name] * factor).to(kind)}, tmp_path / "odd")
+    with pytest.raises(EmqError, match=f"'{name}' in .* holds values that are not finite"):
+        load_pretrained(network(), file)
+    load_pretrained(network(), pickled(dict)(STATE | {name: STATE[name].to(kind)}, tmp_path / "even"))
+
+
 def test_a_file_of_weights_is_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it is, of either kind, and by what a compressed archive would unfold to."""
     stored, packed = pickled(dict)(STATE, tmp_path / "w"), tmp_path / "packed.pth"
