@@ -149,7 +149,10 @@ class IntegerReference:
         self._nodes = list(graph.node)
         self._output = graph.output[0].name
         self._input = graph.input[0].name
-        self.float_logits = not any(node.op_type == "Gemm" and self._output in node.output for node in graph.node)
+        given = {tensor.name for tensor in graph.initializer}  # weights that stay in float; codes are dequantized first
+        self.float_logits = not any(
+            node.op_type == "Gemm" and self._output in node.output and node.input[1] not in given for node in graph.node
+        )
         self._arrays = dict(arrays)
         for tensor in graph.initializer:
             if tensor.name not in self._arrays:
@@ -235,7 +238,7 @@ class IntegerReference:
                 return _Quantized(inputs[0], float(scale), int(zero))
             case "Clip" if isinstance(inputs[0], np.ndarray):
                 return np.clip(inputs[0], *(self._arrays[name] for name in node.input[1:]))
-            case "Conv" | "Gemm" if isinstance(inputs[0], _Quantized):
+            case "Conv" | "Gemm" if isinstance(inputs[0], _Quantized) and node.input[1] in weights:
                 weight, bias = (weights[name] for name in node.input[1:])
                 return self._layer(node, inputs[0], weight, bias)
             case "Add" if all(isinstance(value, _Quantized) for value in inputs) and len(inputs) == 2:

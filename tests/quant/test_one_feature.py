@@ -139,6 +139,31 @@ def test_what_is_exported_is_what_was_frozen(name: str) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+KEPT = {
+    "padding_same": ("1.0", "2.3"),
+    "convolution_3d": ("1.0.conv",),
+    "convolution_transposed": ("1.0",),
+    "layer_called_twice": ("1.0.conv",),
+    "weights_tied": ("1.0.0", "1.0.2"),
+}
+"""What `--keep-float` is told of a network that is taken, and of those for which the sentence of refusal advises it."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in REFUSED)) for name in KEPT])
+def test_what_is_kept_in_float_is_deployed_so(name: str) -> None:
+    """It reads codes, or answers the logits, and is no integer kernel of any runtime."""
+    options = InsertionConfig(keep_float=KEPT[name])
+    network = insert_quantizers(build(name), options, CHILDREN[-1:], (), 2.0, SHAPE)
+    network.initialise_clips(batch(count=8))
+    frozen = freeze(network.eval(), CHILDREN[-1:])
+    assert not set(KEPT[name]) & set(network.layers)
+    with torch.no_grad():
+        expected = deployed_reference(network, frozen, CHILDREN[-1])(batch()).numpy()
+    reference = IntegerReference(export_skeleton(network, frozen, SHAPE), frozen.initializers(CHILDREN[-1]))
+    np.testing.assert_allclose(reference.run(batch().numpy())[0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert reference.float_logits == ("2.3" in KEPT[name])
+
+
 STACKED = (
     *(
         "padding_same",
