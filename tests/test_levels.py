@@ -20,8 +20,10 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.runtimes import machine
 from emqdeploy.runtimes.adapters import openvino_runtime
+from emqdeploy.runtimes.adapters.native_runtime import NativeRuntime
 from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.adapters.torch_reference import TorchRuntime
+from emqdeploy.runtimes.native_library import library_path
 from emqdeploy.workflows.export import export
 from emqdeploy.workflows.verify import verify
 
@@ -80,6 +82,13 @@ def test_a_file_keeps_its_levels(tmp_path: Path) -> None:
     half = deployed("resnet8", HALF).checkpoint
     with pytest.raises(ValueError, match="the card says half levels"):
         save_checkpoint(tmp_path / "mixed.emq", replace(checkpoint, card=half.card))
+
+
+@pytest.mark.skipif(library_path() is None, reason="emqdeploy-native is not installed")
+def test_native_kernels_are_for_half_levels() -> None:
+    """The network is refused when it is opened, with the way out."""
+    with pytest.raises(EmqError, match=r"all levels of a byte \(--levels full\).* run this network in onnxruntime"):
+        NativeRuntime(deployed("resnet8").checkpoint)
 
 
 @pytest.mark.parametrize("levels", [HALF, FULL])

@@ -328,10 +328,12 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
         "AVX2": "AVX2 without VNNI: exact; networks of full levels run there in onnxruntime's slower exact kernels",
     }.get(result["integer_kernels"], "no x86 vector integers found; onnxruntime chooses its own kernels")
     works = [name for name, reason in result["runtimes"].items() if reason is None]
+    native = result["native_kernels"]
     lines = [
         f"runtimes that work here: {', '.join(works) or 'none'}",
         *(f"not {name}: {reason}" for name, reason in result["runtimes"].items() if reason is not None),
         f"processor: {found['cpu']}, {found['cores']} cores; {kernels}",
+        *([f"native kernels: {native[0]} (EMQ_ISA chooses among {', '.join(native)})"] if native else []),
         f"onnxruntime providers: {', '.join(result['providers']) or 'none'} (the CPU's by default, see provider=)",
         f"python {found['python']}; {', '.join(f'{name} {version}' for name, version in found['packages'].items())}",
     ]

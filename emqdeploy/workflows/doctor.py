@@ -10,6 +10,7 @@ from emqdeploy import __version__
 from emqdeploy.registry import load_package
 from emqdeploy.runtimes.base import RUNTIMES, find_adapter
 from emqdeploy.runtimes.machine import environment
+from emqdeploy.runtimes.native_library import instruction_sets, library_path
 
 _PARTS = {
     "onnxruntime": ("run checkpoints and exported files", "runtime"),
@@ -60,6 +61,7 @@ def examine() -> dict[str, Any]:
         "checks": checks,
         "runtimes": _runtimes(),
         "integer_kernels": vector,
+        "native_kernels": instruction_sets() if library_path() is not None else [],
         "providers": _providers(),
         "environment": found,
     }

@@ -140,7 +140,7 @@ def test_no_escape_sequence_reaches_the_terminal(printed: Any, capsys: pytest.Ca
     hostile = table(HOSTILE, HOSTILE, caption=HOSTILE)
     hostile.add_row(HOSTILE)
     doctor = {
-        **{"version": "1", "runtimes": {}, "integer_kernels": "other", "providers": []},
+        **{"version": "1", "runtimes": {}, "integer_kernels": "other", "native_kernels": [], "providers": []},
         "checks": [
             {"part": "x", "for": "y", "state": f"missing ({HOSTILE})", "advice": 'pip install "emqdeploy[train]"'}
         ],

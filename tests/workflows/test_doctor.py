@@ -11,4 +11,6 @@ def test_every_runtime_is_examined() -> None:
     result = examine()
     assert set(result["runtimes"]) == set(RUNTIMES)
     assert result["runtimes"]["onnxruntime"] is None
+    if result["runtimes"]["native"] is None:
+        assert result["native_kernels"][-1] == "portable"
     assert {check["part"] for check in result["checks"]} >= {"onnxruntime", "onnx", "torch"}
