@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from emqdeploy.cli import main
+
 NETWORK = Path(__file__).parent / "data" / "format3.emq"
 COMMAND = f"{sys.executable} -m emqdeploy"
 
@@ -27,7 +29,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
     """``| head -1``: silence, and no failure in a pipe that looks at codes."""
-    for arguments in (f"inspect {NETWORK}", f"inspect {NETWORK} --json", "train --help"):
+    for arguments in (f"inspect {NETWORK}", f"inspect {NETWORK} --json", "export --help"):
         done = shell(f"{COMMAND} {arguments} | (head -c 1 >/dev/null; exec <&-)", tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
 
@@ -119,13 +121,18 @@ def test_no_home_and_no_place_for_temporary_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--out", "--csv", "--html"])
-def test_a_bench_knows_first_where_it_cannot_write(tmp_path: Path, option: str) -> None:
+def test_a_bench_knows_first_where_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], option: str
+) -> None:
     """Before anything is measured."""
+    monkeypatch.chdir(tmp_path)
     for place in ("/dev/full", "missing/file", "."):
-        done = shell(f"{COMMAND} bench {NETWORK} {option} {place}", tmp_path)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: cannot write")
-        assert done.stderr.count("\n") == 1
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", str(NETWORK), option, place])
+        complaint = capfd.readouterr().err
+        assert ended.value.code == 1
+        assert complaint.startswith("error: cannot write")
+        assert complaint.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
