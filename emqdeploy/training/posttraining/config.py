@@ -19,6 +19,7 @@ from emqdeploy.training.children import (
     unseen_children,
 )
 from emqdeploy.training.posttraining.clips import CLIP_CHOICES
+from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 from emqdeploy.training.settings import entry, hold_anywhere, one_of
 
@@ -60,6 +61,13 @@ class QuantizeConfig:
         "mean", "Biases after quantization: mean (of the float model's channels) or none.",
         parse=entry(BIAS_CORRECTIONS)
     )  # fmt: skip
+    reconstruction: str = option(
+        "none", "Weights learned again, block by block, without labels: blocks, none, auto (for under 4 bits).",
+        flag="reconstruct", parse=entry(RECONSTRUCTIONS)
+    )  # fmt: skip
+    reconstruction_steps: int = option(
+        150, "Steps for every layer, and for every block.", flag="reconstruct-steps", least=1
+    )
     keep_8bit: tuple[str, ...] = option(
         ("first", "last"), "Layers that stay at 8 bits: first, last, names from `inspect`, or none.", parse=names
     )

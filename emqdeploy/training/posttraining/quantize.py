@@ -35,11 +35,13 @@ from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong, m
 from emqdeploy.training.norms import measure_input_means
 from emqdeploy.training.posttraining.clips import calibrate_clips
 from emqdeploy.training.posttraining.config import FEWEST_IMAGES, QuantizeConfig
+from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.run import RunDirectory
 
-BATCH = 128
+BATCH, BATCH_PIXELS = 128, 2**20
+"""Images and pixels of a calibration batch at most: what a network computes in between fills the memory."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
         report(f"the float model reaches {float_accuracy:.1f} %: are these its weights, and its data and classes?")
     started = time.perf_counter()
     report(f"calibrating {len(children)} children on {images} training images")
-    frozen = calibrate(network, batches, config)
+    frozen = calibrate(network, batches, config, report)
     seconds = time.perf_counter() - started
     report(f"accuracy of {len(children)} children on {len(dataset.test)} test images")
     deployed = {child: deployed_reference(network, frozen, child) for child in children}
@@ -147,16 +149,20 @@ def _remedy(config: QuantizeConfig, layer: str, normalized: bool) -> str:
         (f"--keep-float {layer}", not layer.endswith(UNIT_SUFFIX)),
         ("--statistics float", normalized and config.statistics != "float"),
         ("--clips max", config.clips != "max"),
+        ("--reconstruct none", config.reconstruction != "none"),
         ("--images 2048", config.images < 2048),
     ]
     tried = " or ".join(way for way, open_ in ways if open_)
     return f"{f'try {tried}, or ' if tried else ''}write it as it is with --accept-difference"
 
 
-def calibrate(network: MultiBitNetwork, batches: list[Tensor], config: QuantizeConfig) -> FrozenNetwork:
+def calibrate(
+    network: MultiBitNetwork, batches: list[Tensor], config: QuantizeConfig, report: Report = silent
+) -> FrozenNetwork:
     """Runs the chosen stages in their order on every child of the network, and returns the deployed numbers."""
     EQUALIZATIONS[config.equalization](network)
     calibrate_clips(network, batches, config.clips)
+    RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, report)
     measure_input_means(network, batches)
     STATISTICS[config.statistics](network, batches, network.known)
     return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches)
@@ -168,7 +174,8 @@ def calibration_batches(dataset: Dataset, images: int, seed: int) -> list[Tensor
     if count < FEWEST_IMAGES:
         raise EmqError(f"{dataset.name} has {count} training images; calibration needs {FEWEST_IMAGES} or more")
     chosen = np.random.default_rng(seed).permutation(stratified(dataset.train.labels, count, seed)[0])
-    parts = np.array_split(chosen, -(-count // BATCH))
+    pixels = dataset.preprocessing.height * dataset.preprocessing.width
+    parts = np.array_split(chosen, -(-count // max(1, min(BATCH, BATCH_PIXELS // pixels))))
     return [torch.from_numpy(dataset.preprocessing.normalize(dataset.train.subset(part).images[:])) for part in parts]
 
 

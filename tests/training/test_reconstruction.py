@@ -1,0 +1,84 @@
+"""Weights learned again without labels: few bits get nearer to the float network, wide ones and float stay near."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from emqdeploy.data import load_dataset
+from emqdeploy.format.child import FLOAT, Child, parse_children
+from emqdeploy.graph.fidelity import snr_db
+from emqdeploy.progress import silent
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.quant.deploy import deployed_reference
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.training.posttraining import reconstruction
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
+from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS, LearnedWeights
+
+CHILDREN = ONE, TWO, EIGHT = parse_children("1,2,8")
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Tensor]:
+    """Digits to learn from."""
+    return calibration_batches(load_dataset("digits"), 64, seed=0)
+
+
+def small_network(model: str, batches: list[Tensor], children: tuple[Child, ...] = CHILDREN) -> MultiBitNetwork:
+    """A network that was trained in float for a moment, with images as their own targets."""
+    torch.manual_seed(0)
+    network = NetworkSpec(model, 10, (1, 8, 8), 2.0, children).build()
+    images = torch.cat(batches)
+    targets = images.flatten(1) @ torch.randn(64, 10)
+    optimizer = torch.optim.Adam(network.parameters(), 0.003)
+    with network.at(FLOAT):
+        for _ in range(40):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(network(images), targets).backward()
+            optimizer.step()
+    return network.eval()
+
+
+def decibels(network: MultiBitNetwork, batches: list[Tensor], way: str, steps: int = 15) -> dict[Child, float]:
+    """Of the deployed children against the float network."""
+    options = {"reconstruction": way, "reconstruction_steps": steps}
+    frozen = calibrate(network, batches, QuantizeConfig(Path(), "resnet8", "digits", **options))  # type: ignore[arg-type]
+    images = torch.cat(batches)
+    with torch.no_grad(), network.at(FLOAT):
+        wanted = network(images).numpy()
+        return {child: snr_db(wanted, deployed_reference(network, frozen, child)(images).numpy()) for child in CHILDREN}
+
+
+@pytest.mark.parametrize("model", ["resnet8", "vit-micro"])
+def test_few_bits_get_nearer_to_the_float_network_which_stays(model: str, batches: list[Tensor]) -> None:
+    rounded = decibels(small_network(model, batches), batches, "none")
+    network = small_network(model, batches)
+    with torch.no_grad(), network.at(FLOAT):
+        before = network(batches[0])
+    learned = decibels(network, batches, "blocks")
+    with torch.no_grad(), network.at(FLOAT):
+        assert torch.equal(network(batches[0]), before)
+    print(model, {c.name: (round(rounded[c], 1), round(learned[c], 1)) for c in CHILDREN})
+    assert learned[ONE] > rounded[ONE] + 0.5
+    assert learned[TWO] > rounded[TWO] + 0.5
+    assert learned[EIGHT] > 25
+
+
+def test_wide_children_alone_are_only_rounded(batches: list[Tensor]) -> None:
+    for names, learns in (("4,8", False), ("3,8", True)):
+        network = small_network("resnet8", batches[:1], parse_children(names))
+        RECONSTRUCTIONS["auto"](network, batches, 1, silent)
+        assert any(isinstance(layer.quantizer, LearnedWeights) for layer in network.layers.values()) == learns
+
+
+def test_large_tensors_are_kept_in_half_precision(monkeypatch: pytest.MonkeyPatch, batches: list[Tensor]) -> None:
+    exact = decibels(small_network("resnet8", batches), batches, "blocks", 5)
+    monkeypatch.setattr(reconstruction, "EXACT_VALUES", 0)
+    halves = decibels(small_network("resnet8", batches), batches, "blocks", 5)
+    assert exact != halves
+    assert all(abs(exact[child] - halves[child]) < 1 for child in CHILDREN)
