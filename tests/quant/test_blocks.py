@@ -12,6 +12,7 @@ from emqdeploy.quant.build import NetworkSpec
 
 @pytest.mark.parametrize("model", ["resnet8", "preact-resnet20", "mobilenet-micro", "vit-micro"])
 def test_blocks_in_a_row_are_the_network(model: str) -> None:
+    """Bit for bit, in float and at children, and every layer is in one of them."""
     torch.manual_seed(0)
     children = parse_children("2,2a4,8")
     network = NetworkSpec(model, 10, (3, 16, 16), 2.0, children).build().eval()

@@ -56,6 +56,7 @@ def decibels(network: MultiBitNetwork, batches: list[Tensor], way: str, steps: i
 
 @pytest.mark.parametrize("model", ["resnet8", "vit-micro"])
 def test_few_bits_get_nearer_to_the_float_network_which_stays(model: str, batches: list[Tensor]) -> None:
+    """One and two bits gain decibels; the float network is the same to the last bit; eight bits stay near it."""
     rounded = decibels(small_network(model, batches), batches, "none")
     network = small_network(model, batches)
     with torch.no_grad(), network.at(FLOAT):
@@ -63,13 +64,13 @@ def test_few_bits_get_nearer_to_the_float_network_which_stays(model: str, batche
     learned = decibels(network, batches, "blocks")
     with torch.no_grad(), network.at(FLOAT):
         assert torch.equal(network(batches[0]), before)
-    print(model, {c.name: (round(rounded[c], 1), round(learned[c], 1)) for c in CHILDREN})
     assert learned[ONE] > rounded[ONE] + 0.5
     assert learned[TWO] > rounded[TWO] + 0.5
     assert learned[EIGHT] > 25
 
 
 def test_wide_children_alone_are_only_rounded(batches: list[Tensor]) -> None:
+    """Without a child of under four bits nothing is learned unless it is asked for."""
     for names, learns in (("4,8", False), ("3,8", True)):
         network = small_network("resnet8", batches[:1], parse_children(names))
         RECONSTRUCTIONS["auto"](network, batches, 1, silent)
@@ -77,6 +78,7 @@ def test_wide_children_alone_are_only_rounded(batches: list[Tensor]) -> None:
 
 
 def test_large_tensors_are_kept_in_half_precision(monkeypatch: pytest.MonkeyPatch, batches: list[Tensor]) -> None:
+    """That changes little: the grid of what a block reads is coarser than half precision."""
     exact = decibels(small_network("resnet8", batches), batches, "blocks", 5)
     monkeypatch.setattr(reconstruction, "EXACT_VALUES", 0)
     halves = decibels(small_network("resnet8", batches), batches, "blocks", 5)
