@@ -43,8 +43,9 @@ FLOATS: dict[str, dict[str, Any]] = {
     "fashion-mnist resnet20": {"data": "fashion-mnist", "model": "resnet20", "limit": 6000, "epochs": 12},
 }
 ABLATION_TEST = 2000
-DEFAULT = "default"
+DEFAULT = "rounded"
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "reconstructed": {"reconstruction": "blocks"},
     "no equalization": {"equalization": "none"},
     "statistics: bits": {"statistics": "bits"},
     "statistics: float": {"statistics": "float"},
@@ -102,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings = FLOATS[name]
             dataset = load_dataset(settings["data"], limit=settings.get("limit"))
             part = replace(dataset, test=dataset.test.subset(np.arange(min(ABLATION_TEST, len(dataset.test)))))
-            base = QuantizeConfig(folder, settings["model"], settings["data"], bits=tuple(WEIGHT_BITS))
+            base = QuantizeConfig(
+                folder, settings["model"], settings["data"], bits=tuple(WEIGHT_BITS), reconstruction="none"
+            )
             wanted = {DEFAULT: (base, part if options.quick else dataset)}
             if options.ablate:
                 wanted |= {f"{DEFAULT}, {len(part.test)} test images": (base, part)}

@@ -1,0 +1,103 @@
+"""What learning the weights again without labels is worth for a trained network of yours.
+
+``--weights`` of ``--model`` are quantized to all eight widths, rounded and reconstructed in turn, from calibration
+images of several seeds. Accuracy and agreement with the float network are those of the deployed networks (integer
+weights and biases); agreement and signal to noise are measured on 256 test images, as `emqdeploy quantize` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import arguments, by_width, show, write
+from emqdeploy.data import load_dataset
+from emqdeploy.format.child import FLOAT, WEIGHT_BITS, Child, in_order
+from emqdeploy.graph.fidelity import FLOAT_MODEL
+from emqdeploy.options import names
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.quant.deploy import deployed_reference
+from emqdeploy.training.batches import image_source
+from emqdeploy.training.evaluate import accuracies
+from emqdeploy.training.fidelity import build_both, measure_fidelity
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
+from emqdeploy.training.pretrained import load_pretrained
+
+WAYS = ("none", "blocks")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark."""
+    parser = arguments(__doc__, "reconstruction")
+    parser.add_argument("--weights", type=Path, required=True, help="of the float network")
+    parser.add_argument("--model", required=True, help="as emqdeploy quantize takes it")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--mean", help="of every channel, instead of the data set's: 0.485,0.456,0.406")
+    parser.add_argument("--std", help="likewise")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=512, help="that calibrate")
+    parser.add_argument("--steps", type=int, default=QuantizeConfig.reconstruction_steps)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(2)
+    dataset = load_dataset(options.data, options.data_dir, limit=1000 if options.quick else None)
+    given = {key: tuple(map(float, names(value))) for key in ("mean", "std") if (value := getattr(options, key))}
+    dataset = replace(dataset, preprocessing=replace(dataset.preprocessing, **given))
+    pre = dataset.preprocessing
+    test = image_source(dataset.test, pre, "none", torch.device("cpu"))
+    children = in_order(Child.of(bits) for bits in WEIGHT_BITS)
+    spec = NetworkSpec(
+        options.model, len(dataset.classes), (pre.channels, pre.height, pre.width), pre.input_range, children
+    )
+    load = partial(load_pretrained, path=options.weights, fresh_head=False)
+    rows: list[dict[str, Any]] = []
+    for seed in range(1 if options.quick else options.seeds):
+        batches = calibration_batches(dataset, options.images, seed)
+        for way in WAYS:
+            model, network = build_both(spec, load, users_code=True)
+            model.eval()
+            network.eval()
+            config = QuantizeConfig(
+                options.weights, options.model, options.data, reconstruction=way, reconstruction_steps=options.steps
+            )
+            started = time.perf_counter()
+            frozen = calibrate(network, batches, config, print)
+            seconds = time.perf_counter() - started
+            deployed = {child: deployed_reference(network, frozen, child) for child in children}
+            fidelity = measure_fidelity(dict.fromkeys(children, model), deployed, test, FLOAT_MODEL)
+            rows.append(
+                {
+                    "way": way,
+                    "seed": seed,
+                    "seconds": round(seconds, 1),
+                    "accuracy": by_width(accuracies({**deployed, FLOAT: model}, test)),
+                    "fidelity": {child.name: found.to_dict() for child, found in fidelity.items()},
+                }
+            )
+            write(
+                options.json, "reconstruction", options.quick, rows,
+                model=options.model.partition(":")[2] or options.model, data=options.data, images=options.images,
+                steps=options.steps, test_images=len(dataset.test),
+            )  # fmt: skip
+    table = []
+    for way in WAYS:
+        runs = [row for row in rows if row["way"] == way]
+        means = [np.mean([run["accuracy"][str(bits)] for run in runs]) for bits in (*WEIGHT_BITS, FLOAT.bits)]
+        noise = [np.mean([run["fidelity"][child.name]["snr_db"] for run in runs]) for child in children]
+        seconds = np.mean([run["seconds"] for run in runs])
+        table.append((way, "accuracy, %", *(f"{mean:.2f}" for mean in means), f"{seconds:.0f} s"))
+        table.append((way, "signal to noise, dB", *(f"{one:.1f}" for one in noise), "", ""))
+    columns = ("weights", "", *(child.name for child in children), "float", "time")
+    show(f"{options.model} on {options.data}, {len(rows) // len(WAYS)} seeds of calibration", columns, table)
+
+
+if __name__ == "__main__":
+    main()
