@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import pickle
 import zlib
 from collections.abc import Mapping
@@ -14,6 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from emqdeploy.errors import EmqError
+from emqdeploy.files import open_regular
+
+LARGEST = 1 << 30
+"""Bytes of one file of a data set at most, unpacked; the largest here, CIFAR-100's training images, has 155 million."""
 
 
 def damaged(path: Path, reason: object) -> EmqError:
@@ -21,20 +26,34 @@ def damaged(path: Path, reason: object) -> EmqError:
     return EmqError(f"{path} is damaged ({reason}); remove it and get it again")
 
 
+def _regular(path: Path) -> int:
+    """A descriptor of a regular file of bounded size."""
+    descriptor = open_regular(path, "remove it and get it again")
+    if os.fstat(descriptor).st_size > LARGEST:
+        os.close(descriptor)
+        raise damaged(path, f"more than {LARGEST >> 20} MB")
+    return descriptor
+
+
 def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """Read a gzipped IDX file of bytes: a magic number, big-endian sizes, then the values."""
+    header = 4 + 4 * dimensions
     try:
-        content = gzip.decompress(path.read_bytes())
+        with open(_regular(path), "rb") as file, gzip.open(file) as packed:
+            head = packed.read(header)
+            if len(head) < header or head[:4] != bytes((0, 0, 8, dimensions)):
+                raise damaged(path, f"no IDX header of {dimensions} dimensions")
+            shape = tuple(int(size) for size in np.frombuffer(head[4:], ">u4"))
+            count = math.prod(shape)
+            if not 0 < count <= LARGEST:
+                raise damaged(path, f"{count} values, allowed are 1 to {LARGEST}")
+            values = packed.read(count + 1)  # never more of a small file than it says it holds
     except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, error) from error
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise damaged(path, f"no IDX header of {dimensions} dimensions")
-    shape = tuple(int(size) for size in np.frombuffer(content[4:header], ">u4"))
-    if len(content) - header != math.prod(shape) or not math.prod(shape):
-        raise damaged(path, f"{len(content) - header} values instead of {math.prod(shape)}")
+    if len(values) != count:
+        raise damaged(path, f"{'more' if len(values) > count else 'fewer'} values than its {count}")
     # A copy, because torch warns about arrays that share memory with read-only bytes.
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+    return np.frombuffer(values, np.uint8).reshape(shape).copy()
 
 
 class _PickledDtype:
@@ -68,11 +87,12 @@ def _encode(text: str, *_: object) -> bytes:
     return text.encode("latin1")
 
 
-class _CifarUnpickler(pickle.Unpickler):
+class _CifarUnpickler(pickle._Unpickler):
     """Reads dictionaries, lists, text, numbers and byte arrays; a pickle can name nothing else.
 
     An ordinary unpickler runs whatever a file asks for. Even numpy is replaced by stand-ins here,
-    which also read the names of every numpy version alike.
+    which also read the names of every numpy version alike. The one in C makes as much room for what it has seen as a
+    single number in the file says: nine bytes take gigabytes.
     """
 
     _allowed: Mapping[tuple[str, str], Any] = {
@@ -95,8 +115,10 @@ class _CifarUnpickler(pickle.Unpickler):
 def read_cifar(path: Path, *keys: str) -> dict[str, Any]:
     """Read one file of CIFAR's python version and check that it has ``keys``."""
     try:
-        with path.open("rb") as file:
+        with open(_regular(path), "rb") as file:
             content = _CifarUnpickler(file, encoding="latin1").load()
+    except EmqError:
+        raise
     except Exception as error:  # a broken pickle can fail with nearly any of them
         raise damaged(path, str(error) or type(error).__name__) from error
     if not isinstance(content, dict) or not all(key in content for key in keys):

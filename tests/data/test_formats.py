@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -292,6 +293,29 @@ def test_broken_cifar_files_are_named(tmp_path: Path) -> None:
         (tmp_path / "d" / "data_batch_5").write_bytes(content)
         with pytest.raises(EmqError, match=r"data_batch_5 is damaged \(.+\); remove"):
             load_dataset("cifar10", data_dir=tmp_path / "d")
+
+
+def test_small_files_take_little_memory(tmp_path: Path) -> None:
+    """Nine bytes of a pickle that name a far place in its memory, and a page of zeros that unpacks without end."""
+    write_cifar10(tmp_path / "c")
+    write_fashion(tmp_path / "f")
+    batch, images = tmp_path / "c" / "data_batch_1", tmp_path / "f" / "train-images-idx3-ubyte.gz"
+    batch.write_bytes(b"\x80\x02}r\xff\xff\xff\x00.")
+    images.write_bytes(gzip.compress(gzip.decompress(images.read_bytes()) + bytes(100 << 20)))
+    for name, folder, said in (
+        ("cifar10", "c", "data_batch_1 is damaged"),
+        ("fashion-mnist", "f", "more values than its"),
+    ):
+        tracemalloc.start()
+        with pytest.raises(EmqError, match=said):
+            load_dataset(name, data_dir=tmp_path / folder)
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+        tracemalloc.stop()
+    for path, name, folder in ((batch, "cifar10", "c"), (images, "fashion-mnist", "f")):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(EmqError, match="it is not a regular file"):
+            load_dataset(name, data_dir=tmp_path / folder)
 
 
 def test_column_major_arrays_are_read(tmp_path: Path) -> None:
