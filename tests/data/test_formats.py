@@ -299,23 +299,16 @@ def test_small_files_take_little_memory(tmp_path: Path) -> None:
     """Nine bytes of a pickle that name a far place in its memory, and a page of zeros that unpacks without end."""
     write_cifar10(tmp_path / "c")
     write_fashion(tmp_path / "f")
-    batch, images = tmp_path / "c" / "data_batch_1", tmp_path / "f" / "train-images-idx3-ubyte.gz"
-    batch.write_bytes(b"\x80\x02}r\xff\xff\xff\x00.")
-    images.write_bytes(gzip.compress(gzip.decompress(images.read_bytes()) + bytes(100 << 20)))
-    for name, folder, said in (
-        ("cifar10", "c", "data_batch_1 is damaged"),
-        ("fashion-mnist", "f", "more values than its"),
-    ):
+    (tmp_path / "c" / "data_batch_1").write_bytes(b"\x80\x02}r\xff\xff\xff\x00.")
+    images = tmp_path / "f" / "train-images-idx3-ubyte.gz"
+    images.write_bytes(gzip.compress(gzip.decompress(images.read_bytes()) + bytes(20 << 20)))
+    damage = {"cifar10": ("c", "data_batch_1 is damaged"), "fashion-mnist": ("f", "more values than its")}
+    for name, (folder, said) in damage.items():
         tracemalloc.start()
         with pytest.raises(EmqError, match=said):
             load_dataset(name, data_dir=tmp_path / folder)
-        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
         tracemalloc.stop()
-    for path, name, folder in ((batch, "cifar10", "c"), (images, "fashion-mnist", "f")):
-        path.unlink()
-        os.mkfifo(path)
-        with pytest.raises(EmqError, match="it is not a regular file"):
-            load_dataset(name, data_dir=tmp_path / folder)
 
 
 def test_column_major_arrays_are_read(tmp_path: Path) -> None:
