@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from ctypes import CDLL, CFUNCTYPE, addressof, c_char_p, c_int, c_uint32, c_void_p, cast, create_string_buffer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.gate import Expected, check_graph
 from emqdeploy.graph.reference import IntegerReference
 from emqdeploy.graph.selector import selection, selector_values
+from emqdeploy.runtimes import native_operators
 from emqdeploy.runtimes.native_library import instruction_sets, library_path
 from emqdeploy.runtimes.onnx_file import open_selector
 from emqdeploy.workflows.comparing import Batch, Compared
@@ -217,3 +219,20 @@ def test_a_file_without_our_seal_may_not_use_our_domain() -> None:
     check_graph(data, Expected(checkpoint.card, {}, selector=True, segments=True), "model.onnx")
     with pytest.raises(EmqError, match="uses operator 'Segment' of domain 'emqdeploy'"):
         check_graph(data, Expected(checkpoint.card, {}, selector=True), "model.onnx")
+
+
+def test_a_layer_without_a_kernel_of_ours_is_refused_by_name() -> None:
+    """Before anything is written, with the way out."""
+    checkpoint = deployed("resnet8").checkpoint
+    skeleton = onnx.load_from_string(checkpoint.skeleton)
+    node = next(one for one in skeleton.graph.node if one.op_type == "Gemm")
+    next(one for one in node.attribute if one.name == "transB").i = 0
+    with pytest.raises(EmqError, match=r"layer 'fc' \(Gemm\) has no kernel of ours here; export without --kernels"):
+        native_model(replace(checkpoint, skeleton=skeleton.SerializeToString()), checkpoint.network.children)
+
+
+def test_without_the_library_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting, verifying and opening end alike."""
+    monkeypatch.setattr(native_operators, "library_path", lambda: None)
+    with pytest.raises(EmqError, match=r"emqdeploy_native is not installed, .* run: pip install"):
+        RUNGS["onnxruntime-native"](deployed("resnet8").checkpoint, parse_children("8", 8)[0])
