@@ -168,11 +168,6 @@ class Bundle:
     checkpoint: str | None
 
     @property
-    def selectors(self) -> tuple[Artefact, ...]:
-        """The artefacts that take the child as an input."""
-        return tuple(artefact for artefact in self.artefacts if artefact.role == SELECTOR)
-
-    @property
     def baselines(self) -> tuple[Artefact, ...]:
         """The artefacts to compare with: float32, and a runtime's own int8 of it."""
         return tuple(artefact for artefact in self.artefacts if artefact.role == BASELINE)

@@ -87,7 +87,6 @@ def test_a_second_export_adds_and_replaces(bundle: Path, tmp_path: Path) -> None
     assert [artefact.id for artefact in opened.artefacts] == ["onnx-w2", "onnx-w4", "onnx-w8"]
     assert opened.find("onnx", 4).status == NOT_RUN
     assert opened.baselines == (opened.artefacts[2],)
-    assert opened.selectors == ()
     assert opened.exported == CHILDREN[:2]
 
 
