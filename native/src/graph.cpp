@@ -4,10 +4,12 @@
 #include <functional>
 
 #include "failure.h"
+#include "utf8.h"
 
 namespace emq {
 namespace {
 
+constexpr uint64_t newest_operators = 30;
 constexpr size_t most_nodes = 50000, most_names = 1024, longest_name = 1024;
 
 enum Wire { varint_wire = 0, fixed64_wire = 1, bytes_wire = 2, fixed32_wire = 5 };
@@ -62,6 +64,12 @@ class Reader {
 
 std::string name_in(const Field &field) {
     if (field.bytes.size > longest_name) throw Failure("a name in the graph is too long");
+    const uint8_t *at = field.bytes.data, *const end = at + field.bytes.size;
+    while (at != end) {
+        const int length = letter_length(at, end);
+        if (length == 0) throw Failure("a name in the graph is no text");
+        at += length;
+    }
     return field.bytes.text();
 }
 
@@ -195,6 +203,20 @@ Value read_value(Span span) {
     return value;
 }
 
+// The set of operators that a graph names is one of ONNX's that there are.
+void check_operators(Span span) {
+    std::string domain;
+    uint64_t version = 0;
+    Reader reader(span);
+    for (Field field; reader.next(field);) {
+        if (field.number == 1) domain = name_in(field);
+        if (field.number == 2) version = field.value;
+    }
+    if ((domain.empty() || domain == "ai.onnx") && (version < 1 || version > newest_operators)) {
+        throw Failure("the graph names operator set " + std::to_string(version));
+    }
+}
+
 Graph read_body(Span span) {
     Graph graph;
     Reader reader(span);
@@ -233,11 +255,15 @@ const std::string &Node::input(size_t index) const {
 }
 
 Graph read_graph(Span data) {
+    std::vector<Graph> graphs;
     Reader reader(data);
     for (Field field; reader.next(field);) {
-        if (field.number == 7 && field.wire == bytes_wire) return read_body(field.bytes);
+        if (field.number > 8 && field.number != 14) throw Failure("the graph comes with functions or a training");
+        if (field.number == 7 && field.wire == bytes_wire) graphs.push_back(read_body(field.bytes));
+        if (field.number == 8 && field.wire == bytes_wire) check_operators(field.bytes);
     }
-    throw Failure("the file holds no graph");
+    if (graphs.size() != 1) throw Failure("the file holds other than one graph");
+    return std::move(graphs.front());
 }
 
 }  // namespace emq

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ class Lowering {
   private:
     static Port port_of(const Value &end);
     void visit(const Node &node);
+    void note_sizes(const Node &node);
+    void check_known(const Node &node, const std::string &name) const;
     Step &maker(int tensor);
     Lowered lowered(const Node &node, std::vector<Lowered> inputs);
     [[noreturn]] static void refuse_size();
@@ -85,6 +88,7 @@ class Lowering {
     const Graph &graph_;
     const LayerShapes &layers_;
     std::map<std::string, Lowered> values_;
+    std::set<std::string> sizes_;  // names of numbers that sizes are computed with
     std::map<std::string, std::string> unread_;  // values that nothing has read, and the operators that made them
     Program program_;
 };

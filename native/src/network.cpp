@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <set>
 #include <thread>
 
 #include "failure.h"
@@ -55,6 +56,24 @@ void check_image(const Graph &graph, const emq_source &source) {
     }
 }
 
+// What the graph leaves open is what the source has.
+void check_open(const Graph &graph, const emq_source &source) {
+    std::set<std::string> given;
+    for (int i = 0; i < source.layer_count; i++) {
+        const std::string layer = source.layers[i].name;
+        for (const char *of : {".weight", ".weight_scale", ".bias", ".bias_scale"}) given.insert(layer + of);
+    }
+    for (int i = 0; i < source.site_count; i++) {
+        const std::string site = source.sites[i].name;
+        for (const char *of : {".scale", ".low", ".high"}) given.insert(site + of);
+    }
+    for (const auto &constant : graph.constants) {
+        if (constant.second.open && given.count(constant.first) == 0) {
+            throw Failure("the graph would read " + constant.first + " from another file");
+        }
+    }
+}
+
 }  // namespace
 
 Network::Network(const emq_source &source, const Kernels &kernels)
@@ -65,7 +84,10 @@ Network::Network(const emq_source &source, const Kernels &kernels)
     const Shapes shapes(source);
     const Graph graph = read_graph({source.graph, source.graph_size});
     const bool whole = source.classes > 0;
-    if (whole) check_image(graph, source);
+    if (whole) {
+        check_image(graph, source);
+        check_open(graph, source);
+    }
     program_ = lower(graph, shapes);
     if (whole && (program_.outputs[0].codes || program_.outputs[0].shape.values() != at(source.classes))) {
         throw Failure("the graph answers with another shape than its classes");

@@ -59,7 +59,8 @@ Port Lowering::port_of(const Value &end) {
 
 void Lowering::visit(const Node &node) {
     const std::string &operation = node.operation;
-    if (operation == "Shape") return;
+    for (const std::string &name : node.inputs) check_known(node, name);
+    if (operation == "Shape") return note_sizes(node);
     if (operation == "DequantizeLinear" && starts_open(graph_.constants, node.input(0))) {
         const std::string &name = node.inputs[0];
         const bool weight = name.size() > 7 && name.compare(name.size() - 7, 7, ".weight") == 0;
@@ -73,7 +74,8 @@ void Lowering::visit(const Node &node) {
         if (found != values_.end()) inputs.push_back(found->second);
         unread_.erase(name);
     }
-    if (inputs.empty()) return;  // arithmetic on sizes
+    // Arithmetic on sizes is not followed.
+    if (inputs.empty()) return note_sizes(node);
     check_admitted(node);
     if (operation == "Split") return split(node, inputs[0]);
     Lowered value = lowered(node, std::move(inputs));
@@ -81,6 +83,13 @@ void Lowering::visit(const Node &node) {
     values_[node.outputs[0]] = value;
     // What has a step of its own is found by that.
     if (operation == "Concat") unread_[node.outputs[0]] = node.name;
+}
+
+void Lowering::note_sizes(const Node &node) { sizes_.insert(node.outputs.begin(), node.outputs.end()); }
+
+void Lowering::check_known(const Node &node, const std::string &name) const {
+    if (name.empty() || values_.count(name) + graph_.constants.count(name) + sizes_.count(name) > 0) return;
+    throw Failure("operator " + node.operation + " (" + node.name + ") reads " + name + ", which nothing makes");
 }
 
 Step &Lowering::maker(int tensor) {
