@@ -36,10 +36,11 @@ def _wrong_scale(network: FrozenNetwork) -> FrozenNetwork:
 
 
 def _wrong_byte(network: FrozenNetwork) -> FrozenNetwork:
-    """One code of one layer is another."""
+    """One code of one layer is another, the farthest that its channel has: still a weight that kernels take."""
     layer = network.layers[INSIDE]
     codes = layer.codes.copy()
-    codes.reshape(-1)[0] ^= 0x40
+    channel = codes[0].reshape(-1)
+    channel[0] = max(channel.min(), channel.max(), key=lambda code: abs(int(code) - int(channel[0])))
     return replace(network, layers=network.layers | {INSIDE: replace(layer, codes=codes)})
 
 
