@@ -103,7 +103,7 @@ class Shapes:
         """Computes the shapes of what one operator answers; raises as `follow`."""
         try:
             self._node(node)
-        except (LookupError, TypeError, ZeroDivisionError, OverflowError) as error:
+        except (LookupError, TypeError, ArithmeticError) as error:
             raise ValueError(f"the shape of {node.outputs[0]!r} ({node.operator}) cannot be told") from error
 
     def _add(self, name: str, shape: Sequence[int]) -> None:
@@ -269,6 +269,8 @@ class Shapes:
             raise LookupError
         rank = len(shapes[0]) + len(axes)
         new = {axis % rank for axis in axes}
+        if len(new) != len(axes):
+            raise LookupError
         sides = iter(shapes[0])
         return [tuple(1 if i in new else next(sides) for i in range(rank))]
 
@@ -361,31 +363,37 @@ class Shapes:
             held = next(iter(node.attributes.values()))
             value = held.numbers if isinstance(held, Tensor) else held if isinstance(held, (int, list)) else None
         elif all(name in self.known for name in node.inputs if name):
-            arrays = [self.known[name] for name in node.inputs if name]
-            if operator in _FOLDED:
-                value = _FOLDED[operator](*arrays)
-            elif operator == "Div":
-                value = np.trunc(arrays[0] / arrays[1]).astype(np.int64)
-            elif operator == "Cast":
-                kind = DTYPES.get(node.attributes["to"], np.float32)
-                value = arrays[0].astype(np.int64) if np.dtype(kind).kind in "iub" else None
-            elif operator == "Gather":
-                value = np.take(arrays[0], arrays[1], axis=node.attributes.get("axis", 0))
-            elif operator == "Concat":
-                value = np.concatenate([np.atleast_1d(array) for array in arrays], node.attributes["axis"])
-            elif operator == "ReduceProd":
-                value = np.prod(arrays[0])
-            elif operator == "Range":
-                value = np.arange(*(int(array) for array in arrays))
-            elif operator == "Expand":
-                value = np.broadcast_to(arrays[0], shape)
-            elif operator == "Split" and arrays[0].ndim == 1:
-                parts = np.split(arrays[0], np.cumsum([self.shapes[name][0] for name in node.outputs])[:-1])
-                self.known |= dict(zip(node.outputs, parts, strict=True))
-            elif operator == "Slice" and arrays[0].ndim == 1:
-                step = int(arrays[4][0]) if len(arrays) > 4 else 1
-                value = arrays[0][int(arrays[1][0]) : int(arrays[2][0]) : step]
-            elif operator in ("Squeeze", "Unsqueeze", "Reshape", "Flatten"):
-                value = arrays[0]
+            value = self._computed(node, [self.known[name] for name in node.inputs if name], shape)
         if value is not None:
             self.known[output] = np.asarray(value).reshape(shape)
+
+    @np.errstate(divide="raise", invalid="raise", over="raise")
+    def _computed(self, node: Node, arrays: list[NDArray[Any]], shape: Shape) -> Any:
+        """What an operator makes of numbers that are known; None where that is not followed."""
+        operator = node.operator
+        if operator in _FOLDED:
+            return _FOLDED[operator](*arrays)
+        if operator == "Div":
+            return np.trunc(arrays[0] / arrays[1]).astype(np.int64)
+        if operator == "Cast":
+            kind = DTYPES.get(node.attributes["to"], np.float32)
+            return arrays[0].astype(np.int64) if np.dtype(kind).kind in "iub" else None
+        if operator == "Gather":
+            return np.take(arrays[0], arrays[1], axis=node.attributes.get("axis", 0))
+        if operator == "Concat":
+            return np.concatenate([np.atleast_1d(array) for array in arrays], node.attributes["axis"])
+        if operator == "ReduceProd":
+            return np.prod(arrays[0])
+        if operator == "Range":
+            return np.arange(*(int(array) for array in arrays))
+        if operator == "Expand":
+            return np.broadcast_to(arrays[0], shape)
+        if operator == "Split" and arrays[0].ndim == 1:
+            parts = np.split(arrays[0], np.cumsum([self.shapes[name][0] for name in node.outputs])[:-1])
+            self.known |= dict(zip(node.outputs, parts, strict=True))
+        if operator == "Slice" and arrays[0].ndim == 1:
+            step = int(arrays[4][0]) if len(arrays) > 4 else 1
+            return arrays[0][int(arrays[1][0]) : int(arrays[2][0]) : step]
+        if operator in ("Squeeze", "Unsqueeze", "Reshape", "Flatten"):
+            return arrays[0]
+        return None

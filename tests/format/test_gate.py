@@ -155,6 +155,19 @@ def subgraph(model: Any) -> None:
     model.graph.node.append(helper.make_node("If", ["yes"], ["one"], then_branch=branch, else_branch=branch))
 
 
+def sizes_by_zero(model: Any) -> None:
+    """A size divided by zero, which numpy only warns of."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
+    for operator in ("Mod", "Div"):
+        model.graph.node.append(helper.make_node(operator, ["zero", "zero"], [f"no {operator}"]))
+
+
+def one_axis_twice(model: Any) -> None:
+    """A new side at one place twice."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0]), "axes"))
+    model.graph.node.append(helper.make_node("Unsqueeze", ["images", "axes"], ["one"]))
+
+
 def lying_constant(model: Any) -> None:
     """A shape of more numbers than the constant holds."""
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.float32), "short"))
@@ -175,6 +188,8 @@ REFUSED: dict[Change, str] = {
     more_outputs: "its outputs are logits, images, not logits",
     other_input: "its inputs are images, more, not images",
     subgraph: "operator 'If' holds a graph",
+    sizes_by_zero: r"the shape of .* \((Mod|Div)\) cannot be told",
+    one_axis_twice: r"the shape of .* \(Unsqueeze\) cannot be told",
     lying_constant: "has 16 of 4194304 bytes",
 }
 
