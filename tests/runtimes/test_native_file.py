@@ -354,7 +354,6 @@ def _opened_in_little_memory(large: Path, said: Any) -> None:
         said.send(str(error))
 
 
-@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer ends the process where memory ends")
 def test_little_memory_is_an_error_and_few_threads_are_none(tmp_path: Path) -> None:
     """Sixty-four threads want half a gigabyte of stacks: those that can be had compute. A large file is refused."""
     large = tmp_path / "large.emq"
