@@ -31,7 +31,8 @@ Constants::Constants(const Calls &calls, const KernelInfo *info) : calls_(calls)
     if (children < 1 || children > most_children) throw Failure("a segment has no children, or too many");
     const int64_t *chosen = static_cast<const int64_t *>(values.data);
     values_.assign(chosen, chosen + children);
-    child_names_.assign(children, "");
+    for (const int64_t value : values_) value_names_.push_back(std::to_string(value));
+    for (const std::string &one : value_names_) child_names_.push_back(one.c_str());
     graph_ = read_graph({static_cast<const uint8_t *>(bytes.data), size});
     name();
     add_layers();

@@ -50,7 +50,7 @@ class Constants {
     const KernelInfo *info_;
     Graph graph_;
     std::vector<int64_t> values_;
-    std::vector<std::string> layer_names_, site_names_;
+    std::vector<std::string> layer_names_, site_names_, value_names_;  // children go by their values
     std::vector<std::vector<emq_layer_numbers>> numbers_;
     std::vector<emq_layer> layers_;
     std::vector<emq_site> sites_;
