@@ -18,6 +18,9 @@ from emqdeploy.errors import UsageError
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+DEEPEST = 32
+"""Folders inside one another that are looked through; deeper ones are a mistake, or meant to exhaust the reader."""
+
 _OUTSIDE = "in no class folder"
 _READ = ", ".join(sorted(SUFFIXES))
 
@@ -106,6 +109,8 @@ def image_names(root: Path, folder: str, left_out: Counter[str]) -> list[str]:
     """
     found, others, seen = [], Counter[str](), set()
     for at, folders, files in os.walk(root / folder, onerror=_refuse, followlinks=True):
+        if os.path.relpath(at, root / folder).count(os.sep) >= DEEPEST:
+            raise UsageError(f"{root / folder} holds folders more than {DEEPEST} deep; put its images higher up")
         seen.add(os.path.realpath(at))
         folders[:] = [
             name for name in folders if name[0] != "." and os.path.realpath(os.path.join(at, name)) not in seen

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from emqdeploy.data import Dataset, load_dataset
+from emqdeploy.data.folders import DEEPEST
 from emqdeploy.data.loading import located
 from emqdeploy.errors import UsageError
 
@@ -68,6 +69,16 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     (tmp_path / "more" / "again").symlink_to(tmp_path / "data" / "a")
     folder = load(tmp_path / "data")
     assert len(folder.train) + len(folder.test) == 15
+
+
+def test_folders_without_end_are_refused(tmp_path: Path) -> None:
+    """A thousand inside one another exhaust the interpreter."""
+    draw(*(tmp_path / name / f"{index}.png" for name in "ab" for index in range(5)))
+    tmp_path.joinpath("a", *["d"] * DEEPEST).mkdir(parents=True)
+    assert len(load(tmp_path).train) == 8
+    tmp_path.joinpath("a", *["d"] * (DEEPEST + 1)).mkdir()
+    with pytest.raises(UsageError, match=f"a holds folders more than {DEEPEST} deep; put its images higher up"):
+        load(tmp_path)
 
 
 def test_annotations_are_read_not_left_out(tmp_path: Path) -> None:
