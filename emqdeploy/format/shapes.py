@@ -103,7 +103,7 @@ class Shapes:
         """Computes the shapes of what one operator answers; raises as `follow`."""
         try:
             self._node(node)
-        except (LookupError, TypeError, ArithmeticError) as error:
+        except (LookupError, TypeError, ArithmeticError, StopIteration) as error:
             raise ValueError(f"the shape of {node.outputs[0]!r} ({node.operator}) cannot be told") from error
 
     def _add(self, name: str, shape: Sequence[int]) -> None:

@@ -168,6 +168,11 @@ def one_axis_twice(model: Any) -> None:
     model.graph.node.append(helper.make_node("Unsqueeze", ["images", "axes"], ["one"]))
 
 
+def constant_without_value(model: Any) -> None:
+    """An operator that gives nothing."""
+    model.graph.node.append(helper.make_node("Constant", [], ["nothing"]))
+
+
 def lying_constant(model: Any) -> None:
     """A shape of more numbers than the constant holds."""
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.float32), "short"))
@@ -190,6 +195,7 @@ REFUSED: dict[Change, str] = {
     subgraph: "operator 'If' holds a graph",
     sizes_by_zero: r"the shape of .* \((Mod|Div)\) cannot be told",
     one_axis_twice: r"the shape of .* \(Unsqueeze\) cannot be told",
+    constant_without_value: r"the shape of .* \(Constant\) cannot be told",
     lying_constant: "has 16 of 4194304 bytes",
 }
 
