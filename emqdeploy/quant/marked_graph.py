@@ -226,11 +226,32 @@ def _write_plainly(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.target is F.scaled_dot_product_attention:
             node.target = plain_attention
+        elif node.target is torch.einsum and len(node.args) == 3:
+            node.target = _plain_einsum
         elif _is_global_mean(module, node):
             # Of a tensor that was transposed before, the exporter gathers what the mean gave value by value.
             node.op, node.target = "call_function", _global_mean
             node.args, node.kwargs = tuple(node.all_input_nodes), {}
     module.recompile()
+
+
+def _plain_einsum(equation: str, a: Tensor, b: Tensor) -> Tensor:
+    """A product of matrices where it is one, of whatever axes; any other sum stays as it is."""
+    inputs, _, given = equation.replace(" ", "").partition("->")
+    left, _, right = inputs.partition(",")
+    batch = [axis for axis in left if axis in right and axis in given]
+    rows, columns = ([axis for axis in one if axis not in other] for one, other in ((left, right), (right, left)))
+    summed = [axis for axis in left if axis in right and axis not in given]
+    if (
+        "." in equation
+        or not (len(rows) == len(columns) == len(summed) == 1)
+        or set(given) != {*batch, *rows, *columns}
+    ):
+        return torch.einsum(equation, a, b)
+    product = a.permute([left.index(axis) for axis in batch + rows + summed]) @ b.permute(
+        [right.index(axis) for axis in batch + summed + columns]
+    )
+    return product.permute([(batch + rows + columns).index(axis) for axis in given])
 
 
 def _global_mean(x: Tensor) -> Tensor:

@@ -265,6 +265,7 @@ class Fixed(OneImage):
 def test_resizing_by_a_factor_can_be_stored() -> None:
     """The gate knows the shape of what a file of it would compute, or refuses it before any work."""
     prove(insert(build("upsampling")), SHAPE)
+    prove(insert(build("einops_functions")), SHAPE)
 
 
 @pytest.mark.parametrize(
