@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=512, help="that calibrate")
     parser.add_argument("--steps", type=int, default=QuantizeConfig.reconstruction_steps)
     options = parser.parse_args(argv)
-    torch.set_num_threads(2)
     dataset = load_dataset(options.data, options.data_dir, limit=1000 if options.quick else None)
     given = {key: tuple(map(float, names(value))) for key in ("mean", "std") if (value := getattr(options, key))}
     dataset = replace(dataset, preprocessing=replace(dataset.preprocessing, **given))

@@ -62,7 +62,7 @@ class QuantizeConfig:
         parse=entry(BIAS_CORRECTIONS)
     )  # fmt: skip
     reconstruction: str = option(
-        "none", "Weights learned again, block by block, without labels: blocks, none, auto (for under 4 bits).",
+        "auto", "Weights learned again, block by block, without labels: blocks, none, auto (for under 4 bits).",
         flag="reconstruct", parse=entry(RECONSTRUCTIONS)
     )  # fmt: skip
     reconstruction_steps: int = option(

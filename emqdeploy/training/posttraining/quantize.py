@@ -35,7 +35,7 @@ from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong, m
 from emqdeploy.training.norms import measure_input_means
 from emqdeploy.training.posttraining.clips import calibrate_clips
 from emqdeploy.training.posttraining.config import FEWEST_IMAGES, QuantizeConfig
-from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS
+from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS, LearnedWeights
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.run import RunDirectory
@@ -139,17 +139,17 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
         path = write_checkpoint(out / CHECKPOINT_FILE, network, frozen, card)
     wrong = None if found is None else found.sentence
     if found is not None and path is None:
-        wrong = f"{wrong}; {_remedy(config, found.layer, found.layer in network.norm_of)}"
+        wrong = f"{wrong}; {_remedy(config, found.layer, network)}"
     return QuantizeResult(path, accuracy, float_accuracy, usable, images, seconds, notes, fidelity, wrong)
 
 
-def _remedy(config: QuantizeConfig, layer: str, normalized: bool) -> str:
+def _remedy(config: QuantizeConfig, layer: str, network: MultiBitNetwork) -> str:
     """Options that may mend a layer that goes wrong and were not given yet, and the one that takes it as it is."""
     ways = [
         (f"--keep-float {layer}", not layer.endswith(UNIT_SUFFIX)),
-        ("--statistics float", normalized and config.statistics != "float"),
+        ("--statistics float", layer in network.norm_of and config.statistics != "float"),
         ("--clips max", config.clips != "max"),
-        ("--reconstruct none", config.reconstruction != "none"),
+        ("--reconstruct none", any(isinstance(one.quantizer, LearnedWeights) for one in network.layers.values())),
         ("--images 2048", config.images < 2048),
     ]
     tried = " or ".join(way for way, open_ in ways if open_)
