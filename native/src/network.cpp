@@ -84,11 +84,9 @@ Network::Network(const emq_source &source, const Kernels &kernels)
     const Shapes shapes(source);
     const Graph graph = read_graph({source.graph, source.graph_size});
     const bool whole = source.classes > 0;
-    if (whole) {
-        check_image(graph, source);
-        check_open(graph, source);
-    }
+    if (whole) check_image(graph, source);
     program_ = lower(graph, shapes);
+    if (whole) check_open(graph, source);
     if (whole && (program_.outputs[0].codes || program_.outputs[0].shape.values() != at(source.classes))) {
         throw Failure("the graph answers with another shape than its classes");
     }

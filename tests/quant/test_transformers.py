@@ -251,7 +251,7 @@ class OwnTensor(OwnMatrix):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, 3, 8, 8) to (N, 5)."""
-        return torch.einsum("nc,cd->nd", self.fc(x.flatten(1)), self.matrix)
+        return torch.einsum("nc,cc->nc", self.fc(x.flatten(1)), self.matrix)
 
 
 def recurrent() -> nn.Sequential:

@@ -82,6 +82,7 @@ DESCRIPTION = {
     "card": {
         **{"model": "resnet8", "classes": ["a", "b"], "data": {"name": "digits"}, "trained": ["2", "mixed"]},
         "preprocessing": {"channels": 1, "height": 8, "width": 8, "mean": [0.5], "std": [0.25]},
+        "fidelity": {},
     },
 }
 

@@ -28,13 +28,13 @@ def test_a_selector_of_one_child_is_refused_before_anything_is_written(small: De
 
 def test_baselines_of_the_users_own_network_need_its_name(small: Deployed, tmp_path: Path) -> None:
     """A file may not have code imported; said before anything is written, with an option of this command."""
-    card = structs.replace(small.checkpoint.card, model="own_network:net")
+    card = structs.replace(small.checkpoint.card, model="somebodys_network:net")
     save_checkpoint(tmp_path / "model.emq", replace(small.checkpoint, card=card))
     (tmp_path / "latent.safetensors").touch()
     settings = ExportSettings(tmp_path, bits="8", with_baselines=True)
-    with pytest.raises(EmqError, match=r"name it yourself: --model own_network:net$"):
+    with pytest.raises(EmqError, match=r"name it yourself: --model somebodys_network:net$"):
         export(settings)
-    with pytest.raises(UsageError, match=r"this network is own_network:net, not other:net; name the same model"):
+    with pytest.raises(UsageError, match=r"this network is somebodys_network:net, not other:net; name the same model"):
         export(replace(settings, model="other:net"))
     assert not (tmp_path / "bundle").exists()
 

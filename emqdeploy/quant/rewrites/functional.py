@@ -113,7 +113,7 @@ def _own_sum(traced: Traced, node: fx.Node) -> None:
     if found is None or len(tensors) != 2:
         return
     rows, shared, first, second, kept, given = found.groups()
-    if rows != kept or {shared, given} != {first, second} or {shared, given} & set(rows):
+    if rows != kept or shared == given or {shared, given} != {first, second} or {shared, given} & set(rows):
         return
     node.args = tuple(tensors)
     _own(traced, node, ("input", "weight"), _product if first == shared else _linear)
