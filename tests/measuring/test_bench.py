@@ -107,7 +107,7 @@ def test_labels_that_do_not_match_are_refused(digits: Path, tmp_path: Path) -> N
             folder = tmp_path / split / name
             folder.mkdir(parents=True)
             Image.new("L", (8, 8)).save(folder / "one.png")
-    with pytest.raises(UsageError, match=r"has 2 classes, and the network was trained on 10; name its own data set with --data$"):
+    with pytest.raises(UsageError, match=r"has 2 classes, and the network was trained on 10; name its own data set"):
         bench(BenchSettings(str(digits), data=f"imagefolder:{tmp_path}"))
 
 
