@@ -25,7 +25,7 @@ __attribute__((noinline)) void int8_tile(const LayerCall &call, const uint8_t *c
     __m256i sums[rows][2];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
-        row[i] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + i, last - 1)]) * w.stride;
+        row[i] = row_of(call, first + i, last);
         sums[i][0] = sums[i][1] = _mm256_setzero_si256();
     }
     for (int t = 0; t < w.taps; t++) {
@@ -69,7 +69,7 @@ __attribute__((noinline)) void deferred_tile(const LayerCall &call, const uint8_
     __m256i wide[rows][2][2];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
-        row[i] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + i, last - 1)]) * w.stride;
+        row[i] = row_of(call, first + i, last);
         for (int h = 0; h < 2; h++) wide[i][h][0] = wide[i][h][1] = _mm256_setzero_si256();
     }
     for (int t = 0; t < w.taps; t++) {

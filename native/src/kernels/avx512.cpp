@@ -19,7 +19,7 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes,
     const int8_t *row[rows];
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
-        row[i] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + i, last - 1)]) * w.stride;
+        row[i] = row_of(call, first + i, last);
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) sums[i][j] = _mm512_setzero_si512();
     }

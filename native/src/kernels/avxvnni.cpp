@@ -14,7 +14,7 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes,
     __m256i sums[rows][2];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
-        row[i] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + i, last - 1)]) * w.stride;
+        row[i] = row_of(call, first + i, last);
         sums[i][0] = sums[i][1] = _mm256_setzero_si256();
     }
     for (int t = 0; t < w.taps; t++) {

@@ -1,10 +1,11 @@
 // What a kernel is given, and the tables of kernels of every instruction set.
 //
 // Activations are int8, centred: code minus zero point, so that padding is zero and never-negative tensors lie in
-// 0..127. Tensors are NHWC. Weights are one master for every child, see `packing.h`: a kernel reads the leading bits of
+// 0..127. Tensors are NHWC. Weights are one master for every child, see `master_place`: a kernel reads the leading bits of
 // each code and turns `sum code * a` into `sum z * a = gain * sum code * a + shift * sum a`, the affine map of a child.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -48,7 +49,7 @@ struct Scaling {
 struct LayerCall {
     Window window;
     Scaling scaling;
-    const uint8_t *codes;   // the master, see packing.h
+    const uint8_t *codes;   // the master, see `master_place`
     const uint8_t *mask;    // bytes of the codes that count, four alike per channel, for whole blocks
     const uint8_t *tables;  // the planes as indices of look-up tables, or null
     int bits;               // the largest number of leading bits that a channel uses
@@ -101,6 +102,12 @@ static inline bool can_look_up(const LayerCall &call, int planes, int inputs) {
         if (call.scaling.drop[n] != 8 - call.bits) return false;
     }
     return true;
+}
+
+// Where the window of a position starts in the input; a tile's rows beyond the last position repeat that one.
+static inline const int8_t *row_of(const LayerCall &call, int position, int last) {
+    const Window &w = call.window;
+    return call.input + static_cast<ptrdiff_t>(w.position[std::min(position, last - 1)]) * w.stride;
 }
 
 // The sum of the window of every position in a range, behind those of the pixels in call.sums.

@@ -55,7 +55,7 @@ __attribute__((noinline)) void int8_tile(const LayerCall &call, const uint8_t *c
     typename Numbers::Sums sums[rows][4] = {};
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
-        row[i] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + i, last - 1)]) * w.stride;
+        row[i] = row_of(call, first + i, last);
     }
     for (int t = 0; t < w.taps; t++) {
         const ptrdiff_t tap = static_cast<ptrdiff_t>(w.tap[t]) * w.stride;
@@ -129,7 +129,7 @@ __attribute__((noinline)) void deferred_tile(const LayerCall &call, const uint8_
     typename Numbers::Sums wide[rows][4] = {};
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
-        row[i] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + i, last - 1)]) * w.stride;
+        row[i] = row_of(call, first + i, last);
     }
     const auto widen = [&] {
 #pragma GCC unroll 4

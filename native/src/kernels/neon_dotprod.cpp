@@ -30,7 +30,7 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes,
     int32x4_t sums[rows][2];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        row[i] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + i, last - 1)]) * w.stride;
+        row[i] = row_of(call, first + i, last);
         sums[i][0] = sums[i][1] = vdupq_n_s32(0);
     }
     for (int t = 0; t < w.taps; t++) {

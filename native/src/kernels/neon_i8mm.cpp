@@ -25,7 +25,7 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes,
 #pragma GCC unroll 4
     for (int i = 0; i < pairs; i++) {
         for (int r = 2 * i; r < 2 * i + 2; r++) {
-            row[r] = call.input + static_cast<ptrdiff_t>(w.position[std::min(first + r, last - 1)]) * w.stride;
+            row[r] = row_of(call, first + r, last);
         }
         for (int32x4_t &sum : sums[i]) sum = vdupq_n_s32(0);
     }
