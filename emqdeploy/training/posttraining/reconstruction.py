@@ -79,8 +79,9 @@ def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, repor
     at_once, started = len(batches[0]), time.monotonic()
     given = dict.fromkeys((FLOAT, *children), torch.cat(batches))
     for number, block in enumerate(pieces, 1):
-        left = (time.monotonic() - started) / (number - 1) * (len(pieces) - number + 1) if number > 1 else 0
-        about = f", about {left:.0f} s left" if left else ""
+        # The first block is as a rule the stem, which stays at 8 bits and learns nothing: it tells no time.
+        left = (time.monotonic() - started) / max(number - 1, 1) * (len(pieces) - number + 1)
+        about = f", about {left:.0f} s left" if number > 2 else ""
         report(f"block {number} of {len(pieces)}: {', '.join(block.layers) or 'the end'}{about}")
         layers = {name: network.layers[name] for name in block.layers}
         learned = {name: layer for name, layer in layers.items() if not layer.pinned}
