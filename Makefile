@@ -34,11 +34,14 @@ help: ## list the targets
 demo: $(VENV)/.emqdeploy-all $(VENV)/.emqdeploy-native ## install and run the demo: train, export, switch precision, report
 	$(RUN) -m emqdeploy demo
 
+# Tests of one file stay in one process, which builds what they share once; torch's threads would only wait for each other.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: $(VENV)/.emqdeploy-dev $(VENV)/.emqdeploy-native ## run the quick tests
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test-all: $(VENV)/.emqdeploy-dev $(VENV)/.emqdeploy-native ## run all tests but those that need a GPU
-	$(RUN) -m pytest -m "not gpu"
+	$(SIDE_BY_SIDE) -m "not gpu"
 
 soak: $(VENV)/.emqdeploy-dev ## damage, kill and switch for MINUTES (10), or COUNT of each KIND, on from the last sitting
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.soak $(addprefix --kind ,$(KIND)) \
