@@ -21,7 +21,7 @@ from benchmarks.zoo import Architecture
 from emqdeploy.data import load_dataset
 from emqdeploy.data.images import read_image
 from emqdeploy.errors import EmqError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.levels import FULL
 from emqdeploy.models import create_model, import_torchvision, trust
 from emqdeploy.runtimes.source import open_source

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import EVERY, arguments, show, subject, verdict, write
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import Bundle
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.workflows.export import export

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import SELECTOR, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.training.api import train

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, interleave_anew, show, subject, verdict, with_interval, write
-from emqdeploy.export.selector import SELECTORS
-from emqdeploy.export.storage import STORAGES
+from emqdeploy.exporters.selector import SELECTORS
+from emqdeploy.exporters.storage import STORAGES
 from emqdeploy.format.child import Child, parse_children
 from emqdeploy.format.emq import Checkpoint, save_checkpoint
 from emqdeploy.format.grid import Floats

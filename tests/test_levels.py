@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from emqdeploy.errors import EmqError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import load_checkpoint, save_checkpoint
 from emqdeploy.format.levels import FULL, HALF, Levels

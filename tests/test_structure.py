@@ -18,7 +18,7 @@ FLOORS = (
     ("data",),
     ("models",),
     ("quant",),
-    ("training", "export", "runtimes"),
+    ("training", "exporters", "runtimes"),
     ("measuring",),
     ("report",),
     ("remote",),

@@ -15,13 +15,13 @@ from emqdeploy.errors import EmqError
 
 
 def _classes() -> Sequence[type]:
-    from emqdeploy.export.settings import ExportSettings
+    from emqdeploy.exporters.settings import ExportSettings
 
     return [ExportSettings]
 
 
 def _export(path: PathArgument = None, *, json_: JsonOption = False, **given: Any) -> None:
-    from emqdeploy.export.settings import ExportSettings
+    from emqdeploy.exporters.settings import ExportSettings
     from emqdeploy.options import from_flags
     from emqdeploy.report.export_table import export_parts
     from emqdeploy.workflows.export import export as run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emqdeploy.data import Dataset, Preprocessing
 from emqdeploy.errors import EmqError, require
-from emqdeploy.export.products import Job, Product
+from emqdeploy.exporters.products import Job, Product
 from emqdeploy.format.bundle import BASELINE, INPUT
 from emqdeploy.format.card import POST_TRAINING, Card
 from emqdeploy.format.child import FLOAT_BITS, MASTER_BITS

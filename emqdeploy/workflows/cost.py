@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from emqdeploy.export.products import Product
-from emqdeploy.export.storage import store_int8
+from emqdeploy.exporters.products import Product
+from emqdeploy.exporters.storage import store_int8
 from emqdeploy.format.bundle import INPUT, SELECTOR
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats

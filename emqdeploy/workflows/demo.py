@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.progress import Report, silent

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.errors import EmqError
-from emqdeploy.export.products import Job, Product
-from emqdeploy.export.selector import SELECTORS, several
-from emqdeploy.export.settings import ExportSettings
-from emqdeploy.export.storage import STORAGES
+from emqdeploy.exporters.products import Job, Product
+from emqdeploy.exporters.selector import SELECTORS, several
+from emqdeploy.exporters.settings import ExportSettings
+from emqdeploy.exporters.storage import STORAGES
 from emqdeploy.format.bundle import BASELINE, Artefact, Bundle, is_bundle
 from emqdeploy.format.bundle_writer import BundleWriter, open_or_repair
 from emqdeploy.format.card import Card

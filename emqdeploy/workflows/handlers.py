@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from emqdeploy.errors import EmqError
-from emqdeploy.export.products import Job, Product
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.products import Job, Product
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import NOT_RUN, VERIFIED, Artefact, Bundle, SharedFile, sha256
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint

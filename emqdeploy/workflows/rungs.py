@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from emqdeploy.errors import require
-from emqdeploy.export.native_graph import native_model
+from emqdeploy.exporters.native_graph import native_model
 from emqdeploy.format.bundle import INPUT
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint

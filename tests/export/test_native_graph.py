@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emqdeploy.errors import EmqError
-from emqdeploy.export.native_graph import native_model, select_natively
+from emqdeploy.exporters.native_graph import native_model, select_natively
 from emqdeploy.format.child import parse_children
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.gate import Expected, check_graph

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emqdeploy.export.products import tag
+from emqdeploy.exporters.products import tag
 from emqdeploy.format.child import Child
 
 

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.selector import SELECTORS, several
-from emqdeploy.export.storage import store_int8
+from emqdeploy.exporters.selector import SELECTORS, several
+from emqdeploy.exporters.storage import store_int8
 from emqdeploy.format.child import Child
 from emqdeploy.format.seal import read_seal
 from emqdeploy.graph.selector import selection

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from emqdeploy.export.storage import STORAGES
+from emqdeploy.exporters.storage import STORAGES
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.quant.build import NetworkSpec

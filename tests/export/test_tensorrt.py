@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.onnx_writer import sealed
-from emqdeploy.export.products import Product
-from emqdeploy.export.symmetric import symmetric_model, symmetric_selector
-from emqdeploy.export.tensorrt_engine import build_engine, check_capabilities
+from emqdeploy.exporters.onnx_writer import sealed
+from emqdeploy.exporters.products import Product
+from emqdeploy.exporters.symmetric import symmetric_model, symmetric_selector
+from emqdeploy.exporters.tensorrt_engine import build_engine, check_capabilities
 from emqdeploy.format.child import Child
 from emqdeploy.graph import tensorrt_flavours
 from emqdeploy.graph.tensorrt_flavours import CLASSIC, RTX

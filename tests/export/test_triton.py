@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import text_format
 
-from emqdeploy.export.triton import config_pbtxt
+from emqdeploy.exporters.triton import config_pbtxt
 
 
 def model_config() -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from emqdeploy.errors import EmqError
-from emqdeploy.export.openvino_ir import write_ir
-from emqdeploy.export.storage import STORAGES
+from emqdeploy.exporters.openvino_ir import write_ir
+from emqdeploy.exporters.storage import STORAGES
 from emqdeploy.format.child import parse_children
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.format.ir import read_ir

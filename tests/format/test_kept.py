@@ -71,7 +71,7 @@ def make(folder: Path) -> None:
     import torch
     from torch import nn
 
-    from emqdeploy.export.settings import ExportSettings
+    from emqdeploy.exporters.settings import ExportSettings
     from emqdeploy.format.bundle import SCHEMA
     from emqdeploy.format.card import Card, DataSource, Pixels
     from emqdeploy.format.emq import FORMAT_VERSION

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.workflows.export import export

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.selector import SELECTORS
-from emqdeploy.export.storage import STORAGES
+from emqdeploy.exporters.selector import SELECTORS
+from emqdeploy.exporters.storage import STORAGES
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.graph.parity import Parity
 from emqdeploy.graph.reference import IntegerReference, quantized_tensors

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import read_card, save_checkpoint
 from emqdeploy.runtimes import Runtime, open_runtime

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import CHILD, NOT_RUN, VERIFIED, Artefact, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import save_checkpoint

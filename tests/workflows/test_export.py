@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.card import DataSource
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.report.export_table import export_parts

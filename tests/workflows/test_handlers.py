@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from emqdeploy.errors import EmqError
-from emqdeploy.export.products import Job, Product, tag
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.products import Job, Product, tag
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import VERIFIED, Artefact, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint, save_checkpoint

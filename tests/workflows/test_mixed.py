@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import save_checkpoint

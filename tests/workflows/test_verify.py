@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import MANIFEST_FILE, NOT_RUN, VERIFIED, Bundle, sha256
 from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.format.precision import LayerPrecision

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from emqdeploy.errors import UsageError
-from emqdeploy.export.native_graph import select_natively
-from emqdeploy.export.products import Job, Product, tag
-from emqdeploy.export.selector import SELECTORS
-from emqdeploy.export.settings import TRITON
-from emqdeploy.export.storage import STORAGES, Stored
-from emqdeploy.export.triton import as_triton_model
+from emqdeploy.exporters.native_graph import select_natively
+from emqdeploy.exporters.products import Job, Product, tag
+from emqdeploy.exporters.selector import SELECTORS
+from emqdeploy.exporters.settings import TRITON
+from emqdeploy.exporters.storage import STORAGES, Stored
+from emqdeploy.exporters.triton import as_triton_model
 from emqdeploy.format.bundle import CHILD, INPUT, SELECTOR, Artefact, Bundle, Role
 from emqdeploy.format.child import Child, in_order
 from emqdeploy.format.emq import Checkpoint

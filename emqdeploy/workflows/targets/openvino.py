@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from emqdeploy.errors import UsageError, require
-from emqdeploy.export.openvino_ir import write_ir
-from emqdeploy.export.products import Job, Product, tag
-from emqdeploy.export.settings import PLAIN
-from emqdeploy.export.storage import STORAGES
+from emqdeploy.exporters.openvino_ir import write_ir
+from emqdeploy.exporters.products import Job, Product, tag
+from emqdeploy.exporters.settings import PLAIN
+from emqdeploy.exporters.storage import STORAGES
 from emqdeploy.format.bundle import Artefact, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint

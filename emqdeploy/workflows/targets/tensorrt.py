@@ -16,12 +16,12 @@ import msgspec
 import numpy as np
 
 from emqdeploy.errors import EmqError, UsageError, require
-from emqdeploy.export.onnx_writer import sealed
-from emqdeploy.export.products import Job, Product, tag
-from emqdeploy.export.settings import PLAIN, TRITON, ExportSettings
-from emqdeploy.export.symmetric import symmetric_model, symmetric_selector
-from emqdeploy.export.tensorrt_engine import DEFAULT_CAPABILITIES, Engine, build_engine, check_capabilities
-from emqdeploy.export.triton import as_triton_model
+from emqdeploy.exporters.onnx_writer import sealed
+from emqdeploy.exporters.products import Job, Product, tag
+from emqdeploy.exporters.settings import PLAIN, TRITON, ExportSettings
+from emqdeploy.exporters.symmetric import symmetric_model, symmetric_selector
+from emqdeploy.exporters.tensorrt_engine import DEFAULT_CAPABILITIES, Engine, build_engine, check_capabilities
+from emqdeploy.exporters.triton import as_triton_model
 from emqdeploy.format.bundle import CHILD, INPUT, NOT_RUN, SELECTOR, Artefact, Bundle, Role
 from emqdeploy.format.child import Child, in_order, select_children
 from emqdeploy.format.emq import Checkpoint

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from emqdeploy.errors import UsageError
-from emqdeploy.export.products import Job, Product
+from emqdeploy.exporters.products import Job, Product
 from emqdeploy.format.bundle import INPUT, SELECTOR
 from emqdeploy.format.tasks import TASKS
 from emqdeploy.graph.selector import SELECTOR_INPUT

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.errors import require
-from emqdeploy.export.onnx_writer import Builder, filled_graph, sealed
+from emqdeploy.exporters.onnx_writer import Builder, filled_graph, sealed
 from emqdeploy.format.child import MASTER_BITS, Child
 from emqdeploy.format.emq import Checkpoint, places_in
 from emqdeploy.format.frozen import FrozenLayer

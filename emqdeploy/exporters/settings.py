@@ -27,8 +27,8 @@ class ExportSettings:
             trained one.
         target: a name in `emqdeploy.workflows.handlers.TARGETS`.
         out: the bundle; None means ``bundle`` beside the checkpoint, or the bundle that the checkpoint lies in.
-        storage: of ONNX files, a name in `emqdeploy.export.storage.STORAGES`.
-        selector: also write one graph with an input ``bits``, a name in `emqdeploy.export.selector.SELECTORS`.
+        storage: of ONNX files, a name in `emqdeploy.exporters.storage.STORAGES`.
+        selector: also write one graph with an input ``bits``, a name in `emqdeploy.exporters.selector.SELECTORS`.
         kernels: whose compute: ``runtime``, or ``native`` for one ONNX graph of every child with operators of ours.
         layout: ``plain``, or ``triton`` for a model repository.
         with_baselines: also write the float network and the runtime's own int8 of it.

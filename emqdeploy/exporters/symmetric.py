@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.errors import require
-from emqdeploy.export.onnx_writer import Builder, filled_graph
-from emqdeploy.export.selector import if_model, several
+from emqdeploy.exporters.onnx_writer import Builder, filled_graph
+from emqdeploy.exporters.selector import if_model, several
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.graph.floating import float_nodes

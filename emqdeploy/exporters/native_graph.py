@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.errors import require
-from emqdeploy.export.onnx_writer import Builder, sealed
-from emqdeploy.export.selector import SELECTORS
-from emqdeploy.export.storage import Stored
+from emqdeploy.exporters.onnx_writer import Builder, sealed
+from emqdeploy.exporters.selector import SELECTORS
+from emqdeploy.exporters.storage import Stored
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.frozen import FrozenNetwork

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.export.settings import ExportSettings
+from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.bundle import CHILD, Role
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
