@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def option(
     text: str,
     *,
     flag: str | None = None,
+    also: Sequence[str] = (),
     panel: str | None = None,
     parse: Parse | None = None,
     least: float | None = None,
@@ -47,11 +48,12 @@ def option(
         default: its value where nothing else is said.
         text: what the help says.
         flag: its flag without dashes where that is not the field's name.
+        also: other names of that flag, without dashes.
         panel: heading in the help.
         parse: reads what is not a plain number, switch, text or path.
         least: the smallest value allowed.
     """
-    about = {"option": True, "help": text, "flag": flag, "panel": panel, "parse": parse, "least": least}
+    about = {"option": True, "help": text, "flag": flag, "panel": panel, "parse": parse, "least": least, "also": also}
     return field(default=default, metadata=about)
 
 
@@ -68,6 +70,7 @@ class Option:
         panel: heading in the help, None for the common one.
         parse: see `option`.
         least: see `option`.
+        also: see `option`.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Option:
     panel: str | None
     parse: Parse | None
     least: float | None
+    also: Sequence[str] = ()
 
     @property
     def argument(self) -> str:
@@ -116,7 +120,7 @@ def options_of(*classes: type) -> list[Option]:
             if "option" in about:
                 flag = about["flag"] or item.name.replace("_", "-")
                 kind = str if about["parse"] else _plain_type(hints[item.name])
-                rest = (about["help"], about["panel"], about["parse"], about["least"])
+                rest = (about["help"], about["panel"], about["parse"], about["least"], about["also"])
                 found.setdefault(flag, Option(item.name, flag, kind, item.default, *rest))
     return list(found.values())
 

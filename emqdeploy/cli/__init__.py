@@ -19,6 +19,7 @@ from emqdeploy.cli import looking  # noqa: F401
 
 # isort: on
 from emqdeploy.cli.app import app
+from emqdeploy.cli.common import lists_joined
 from emqdeploy.ending import ASKED, Asked, drop_output, exit_code, nobody_listens
 from emqdeploy.errors import EmqError, cannot_write, explain, plain_text
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     ASKED.clear()  # of an earlier call in this process
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    given = lists_joined([argument for argument in given if argument != "--debug"])
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged picture our sentence says enough
     sys.exit(_finish(_run(given, debug)))
 

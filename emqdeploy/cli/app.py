@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from emqdeploy import __version__
+from emqdeploy.cli.help import Helpful
 
 
 class Overview(TyperGroup):
@@ -23,7 +24,15 @@ class Overview(TyperGroup):
             formatter.write_dl([(name, one.get_short_help_str(limit=200)) for name, one in self.commands.items()])
 
 
-app = typer.Typer(
+class Commands(typer.Typer):
+    """Registers commands with our help."""
+
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] = Helpful, **rest: Any) -> Any:  # type: ignore[override]
+        """As in the class above it."""
+        return super().command(name, cls=cls, **rest)
+
+
+app = Commands(
     name="emqdeploy",
     cls=Overview,
     help="""Train ONE network for every bit-width, prove it on the device's runtime, switch precision while it runs.
@@ -36,8 +45,7 @@ app = typer.Typer(
       emqdeploy bench --device cpu               # latency, memory, switching
 
     Commands without a path use the latest run in ./runs.""",
-    add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -57,4 +65,4 @@ def options(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
-        raise typer.Exit(2)
+        raise typer.Exit

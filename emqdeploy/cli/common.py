@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,23 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads inside an operator; every core by default.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, nothing else.")]
+
+
+_WIDTHS = re.compile(r"w?\d(-\d)?(a\d)?,?", re.IGNORECASE)
+
+
+def lists_joined(arguments: Sequence[str]) -> list[str]:
+    """Has ``--bits 4 8`` mean ``--bits 4,8``: widths behind that option belong to it, no file is called so."""
+    joined: list[str] = []
+    for argument in arguments:
+        values = (
+            len(joined) > 1 and joined[-2] == "--bits" and _WIDTHS.fullmatch(joined[-1].rstrip(",").rpartition(",")[2])
+        )
+        if values and _WIDTHS.fullmatch(argument):
+            joined[-1] = f"{joined[-1].rstrip(',')},{argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def explicit_options(context: typer.Context) -> set[str]:

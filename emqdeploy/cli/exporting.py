@@ -34,7 +34,7 @@ def _export(path: PathArgument = None, *, json_: JsonOption = False, **given: An
 def export() -> None:
     """Export children into one bundle, each file proven equal to what was trained.
 
-    [bold]Targets[/bold]
+    Targets
 
       onnx            QDQ graphs of standard operators; int8 kernels in onnxruntime
 
@@ -46,8 +46,7 @@ def export() -> None:
 
       openvino        OpenVINO IR
 
-    [bold]Examples[/bold]
-
+    Examples:
       emqdeploy export --bits 4 --target onnx
 
       emqdeploy export runs/digits-resnet8-001 --bits 2,4,8 --out deploy
@@ -76,8 +75,7 @@ def materialize(
     Files of `--storage master` run as they are, but unpack their weights at every load. Plain files load faster and
     take a byte per weight and child.
 
-    [bold]Examples[/bold]
-
+    Examples:
       emqdeploy materialize runs/digits-resnet8-001/bundle
 
       emqdeploy materialize deploy --bits 4
@@ -116,8 +114,7 @@ def verify(
     What `quantize` made is compared with the float model, where its weights and torch are at hand: an 8-bit child has
     to be within 15 dB and make 95 % of the same decisions.
 
-    [bold]Examples[/bold]
-
+    Examples:
       emqdeploy verify
 
       emqdeploy verify runs/digits-resnet8-001 --bits 2 --images 100

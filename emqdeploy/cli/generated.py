@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from emqdeploy.cli.completing import completion
 from emqdeploy.options import Option, options_of
 
 
@@ -42,9 +43,11 @@ def _parameter(one: Option, with_off: bool) -> inspect.Parameter:
     least: dict[str, Any] = {} if one.least is None or one.kind not in (int, float) else {"min": one.kind(one.least)}
     shown = typer.Option(
         f"--{one.flag}{off}",
+        *(f"--{name}" for name in one.also),
         help=one.help + _shown(one.default),
         show_default=False,
         rich_help_panel=one.panel,
+        autocompletion=completion(one.flag),
         **least,
     )
     annotation = Annotated[one.kind | None, shown]  # type: ignore[name-defined]
@@ -56,4 +59,4 @@ def _shown(default: Any) -> str:
     if default is None or default == () or default is False:
         return ""
     text = ",".join(map(str, default)) if isinstance(default, tuple) else "on" if default is True else str(default)
-    return f" [dim]\\[default: {text}][/dim]"
+    return f" [default: {text}]"

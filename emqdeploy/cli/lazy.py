@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+
+from emqdeploy.cli.help import Helpful
 
 
 def lazily(
     command: Callable[..., None], classes: Callable[[], Sequence[type]], with_off: bool = False
-) -> type[TyperCommand]:
+) -> type[Helpful]:
     """Returns the class of a command that has a flag for every option of some dataclasses, see `with_options`.
 
     Args:
@@ -20,7 +21,7 @@ def lazily(
         with_off: whether every switch also has a ``--no-`` form, for what a file may have switched on.
     """
 
-    class Lazy(TyperCommand):
+    class Lazy(Helpful):
         complete = False
 
         def get_params(self, ctx: Any) -> list[Any]:

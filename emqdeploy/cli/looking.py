@@ -15,8 +15,7 @@ from emqdeploy.cli.common import JsonOption, PathArgument, finish, say
 def inspect(path: PathArgument = None, json_: JsonOption = False) -> None:
     """Show what a checkpoint holds: bit-widths, layers, effective bits per weight, sizes, provenance.
 
-    [bold]Example[/bold]
-
+    Example:
       emqdeploy inspect runs/digits-resnet8-001/model.emq
     """
     from emqdeploy.report.terminal import inspect_parts
@@ -52,7 +51,10 @@ def doctor(json_: JsonOption = False) -> None:
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories; the curves of several lie over one another.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run directories, the latest by default; the curves of several lie over one another."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Path of the pictures without suffix; RUN/accuracy by default.")
     ] = None,
@@ -60,13 +62,13 @@ def plot(
 ) -> None:
     """Draw accuracy per bit-width over sample passes and over time, as PNG and SVG; also while a run goes on.
 
-    [bold]Examples[/bold]
-
-      emqdeploy plot runs/digits-resnet8-001
+    Examples:
+      emqdeploy plot
 
       emqdeploy plot runs/digits-resnet8-001 runs/digits-resnet8-002 --out compared
     """
+    from emqdeploy.format.runs import find_checkpoint
     from emqdeploy.report.curves import plot_runs
 
-    result = plot_runs(runs, out)
+    result = plot_runs(runs or [find_checkpoint(None).parent], out)
     finish(result, json_, *(f"wrote {file}" for file in result["files"]))

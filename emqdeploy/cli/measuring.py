@@ -19,6 +19,7 @@ from emqdeploy.cli.common import (
     finish,
     say,
 )
+from emqdeploy.cli.completing import completion
 from emqdeploy.cli.lazy import lazily
 from emqdeploy.ending import exit_code
 from emqdeploy.errors import UsageError
@@ -29,7 +30,11 @@ def evaluate(
     path: PathArgument = None,
     bits: BitsOption = None,
     runtime: Annotated[
-        str, typer.Option(help="onnxruntime, openvino, tensorrt, native, or torch (the reference).")
+        str,
+        typer.Option(
+            help="onnxruntime, openvino, tensorrt, native, or torch (the reference).",
+            autocompletion=completion("runtime"),
+        ),
     ] = "onnxruntime",
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
@@ -41,8 +46,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy on the test set, in a runtime.
 
-    [bold]Examples[/bold]
-
+    Examples:
       emqdeploy eval
 
       emqdeploy eval runs/digits-resnet8-001 --bits 2,3 --runtime torch
@@ -127,8 +131,7 @@ def bench() -> None:
 
     Bit-widths take turns, so that a drifting clock hits all alike; whatever disturbed the run is named.
 
-    [bold]Examples[/bold]
-
+    Examples:
       emqdeploy bench --device cpu
 
       emqdeploy bench runs/digits-resnet8-001 --bits 2,8 --threads 1 --out bench.json
@@ -154,8 +157,7 @@ def predict(
 ) -> None:
     """Classify one image.
 
-    [bold]Examples[/bold]
-
+    Examples:
       emqdeploy predict shoe.png
 
       emqdeploy predict shoe.png runs/fashion-mnist-resnet20-001 --bits 2

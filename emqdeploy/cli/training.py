@@ -10,6 +10,7 @@ import typer
 
 from emqdeploy.cli.app import app
 from emqdeploy.cli.common import JsonOption, finish
+from emqdeploy.cli.completing import completion
 from emqdeploy.cli.lazy import lazily
 from emqdeploy.errors import EmqError
 
@@ -24,14 +25,27 @@ def _classes() -> Sequence[type]:
 def _train(
     *,
     recipe: Annotated[
-        str | None, typer.Option(help="emqnet (default), any-precision, dedicated, adabits or truncquant.")
+        str | None,
+        typer.Option(
+            help="emqnet (default), any-precision, dedicated, adabits or truncquant.",
+            autocompletion=completion("recipe"),
+        ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="Training method, where it is not the recipe's: emqnet, any-precision, dedicated, ..."),
+        typer.Option(
+            help="Training method, where it is not the recipe's: emqnet, any-precision, dedicated, ...",
+            rich_help_panel="Schedule",
+            autocompletion=completion("method"),
+        ),
     ] = None,
     quantizer: Annotated[
-        str | None, typer.Option(help="Quantizer family, where it is not the recipe's: tanh or lsq.")
+        str | None,
+        typer.Option(
+            help="Quantizer family, where it is not the recipe's: tanh or lsq.",
+            rich_help_panel="Quantization",
+            autocompletion=completion("quantizer"),
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of options, for example RUN/config.toml; flags win over it.")
@@ -87,21 +101,20 @@ def _train(
 def train() -> None:
     """Train one network for several children: bit-widths of weights and activations.
 
-    Every option below can also stand in a TOML file (--config), with underscores for dashes.
+    Options can also stand in a TOML file (--config), with underscores for dashes.
 
-    [bold]Examples[/bold]
-
+    Examples:
       emqdeploy train
 
-      emqdeploy train --data fashion-mnist --model resnet20 --bits 2,4,8 --prune-rate 0.8
+      emqdeploy train --data fashion-mnist --model resnet20 --bits 2,4,8
 
-      emqdeploy train --bits 8,4,2a4,1a2
+      emqdeploy train --bits 8,4,2a4,1a2 --prune-rate 0.8
 
-      emqdeploy train --recipe any-precision --data cifar10 --model preact-resnet20
+      emqdeploy train --recipe any-precision --data cifar10 --model resnet20
 
-      emqdeploy train --data imagefolder:photos --model resnet18 --pretrained resnet18.pth --epochs 60
+      emqdeploy train --data imagefolder:photos --model resnet18 --epochs 60
 
       emqdeploy train --resume runs/digits-resnet8-001
 
-      torchrun --nproc-per-node 4 -m emqdeploy train --data imagefolder:photos --model resnet50
+      torchrun --nproc-per-node 4 -m emqdeploy train --model resnet50 --data ...
     """

@@ -43,7 +43,9 @@ class ExportSettings:
 
     path: Path | None = None
     bits: str | Sequence[ChildLike] | None = option(None, "Children, such as 2,4,8; every trained one by default.")
-    target: str = option("onnx", "onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see above).")
+    target: str = option(
+        "onnx", "onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see above).", also=("format",)
+    )
     out: Path | None = option(None, "The bundle; 'bundle' beside the checkpoint by default. What it holds stays.")
     storage: str = option("int8", "Weights in ONNX files: int8, packed (2 or 4 bits) or master (shared planes).")
     selector: str | None = option(None, "Also one graph with an input 'bits' that chooses the child: if.")

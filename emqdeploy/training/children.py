@@ -9,7 +9,17 @@ from typing import Any
 
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.files import LARGEST_TEXT, read_bytes
-from emqdeploy.format.child import ACTIVATION_BITS, FLOAT, SAME, Child, check_unique, children_between, parse_children
+from emqdeploy.format.child import (
+    ACTIVATION_BITS,
+    ALL,
+    FLOAT,
+    SAME,
+    WEIGHT_BITS,
+    Child,
+    check_unique,
+    children_between,
+    parse_children,
+)
 from emqdeploy.options import nearest
 
 Bits = tuple[int | str, ...]
@@ -19,8 +29,9 @@ _EXAMPLE = "[children.mixed] with weights = {'*' = 4, 'conv1' = 8} and activatio
 
 
 def read_bits(value: Any) -> Bits:
-    """Reads ``8,4,2a4``, ``[8, 4, "2a4"]`` or ``none``; what the parts mean is seen later, with the activation bits."""
+    """Reads ``8,4,2a4``, ``[8, 4, "2a4"]``, ``all`` or ``none``; what the parts mean is seen with activation bits."""
     if isinstance(value, str):
+        value = f"{WEIGHT_BITS[0]}-{WEIGHT_BITS[-1]}" if value == ALL else value
         parts = [] if value == "none" else [part.strip() for part in value.split(",")]
         return tuple(int(part) if part.isdecimal() else part for part in parts)
     if isinstance(value, (list, tuple)) and all(type(part) in (int, str) for part in value):

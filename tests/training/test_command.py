@@ -43,7 +43,7 @@ def test_help_lists_the_options_of_methods_and_quantizers(
 ) -> None:
     """One flag per option, under its heading."""
     monkeypatch.setenv("COLUMNS", "200")
-    code, shown, _ = run(capsys, "train", "--help")
+    code, shown, _ = run(capsys, "train", "--help-all")
     assert code == 0
     for flag in ("--bits", "--children", "--method", "--prune-rate", "--calibrate-epochs", "--partition", "--lsq-step"):
         assert shown.count(f"{flag} ") >= 1, flag
