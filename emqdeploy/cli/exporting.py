@@ -121,13 +121,11 @@ def verify(
 
       emqdeploy verify runs/digits-resnet8-001/bundle --json
     """
-    from emqdeploy.report.terminal import verify_table
+    from emqdeploy.report.verify_table import verify_parts
     from emqdeploy.workflows.verify import verify as run
 
     result = run(path, bits, images, data_dir, model, pretrained, say)
-    notes = [f"not compared with the float model here: {result['not_compared']}"] if result["not_compared"] else []
-    notes += [f"completed in the manifest: {', '.join(result['completed'])}"] if result["completed"] else []
-    finish(result, json_, verify_table(result["results"], result["images"]), *notes)
+    finish(result, json_, *verify_parts(result))
     if not result["ok"]:
         failed = ", ".join(entry["child"] for entry in result["results"] if not entry["ok"])
         raise EmqError(f"verification failed at child {failed}; do not deploy what differs")

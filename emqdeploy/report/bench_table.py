@@ -7,7 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from emqdeploy.measuring.rows import BenchRow, rows_of
-from emqdeploy.report.terminal import milliseconds, percent, size, table
+from emqdeploy.report.fitting import table
+from emqdeploy.report.units import MISSING, milliseconds, of_bytes, of_times, percent, size
 
 
 def bench_parts(result: dict[str, Any]) -> list[Table | str]:
@@ -19,42 +20,59 @@ def bench_parts(result: dict[str, Any]) -> list[Table | str]:
 def _speed(result: dict[str, Any], rows: list[BenchRow]) -> Table:
     source = result["source"]
     images = "" if source["images"] is None else f", accuracy on {source['images']} test images"
+    shown = ("p50", "p90", "p99")
+    unit = of_times([getattr(row.latency_ms, key, None) for row in rows for key in shown])
+    several = len({row.runtime for row in rows}) > 1
     speed = table(
         f"{source['path']} on {result['environment']['cpu']}, one image at a time{images}",
-        *("", "runtime", "accuracy", "drop", "p50", "p90", "p99", "ratio of p50 [95 %]", "computed as"),
+        *(["", "runtime"] if several else [""]),
+        *("accuracy", "drop", *(f"{key} {unit.name}" for key in shown), "ratio of p50 [95 %]", "computed as"),
+        *([] if several else ["runtime"]),
         caption="drop: percentage points lost against torch at training; ratio: to the first row, taken in turns",
+        keys=1 + several,
     )
     for row in rows:
         ratio, drop = row.ratio_to_first, row.accuracy_drop
         speed.add_row(
             row.label + (" *" if row.disturbed else ""),
-            row.runtime,
+            *([row.runtime] if several else []),
             percent(row.accuracy),
-            "-" if drop is None else f"{drop:.2f}",
-            *(milliseconds(getattr(row.latency_ms, key, None)) for key in ("p50", "p90", "p99")),
-            "-" if ratio is None else f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-            row.computed_as or "-",
+            MISSING if drop is None else f"{drop:.2f}",
+            *(unit(getattr(row.latency_ms, key, None)) for key in shown),
+            MISSING if ratio is None else f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+            row.computed_as or MISSING,
+            *([] if several else [row.runtime]),
         )
     return speed
 
 
 def _costs(result: dict[str, Any], rows: list[BenchRow]) -> Table:
     switching = {row["label"]: row for row in result["scenarios"].get("switch", {}).get("rows", [])}
+    found = [
+        {
+            "size": row.size_bytes,
+            "memory": row.rss_bytes,
+            "load": row.load_ms,
+            "switch": switching.get(row.label, {}).get("set_bits_ms", {}).get("p50"),
+            "first output": switching.get(row.label, {}).get("first_output_ms", {}).get("p50"),
+        }
+        for row in rows
+    ]
+    units = {
+        name: (of_bytes if name in ("size", "memory") else of_times)([one[name] for one in found]) for name in found[0]
+    }
     costs = table(
         "What each costs",
-        *("", "stored as", "size", "memory", "load", "switch", "first output", "energy / image", "idle power"),
+        *("", "stored as", *(f"{name} {unit.name}" for name, unit in units.items()), "energy / image", "idle power"),
         caption="size: bytes of the file that this row needs; memory, load: in a fresh process, the runtime's library"
         " not counted; switch: the call, between resident networks; first output: the inference after it",
     )
-    for row in rows:
-        used, idle, switched = row.energy.energy_mj_per_inference, row.energy.idle_power_w, switching.get(row.label, {})
+    for row, measured in zip(rows, found, strict=True):
+        used, idle = row.energy.energy_mj_per_inference, row.energy.idle_power_w
         costs.add_row(
             row.label,
-            row.stored_as or "-",
-            size(row.size_bytes),
-            size(row.rss_bytes),
-            milliseconds(row.load_ms),
-            *(milliseconds(switched.get(key, {}).get("p50")) for key in ("set_bits_ms", "first_output_ms")),
+            row.stored_as or MISSING,
+            *(unit(measured[name]) for name, unit in units.items()),
             "not measured" if used is None else f"{used:.3g} mJ",
             "not measured" if idle is None else f"{idle:.2f} W",
         )

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from emqdeploy.report.terminal import milliseconds, size, table
+from emqdeploy.report.fitting import table
+from emqdeploy.report.units import MISSING, of_bytes, of_times
 
 
 def compare_parts(result: Mapping[str, Any]) -> list[Table | str]:
@@ -24,14 +25,16 @@ def compare_parts(result: Mapping[str, Any]) -> list[Table | str]:
 
 def _speed(result: Mapping[str, Any]) -> Table:
     a, b = result["a"], result["b"]
+    medians = [row["p50"] or {} for row in result["rows"]]
+    unit = of_times([one.get(side) for one in medians for side in ("a_ms", "b_ms")])
     speed = table(
         f"A: {a['path']}, {_when(a)}\nB: {b['path']}, {_when(b)}",
         *(
             "",
-            "p50 A",
-            "p50 B",
-            "B / A [95 %]",
             "B is",
+            "B / A [95 %]",
+            f"p50 A {unit.name}",
+            f"p50 B {unit.name}",
             "p99 B / A [95 %]",
             "accuracy A",
             "accuracy B",
@@ -43,10 +46,9 @@ def _speed(result: Mapping[str, Any]) -> Table:
         p50, p99, accuracy = row["p50"] or {}, row["p99"], row["accuracy"] or {}
         speed.add_row(
             row["label"] + (" *" if row["disturbed"] else ""),
-            milliseconds(p50.get("a_ms")),
-            milliseconds(p50.get("b_ms")),
+            p50.get("verdict", MISSING),
             ratio(row["p50"]),
-            p50.get("verdict", "-"),
+            *(unit(p50.get(side)) for side in ("a_ms", "b_ms")),
             ratio(p99),
             *(f"{accuracy[side]:.2f} %" if accuracy else "-" for side in "ab"),
             points(row["accuracy"]),
@@ -55,18 +57,21 @@ def _speed(result: Mapping[str, Any]) -> Table:
 
 
 def _costs(result: Mapping[str, Any]) -> Table:
+    units = {
+        key: of([value for row in result["rows"] if row[key] for value in (row[key]["a"], row[key]["b"])])
+        for key, of in (("size_bytes", of_bytes), ("rss_bytes", of_bytes), ("load_ms", of_times))
+    }
+    names = [f"{name} {unit.name}" for name, unit in zip(("size", "memory", "load"), units.values(), strict=True)]
     costs = table(
         "What each costs, A to B",
-        *("", "size", "memory", "load", "energy / image", "first output B / A [95 %]"),
+        *("", *names, "energy / image mJ", "first output B / A [95 %]"),
         caption="size, memory, load and energy were measured once in each: no interval",
     )
     for row in result["rows"]:
         costs.add_row(
             row["label"],
-            pair(row["size_bytes"], size),
-            pair(row["rss_bytes"], size),
-            pair(row["load_ms"], milliseconds),
-            pair(row["energy_mj"], lambda value: f"{value:.3g} mJ"),
+            *(pair(row[key], unit) for key, unit in units.items()),
+            pair(row["energy_mj"], lambda value: f"{value:.3g}"),
             ratio(row["first_output"]),
         )
     return costs

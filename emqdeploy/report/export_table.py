@@ -7,7 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from emqdeploy.format.bundle import BASELINE
-from emqdeploy.report.terminal import percent, size, table
+from emqdeploy.report.fitting import table
+from emqdeploy.report.units import percent, size
 
 
 def export_parts(result: dict[str, Any]) -> list[Table | str]:

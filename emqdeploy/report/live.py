@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from emqdeploy.errors import plain_text
-from emqdeploy.report.terminal import milliseconds, percent, styled
+from emqdeploy.report.fitting import styled
+from emqdeploy.report.units import milliseconds, percent
 
 LINE_S = 2.0
 """Between two lines where there is no terminal."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from emqdeploy.report.terminal import milliseconds, percent, styled, table
+from emqdeploy.report.fitting import styled, table
+from emqdeploy.report.units import milliseconds, percent
 
 
 def run_parts(result: dict[str, Any]) -> list[Table | str]:

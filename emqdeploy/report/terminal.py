@@ -2,106 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Table
 
-from emqdeploy.errors import plain_text
 from emqdeploy.format.card import MOST_DECIBELS, POST_TRAINING, Card, convert
 from emqdeploy.format.child import Widths, in_words
+from emqdeploy.report.fitting import ENDLESS, fitting, styled, table
+from emqdeploy.report.units import of_bytes, of_times, percent, size
 
-_ENDLESS = 1 << 16
-"""Columns where there is no terminal: nothing is parted or wrapped."""
+_TO_COPY = re.compile(r"\b(emqdeploy|pip|python) [a-z]")
+"""What starts in a line that is no prose: breaking it would break what a person copies."""
 
 
 def show(*parts: Table | str) -> None:
     """Prints tables and lines to standard output; a pipe or a log gets them in full width, whole."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(markup=False, highlight=False, emoji=False, width=_ENDLESS)
+        console = Console(markup=False, highlight=False, emoji=False, width=ENDLESS)
     for part in parts:
         if isinstance(part, str):
-            console.print(styled(part), soft_wrap=True)
+            console.print(styled(part), soft_wrap=bool(_TO_COPY.search(part)))
             continue
         # A title or a caption inside the table would be wrapped to the table's width.
         if part.title:
-            console.print(styled(part.title, "bold"), soft_wrap=True)
+            console.print(styled(part.title, "bold"))
         for piece in fitting(part, console):
             console.print(piece)
         if part.caption:
             console.print(styled(part.caption, "dim italic"))
-
-
-def styled(words: object, style: str = "") -> Text:
-    """Words as they are, whatever brackets and control characters are in them; a style comes from here alone."""
-    return words if isinstance(words, Text) else Text(plain_text(words), style)
-
-
-def fitting(found: Table, console: Console) -> list[Table]:
-    """A table as several ones where it is too wide for the terminal, each with its first column.
-
-    What is too wide even so, a sentence or a long name, is folded.
-    """
-    first, *rest = found.columns
-    endless = console.options.update(max_width=_ENDLESS)
-
-    def wide(columns: Sequence[Column]) -> bool:
-        return Measurement.get(console, endless, _of_columns(columns)).maximum > console.width
-
-    pieces: list[list[Column]] = [[first]]
-    for column in rest:
-        if column.no_wrap and len(pieces[-1]) > 1 and wide([*pieces[-1], column]):
-            pieces.append([first])
-        pieces[-1].append(column)
-    return [_of_columns(piece, fold=wide(piece)) for piece in pieces]
-
-
-def _of_columns(columns: Sequence[Column], fold: bool = False) -> Table:
-    made = Table()
-    for column in columns:
-        made.add_column(
-            styled(column.header),
-            justify=column.justify,
-            no_wrap=column.no_wrap and not fold,
-            overflow="fold" if fold else column.overflow,
-        )
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        made.add_row(*map(styled, cells))
-    return made
-
-
-def size(count: int | None) -> str:
-    """Bytes for people."""
-    if count is None:
-        return "not measured"
-    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} B"
-
-
-def percent(value: float | None) -> str:
-    """An accuracy, or that it was not measured."""
-    return "not measured" if value is None else f"{value:.2f} %"
-
-
-def milliseconds(value: float | None) -> str:
-    """A duration with three significant digits; short ones in microseconds."""
-    if value is None:
-        return "-"
-    return f"{value * 1000:.1f} µs" if value < 0.1 else f"{value:.3g} ms"
-
-
-def table(title: str, *columns: str, caption: str | None = None) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    result = Table(title=title, caption=caption, caption_justify="left")
-    for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    return result
 
 
 def origin(child: str, trained: Sequence[str], method: str | None) -> str:
@@ -149,56 +81,18 @@ def quantize_table(result: dict[str, Any], usable_drop: float) -> Table:
     """Every child beside the float model: accuracy, signal to noise of its logits, decisions."""
     seconds, images = result["seconds"], result["calibration_images"]
     written = result["checkpoint"] or "nothing written"
-    title = f"{written}: test accuracy without training, {images} images, {seconds:.0f} s of calibration"
-    shown = table(title, "child", "accuracy", "to float", *_FIDELITY, "", caption=_measured_on(result["fidelity"]))
-    shown.add_row("float", percent(result["float_accuracy"]), "", "", "", "as it came")
-    for child, value in result["accuracy"].items():
-        verdict = "usable" if child in result["usable"] else f"loses more than {usable_drop:g}: train it"
-        cells = fidelity_cells(result["fidelity"][child])
-        shown.add_row(child, percent(value), f"{value - result['float_accuracy']:+.2f}", *cells, verdict)
+    labelled = result["float_accuracy"] is not None
+    what = "test accuracy without training" if labelled else "decisions of the float model kept without training"
+    title = f"{written}: {what}, {images} images, {seconds:.0f} s of calibration"
+    first = ("accuracy", "lost") if labelled else ("decided otherwise",)
+    shown = table(title, "child", *first, *_FIDELITY, "", caption=_measured_on(result["fidelity"]))
+    shown.add_row("float", *([percent(result["float_accuracy"]), ""] if labelled else [""]), "", "", "as it came")
+    words = {"usable": "usable", "unsure": "perhaps usable", "lost": f"more than {usable_drop:g} lost"}
+    for child, one in result["verdicts"].items():
+        lost = f"{one['lost']:.2f} ({one['least']:.1f} to {one['most']:.1f})"
+        first = (percent(result["accuracy"][child]), lost) if labelled else (lost,)
+        shown.add_row(child, *first, *fidelity_cells(result["fidelity"][child]), words[one["word"]])
     return shown
-
-
-def verify_table(results: list[dict[str, Any]], images: str) -> Table:
-    """Every rung of parity at every child."""
-    result = table(
-        f"Parity with the integer reference ({images})",
-        *("child", "rung", "same class", "differing codes", "largest step", "logits differ", "first difference", ""),
-    )
-    for entry in results:
-        child = entry["child"]
-        if entry["origin"] is not None:
-            result.add_row(child, *_origin_cells(entry["origin"]))
-            child = ""
-        for index, (name, rung) in enumerate(entry["rungs"].items()):
-            result.add_row(
-                child if index == 0 else "",
-                name,
-                f"{rung['images'] - rung['flips']} of {rung['images']}",
-                f"{rung['differing_codes']} of {rung['codes']}" if rung["codes"] else "not visible",
-                str(rung["max_step_error"]) if rung["codes"] else "-",
-                f"{rung['max_output_steps']:.2g} steps",
-                rung["first_layer"] or "-",
-                styled("ok", "green") if rung["wrong"] is None else styled(rung["wrong"], "red"),
-            )
-        for name, reason in entry["failed"].items():
-            result.add_row("", name, *[""] * 5, styled(reason, "red"))
-        for name in entry["skipped"]:
-            result.add_row("", name, *[""] * 5, "not run")
-    # Reasons are whole sentences, the same at every child: below the table, or they would squeeze its columns.
-    reasons = {name: reason for entry in results for name, reason in entry["skipped"].items()}
-    result.caption = "\n".join(f"{name} was not run: {reason}" for name, reason in reasons.items()) or None
-    return result
-
-
-def _origin_cells(found: dict[str, Any]) -> list[str | Text]:
-    """The child beside the network that it was made from: no rung, but what all rungs have in common."""
-    snr, _ = fidelity_cells(found)
-    alike = round(found["agreement"] / 100 * found["decided"])
-    verdict = styled("ok", "green") if found["judged"] else styled("not judged")
-    verdict = verdict if found["wrong"] is None else styled(found["wrong"], "red")
-    name = found["against"] if found["measured"] else f"{found['against']}, when made"
-    return [name, f"{alike} of {found['decided']}", "-", "-", snr, found["first_layer"] or "-", verdict]
 
 
 def inspect_parts(description: dict[str, Any]) -> list[Table | str]:
@@ -272,45 +166,39 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
     """The demo's one table, and what to type next."""
     seconds, passes = result["seconds"], result["sample_passes"]
     cpu = result["environment"]["cpu"]
+    found, switching = result["rows"], {row["child"]: row for row in result["bench"]["switch"]["rows"]}
+    times = [
+        [
+            *(row["latency_ms"][key] for key in ("p50", "p99")),
+            *(switching[row["child"]][key]["p50"] for key in ("set_bits_ms", "first_output_ms")),
+        ]
+        for row in found
+    ]
+    time, stored = of_times([value for row in times for value in row]), of_bytes([row["size_bytes"] for row in found])
     rows = table(
         f"One network, trained once ({seconds:.0f} s, {passes} sample passes), on {cpu}, one image at a time",
-        *(
-            "child",
-            "accuracy",
-            "p50",
-            "p90",
-            "p99",
-            "ONNX file",
-            "in .emq",
-            "stored as",
-            "computed as",
-            "differing codes",
-        ),
-        *("switch", "first output"),
+        *("child", "accuracy", *(f"{name} {time.name}" for name in ("p50", "p99", "switch", "first output"))),
+        *(f"in .emq {stored.name}", "differing codes", "ONNX file", "stored as", "computed as"),
     )
-    switching = {row["child"]: row for row in result["bench"]["switch"]["rows"]}
-    for row in result["rows"]:
-        latency, parity, switched = row["latency_ms"], row["parity"], switching[row["child"]]
+    for row, taken in zip(found, times, strict=True):
         rows.add_row(
             row["child"],
             percent(row["accuracy"]),
-            *(milliseconds(latency[key]) for key in ("p50", "p90", "p99")),
+            *map(time, taken),
+            stored(row["size_bytes"]),
+            f"{row['parity']['differing_codes']} of {row['parity']['codes']}",
             size(row["artefact_bytes"]),
-            size(row["size_bytes"]),
             row["stored_as"],
             row["computed_as"],
-            f"{parity['differing_codes']} of {parity['codes']}",
-            milliseconds(switched["set_bits_ms"]["p50"]),
-            milliseconds(switched["first_output_ms"]["p50"]),
         )
-    unseen = "  ".join(f"{in_words(child)} {percent(value)}" for child, value in result["accuracy"].items())
+    unseen = ", ".join(f"{value:.2f} % at {in_words(child)}" for child, value in result["accuracy"].items())
     checkpoint = result["checkpoint"]
     notes = [
-        f"all children of the same file: {unseen}",
+        f"every child of the file: {unseen}",
         "onnxruntime computes every bit-width in int8, at int8 speed: there fewer bits save storage, not time",
         "next: emqdeploy inspect        what the checkpoint holds, layer by layer",
-        "      emqdeploy verify         all bit-widths against the integer reference, on the whole test set",
-        f"      emqdeploy bench {checkpoint} --bits 1,2,3,4,5,6,7,8",
+        "      emqdeploy verify         every bit-width against the integer reference",
+        f"      emqdeploy bench {checkpoint} --bits all",
         "      emqdeploy train --data fashion-mnist --model resnet20 --bits 2,4,8",
     ]
     return [rows, *notes]
