@@ -1,7 +1,7 @@
 """What has to hold a million times: damaged files, kills at any moment, and switching under load.
 
 ``python -m benchmarks.soak --minutes 10`` goes on where the last sitting ended (``--state``), kind by kind, until each
-has reached its goal; ``--kind emq --count 2000`` does so many of one kind. It works at the lowest priority. ``--page``
+has reached its goal; ``--kind emq --count 2000`` does so many of one kind. It works at a low priority. ``--page``
 brings the tables of `docs/reliability.md` up to what was counted and does nothing else.
 """
 
@@ -46,7 +46,7 @@ class Kind:
 
 
 KINDS = {name: Kind(partial(soak_files.sit, name), soak_files.GOAL, 2500) for name in soak_files.FILES}
-KINDS |= {name: Kind(partial(soak_kills.sit, name), goal, 10) for name, goal in soak_kills.GOALS.items()}
+KINDS |= {name: Kind(partial(soak_kills.sit, name), goal, 20) for name, goal in soak_kills.GOALS.items()}
 KINDS |= {
     name: Kind(partial(soak_switches.sit, name), goal, min(50_000, goal // 4))
     for name, goal in soak_switches.GOALS.items()
@@ -85,7 +85,7 @@ def main() -> None:
         page = soak_page.updated(soak_page.PAGE.read_text(), json.loads(given.state.read_text()))
         atomic_write_text(soak_page.PAGE, page)
         return
-    os.nice(19)
+    os.nice(15)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up
     sys.exit(1 if soak(given.kind or list(KINDS), given.minutes, given.count, given.state) else 0)
 

@@ -1,8 +1,9 @@
 """Commands that are killed at a random moment and run again: they end as if nothing had happened.
 
-Two of three kills come at the n-th step on a file of the command's own folder, between any two writes in turn; the
-others after a random time. A server has everything imported and forks each command, through the command line's
-own ``main``; so a kill and what follows it cost a second, not ten.
+Most kills come at the n-th step on a file of the command's own folder, between any two writes in turn; the others after
+a random time. A server has everything imported and forks each command, through the command line's own ``main``; so a
+kill and what follows it cost a second, not ten. One command of eight starts from nothing, as a shell starts it, and so
+does the one that tells how an undisturbed one ends. One of four is killed once more as it goes on.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from typing import Any
 
 import numpy as np
 
+from emqdeploy.processes import python_command
+
 _DATA = Path(__file__).parent.parent / "tests" / "data"
 _MEMORY_DISK = Path("/dev/shm")
-_PATIENCE_S = 120.0
+_PATIENCE_S = 600.0
+"""On the clock, which on a busy machine is many times what a command takes."""
 _STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 _EXPORT = "export net.emq --bits 2,8 --out bundle"
 _VOLATILE = {"seconds", "samples_per_second", "t_s", "latency_ms", "read_ms", "memory_bytes", "cost"}
@@ -108,7 +112,7 @@ COMMANDS = {
         lambda folder: None,
     ),
     "kill-quantize": Command(
-        "quantize float.pt --data digits --model resnet8 --bits 4,8 --images 64 --out out",
+        "quantize float.pt --data digits --model resnet8 --bits 4,8 --images 64 --out out --accept-difference",
         _float_weights,
         _unless_done,
     ),
@@ -117,21 +121,22 @@ COMMANDS = {
     "kill-bench": Command(_BENCH, _bundle_and_pictures, _resumed_bench),
     "kill-run": Command(_RUN, _bundle_and_pictures),
 }
-GOALS = dict.fromkeys(COMMANDS, 170)
+GOALS = dict(zip(COMMANDS, (80, 80, 270, 270, 120, 200), strict=True))
+"""The most of those that take the least."""
 
 
 def sit(kind: str, first: int, count: int, found: Path) -> Counter[str]:
-    """Kills a command ``count`` times and runs it again.
+    """Starts a command ``count`` times, kills it and runs it again.
 
     Args:
         kind: a name in `COMMANDS`.
-        first: number of the first kill, which seeds the dice.
+        first: number of the first one, which seeds the dice.
         count: how many.
         found: folder for what was lost.
 
     Returns:
-        how often it was ``killed`` (it ``ended`` before, now and then), and how often all was ``right`` afterwards or
-        something was ``lost`` or ``left``.
+        how often it was ``killed`` (it ``ended`` before, now and then), how many of these kills met a command that was
+        started ``anew``, and how often all was ``right`` in the end or something was ``lost``.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         counts, said = pool.submit(_serve, kind, first, count).result()
@@ -149,21 +154,29 @@ def _serve(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]]:
         template.mkdir()
         _import_all(kind, Path(place))
         command.prepare(template)
-        shutil.copytree(template, folder)
-        began = time.monotonic()
-        code, steps, output = _forked(folder, command.arguments.split())
-        taken, expected = time.monotonic() - began, facts(folder)
-        if code != 0:
-            raise RuntimeError(f"{command.arguments}: {output}")
+        taken_s, steps = {}, 0
+        for anew in (False, True):
+            _fill(folder, template)
+            began = time.monotonic()
+            code, made, output = _forked(folder, command.arguments.split(), anew=anew)
+            taken_s[anew], steps = time.monotonic() - began, max(made, steps)
+            if code != 0:
+                raise RuntimeError(f"{command.arguments}: {output}")
+        expected = facts(folder)
         for number in range(first, first + count):
             dice = random.Random(f"{kind} {number}")
-            shutil.rmtree(folder)
-            shutil.copytree(template, folder)
-            moment = {"step": dice.randrange(steps)} if dice.randrange(3) else {"after_s": dice.uniform(0, taken)}
-            code, _, output = _forked(folder, command.arguments.split(), **moment)
-            counts["killed" if code == -signal.SIGKILL else "ended"] += 1
-            problems = [] if code in (0, -signal.SIGKILL) else [f"before the kill: exit code {code}: {output}"]
-            again = command.again(command.arguments, folder)
+            _fill(folder, template)
+            again: str | None = command.arguments
+            moments, problems = [], []
+            for _ in range(1 if dice.randrange(4) else 2):
+                if again is None:
+                    break
+                moments.append(_moment(dice, steps, taken_s))
+                code, _, output = _forked(folder, again.split(), **moments[-1])
+                counts["killed" if code == -signal.SIGKILL else "ended"] += 1
+                counts["anew"] += code == -signal.SIGKILL and "anew" in moments[-1]
+                problems += [] if code in (0, -signal.SIGKILL) else [f"before the kill: exit code {code}: {output}"]
+                again = command.again(command.arguments, folder)
             if again is not None:
                 code, _, output = _forked(folder, again.split())
                 problems += [] if code == 0 else [f"{again}: exit code {code}: {output}"]
@@ -171,8 +184,20 @@ def _serve(kind: str, first: int, count: int) -> tuple[Counter[str], list[str]]:
             changed = [name for name in expected | after if expected.get(name) != after.get(name)]
             problems += [f"{name}: {after.get(name)} in place of {expected.get(name)}" for name in changed]
             counts["lost" if problems else "right"] += 1
-            said += [f"number {number}, {moment}: {one}" for one in problems]
+            said += [f"number {number}, {moments}: {one}" for one in problems]
     return counts, said
+
+
+def _fill(folder: Path, template: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(template, folder)
+
+
+def _moment(dice: random.Random, steps: int, taken_s: dict[bool, float]) -> dict[str, Any]:
+    """When a command is killed, and whether it starts from nothing: arguments of `_forked`."""
+    if not dice.randrange(8):
+        return {"anew": True, "after_s": dice.uniform(0, taken_s[True])}
+    return {"step": dice.randrange(steps)} if dice.randrange(3) else {"after_s": dice.uniform(0, taken_s[False])}
 
 
 def _import_all(kind: str, place: Path) -> None:
@@ -198,6 +223,7 @@ def _forked(
     step: int | None = None,
     after_s: float | None = None,
     modules: Path | None = None,
+    anew: bool = False,
 ) -> tuple[int, int, str]:
     """Runs a command in a forked process.
 
@@ -207,6 +233,7 @@ def _forked(
         step: it kills itself before this step on a file of the folder.
         after_s: it is killed after so many seconds.
         modules: where to write what it imported.
+        anew: it starts from nothing, in a Python of its own.
 
     Returns:
         exit code, steps on files, and what it said.
@@ -220,6 +247,9 @@ def _forked(
             handle = os.open(output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             for stream in (1, 2):
                 os.dup2(handle, stream)
+            if anew:
+                command = python_command("emqdeploy", *arguments)
+                os.execv(command[0], command)
             code = _commanded(folder, arguments, step, steps)
             if modules is not None:
                 modules.write_text("\n".join(sys.modules))
@@ -229,7 +259,7 @@ def _forked(
     code = _ended(child, after_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what measured for it
-    return code, int(steps.read_text()) if code == 0 else 0, output.read_text(errors="replace")[-2000:]
+    return code, int(steps.read_text()) if code == 0 and not anew else 0, output.read_text(errors="replace")[-2000:]
 
 
 def _commanded(folder: Path, arguments: list[str], step: int | None, steps: Path) -> int:

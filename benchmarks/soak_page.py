@@ -44,7 +44,10 @@ TABLES = (
         },
     ),
     Table(
-        {"command": "", "runs": "done", "killed": "killed", "right afterwards": "right", "lost": "lost"},
+        {
+            **{"command": "", "runs": "done", "kills": "killed", "of those from nothing": "anew"},
+            **{"right afterwards": "right", "lost": "lost"},
+        },
         {
             **{"kill-train": "train", "kill-quantize": "quantize", "kill-export": "export"},
             **{"kill-export-again": "export into a bundle of other files", "kill-bench": "bench", "kill-run": "run"},

@@ -16,10 +16,11 @@ from emqdeploy.runtimes.native_library import library_path
 
 
 def test_a_killed_export_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    """Between two writes, or at any time; strays would stand out."""
-    counts = sit("kill-export", 0, 3, tmp_path)
+    """One that starts from nothing, one between two writes, one twice; strays would stand out."""
+    counts = sit("kill-export", 14, 3, tmp_path)
     assert (counts["right"], counts["lost"]) == (3, 0)
-    assert counts["killed"] > 0
+    assert counts["killed"] + counts["ended"] == 4
+    assert counts["anew"] == 1
     assert not list(tmp_path.iterdir())
 
 
