@@ -22,6 +22,7 @@ from emqdeploy.exporters.onnx_writer import Builder, filled_graph, sealed
 from emqdeploy.format.child import MASTER_BITS, Child
 from emqdeploy.format.emq import Checkpoint, places_in
 from emqdeploy.format.frozen import FrozenLayer
+from emqdeploy.graph.filling import filled
 from emqdeploy.registry import Registry
 
 PACKED_OPSET = {2: (25, 13), 4: (21, 10)}
@@ -56,8 +57,8 @@ STORAGES: Registry[Storage] = Registry("storage")
 @STORAGES.register("int8")
 def store_int8(checkpoint: Checkpoint, path: Path, child: Child) -> Stored:
     """One byte per weight, nothing to unpack: loads fastest, and every runtime takes it."""
-    data = sealed(filled_graph(checkpoint, child), checkpoint, [child], "int8")
-    return Stored(data, dict.fromkeys(checkpoint.network.layers, "int8"))
+    model = filled(checkpoint.skeleton, checkpoint.network.initializers(child))
+    return Stored(sealed(model, checkpoint, [child], "int8"), dict.fromkeys(checkpoint.network.layers, "int8"))
 
 
 @STORAGES.register("packed")

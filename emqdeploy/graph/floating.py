@@ -5,6 +5,7 @@ Everything else in the graph is integer kernels and moves of values; see `emqdep
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from emqdeploy.errors import EmqError, require
 from emqdeploy.format.grid import Floats
+from emqdeploy.format.onnx_messages import attributes_of, load_model, model_of_node, tensor_type
 from emqdeploy.graph.pooling import POOLS, pool
 
 ORDERING = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"))
@@ -31,8 +33,7 @@ _POOLED = ("Add", "GlobalAveragePool")
 
 def float_operators(skeleton: bytes) -> dict[str, int]:
     """Counts the operators of a serialised graph that compute in float whatever the runtime, by type."""
-    model = require("onnx", "export").load_from_string(skeleton)
-    return dict(sorted(Counter(node.op_type for node in float_nodes(model)).items()))
+    return dict(sorted(Counter(node.op_type for node in float_nodes(load_model(skeleton))).items()))
 
 
 def float_nodes(model: Any) -> list[Any]:
@@ -65,12 +66,14 @@ def float_nodes(model: Any) -> list[Any]:
 class FloatOperators:
     """Evaluates operators with ONNX's own reference evaluator, and with faster numpy where that is slow.
 
+    Without the onnx package, on a device, onnxruntime evaluates them one by one: what moves values is the same in both,
+    and of what computes in float only the last digits are not.
+
     Args:
         arrays: the graph's initializers by name.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._onnx = require("onnx", "export")
         self._arrays = arrays
         self._evaluators: dict[str, Any] = {}
 
@@ -87,33 +90,34 @@ class FloatOperators:
         if node.op_type == "Gelu" and not node.attribute:
             return [gelu(tensors[node.input[0]])]
         if node.op_type in POOLS and len(node.output) == 1:
-            attributes = {one.name: self._onnx.helper.get_attribute_value(one) for one in node.attribute}
-            return [pool(node.op_type, attributes, tensors[node.input[0]])]
+            return [pool(node.op_type, attributes_of(node), tensors[node.input[0]])]
         feeds = {name: tensors[name] if name in tensors else self._arrays[name] for name in node.input if name}
         try:
             evaluator = self._evaluator(node, feeds)
             results: list[NDArray[Any]] = evaluator.run(None, feeds)
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # onnxruntime's errors have no class of their own above them
             raise EmqError(
                 f"the integer reference cannot run operator {node.op_type!r} ({node.name}): {error}"
             ) from error
         return results
 
     def _evaluator(self, node: Any, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        if node.output[0] not in self._evaluators:
+            kinds = {name: tensor_type(array.dtype) for name, array in feeds.items()}
+            self._evaluators[node.output[0]] = _evaluator_of(model_of_node(node, kinds))
+        return self._evaluators[node.output[0]]
+
+
+def _evaluator_of(model: bytes) -> Any:
+    if importlib.util.find_spec("onnx") is not None:
         from onnx.reference import ReferenceEvaluator
 
-        if node.output[0] not in self._evaluators:
-            helper = self._onnx.helper
-            kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
-            graph = helper.make_graph(
-                [node],
-                "one",
-                [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()],
-                [helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, None) for name in node.output],
-            )
-            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
-            self._evaluators[node.output[0]] = ReferenceEvaluator(model)
-        return self._evaluators[node.output[0]]
+        return ReferenceEvaluator(model)
+    ort = require("onnxruntime", "runtime")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def gelu(x: Floats) -> Floats:

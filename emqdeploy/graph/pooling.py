@@ -76,7 +76,8 @@ class Windows:
         padded = np.pad(padded, [(0, 0), (0, 0), *missing], constant_values=beyond)
         for place in product(*(range(0, span + 1, step) for span, step in zip(spans, self.dilations, strict=True))):
             axes = zip(place, lengths, self.strides, strict=True)
-            yield padded[:, :, *(slice(start, start + length, stride) for start, length, stride in axes)]
+            window = [slice(start, start + length, stride) for start, length, stride in axes]
+            yield padded[(slice(None), slice(None), *window)]
 
 
 def pool(operator: str, attributes: dict[str, Any], values: NDArray[Any]) -> NDArray[Any]:

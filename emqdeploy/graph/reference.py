@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from emqdeploy.errors import require
 from emqdeploy.format import grid
 from emqdeploy.format.grid import CodeRange, Codes, Floats
+from emqdeploy.format.onnx_messages import attributes_of, load_model, to_array
 from emqdeploy.graph.floating import CARRIED, FloatOperators
 
 CODES_SUFFIX = "/codes"
@@ -144,8 +144,7 @@ class IntegerReference:
     """
 
     def __init__(self, skeleton: bytes, arrays: dict[str, NDArray[Any]]) -> None:
-        self._onnx = require("onnx", "export")
-        graph = self._onnx.load_from_string(skeleton).graph
+        graph = load_model(skeleton).graph
         self._nodes = list(graph.node)
         self._output = graph.output[0].name
         self._input = graph.input[0].name
@@ -156,7 +155,7 @@ class IntegerReference:
         self._arrays = dict(arrays)
         for tensor in graph.initializer:
             if tensor.name not in self._arrays:
-                self._arrays[tensor.name] = self._onnx.numpy_helper.to_array(tensor)
+                self._arrays[tensor.name] = to_array(tensor)
         self._floats = FloatOperators(self._arrays)
         self._answers = set(layer_values(skeleton))
 
@@ -258,7 +257,7 @@ class IntegerReference:
         return [_Quantized(codes, source.scale, source.zero_point) for codes in parts]
 
     def _layer(self, node: Any, inputs: _Quantized, weight: tuple[str, str], bias: tuple[str, str]) -> _Accumulated:
-        attributes = {a.name: self._onnx.helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         integers, offsets = self._arrays[weight[0]], self._arrays[bias[0]]
         scales = np.float32(inputs.scale) * self._arrays[weight[1]]
         if node.op_type == "Gemm":
@@ -269,7 +268,7 @@ class IntegerReference:
 
 def quantized_tensors(skeleton: bytes) -> list[str]:
     """Names of the graph values that hold a site's codes, in the order in which they are computed."""
-    nodes = require("onnx", "export").load_from_string(skeleton).graph.node
+    nodes = load_model(skeleton).graph.node
     return [name for node in nodes for name in node.output if name.endswith(CODES_SUFFIX)]
 
 
@@ -278,6 +277,6 @@ def layer_values(skeleton: bytes) -> list[str]:
 
     Where a quantizer reads a layer, the fused kernel answers in codes and such a value does not exist.
     """
-    nodes = require("onnx", "export").load_from_string(skeleton).graph.node
+    nodes = load_model(skeleton).graph.node
     fused = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
     return [name for node in nodes for name in node.output if name.endswith(VALUES_SUFFIX) and name not in fused]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -17,6 +17,9 @@ from rich.text import Text
 from emqdeploy.errors import plain_text
 from emqdeploy.report.fitting import styled
 from emqdeploy.report.units import milliseconds, percent
+
+if TYPE_CHECKING:
+    from typing import Self
 
 LINE_S = 2.0
 """Between two lines where there is no terminal."""

@@ -157,7 +157,7 @@ def _named_layers(child: dict[str, Any]) -> list[str]:
 def _float_line(counts: dict[str, int] | None) -> list[str]:
     """What computes in float between the layers, if anything."""
     if counts is None:
-        return ["operators between the layers are not listed: that needs the onnx package"]
+        return ["operators between the layers are not listed: that needs protobuf, which comes with onnxruntime"]
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return [f"computed in float, whatever the bit-width: {found}"] if found else []
 

@@ -13,7 +13,7 @@ from emqdeploy.report.fitting import styled, table
 from emqdeploy.report.terminal import fidelity_cells
 from emqdeploy.report.units import MISSING
 
-_OK, _WRONG, _NOT_JUDGED, _NOT_RUN = "ok", "WRONG", "not judged", "not run"
+_OK, _WRONG, _NOT_JUDGED = "ok", "WRONG", "not judged"
 _STYLES = {_OK: "green", _WRONG: "bold red"}
 
 
@@ -28,7 +28,6 @@ def verify_parts(result: Mapping[str, Any]) -> list[Table | str]:
     for entry in results:
         rows = [*_origin_row(entry["origin"]), *map(_rung_row, entry["rungs"].items())]
         rows += [[name, _verdict(_WRONG), *[MISSING] * 3] for name in entry["failed"]]
-        rows += [[name, _verdict(_NOT_RUN), *[MISSING] * 3] for name in entry["skipped"]]
         for index, row in enumerate(rows):
             rungs.add_row(entry["child"] if index == 0 else "", *row)
     lines = [*_faults(results), *_differences(results), *_skipped(results)]

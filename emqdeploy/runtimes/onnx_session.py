@@ -12,6 +12,7 @@ from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.format.bundle import INPUT
 from emqdeploy.format.grid import Floats
 from emqdeploy.format.levels import FULL, HALF, Levels
+from emqdeploy.format.onnx_messages import FLOAT, UINT8, load_model
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.graph.reference import VALUES_SUFFIX
 
@@ -148,10 +149,9 @@ class SessionEngine:
 
 def with_outputs(model: bytes, names: Sequence[str]) -> bytes:
     """Returns the same graph with some codes, and float answers of layers, as further outputs."""
-    onnx = require("onnx", "export")
-    proto = onnx.load_from_string(model)
+    made = load_model(model)
     for name in names:
-        kind = onnx.TensorProto.FLOAT if name.endswith(VALUES_SUFFIX) else onnx.TensorProto.UINT8
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    data: bytes = proto.SerializeToString()
+        kind = FLOAT if name.endswith(VALUES_SUFFIX) else UINT8
+        made.graph.output.add(name=name).type.tensor_type.elem_type = kind
+    data: bytes = made.SerializeToString()
     return data

@@ -99,7 +99,7 @@ def _channels_below(network: FrozenNetwork, name: str, child: Child) -> int:
 
 
 def _float_ops(skeleton: bytes) -> dict[str, int] | None:
-    """Operators between the layers that compute in float at every child; None where the onnx package is missing."""
+    """Operators between the layers that compute in float at every child; None where protobuf is missing."""
     try:
         return float_operators(skeleton)
     except EmqError:
