@@ -36,7 +36,6 @@ accuracy.
 - **8 bits**, **naive**: signal to noise of the logits in decibels, against the untouched float model in eval mode, over
   {images} images that calibrated nothing. The signal is what differs between images. *Naive* is the same network as
   `benchmarks.naive_int8` makes it: weights per channel and activations per tensor, rounded by their extremes.
-  Behind SiLU or GELU it has nearly twice the levels: it shifts its grid for every tensor, and TensorRT takes no shift.
 - **codes**: values of quantized tensors compared with the exact integer reference in onnxruntime, and how many differ.
 
 To do it again: `python -m benchmarks.architectures` (`--list` shows the names, `--only 'timm/*'` takes some, `--resume`

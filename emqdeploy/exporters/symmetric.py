@@ -8,7 +8,7 @@ fewer than 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,23 @@ INT8 = (-128, 127)
 
 OPSET, IR_VERSION = 20, 9
 """No operator needs more, and the TensorRT of older JetPacks reads no more."""
+
+
+def with_zero_points(skeleton: bytes, zero_points: Mapping[str, int]) -> bytes:
+    """Returns a weightless graph, serialised, in which sites have other codes of zero.
+
+    Args:
+        skeleton: the graph, serialised.
+        zero_points: by name of the site.
+    """
+    onnx = require("onnx", "export")
+    model = onnx.load_from_string(skeleton)
+    for tensor in model.graph.initializer:
+        site, _, kind = tensor.name.rpartition(".")
+        if kind == "zero_point" and site in zero_points:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(zero_points[site], np.uint8), tensor.name))
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def symmetric_model(checkpoint: Checkpoint, child: Child, fp16: bool = False) -> Any:

@@ -128,6 +128,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
                 tuple(site.bits[child] for child in children),
                 tuple(site.scales[child] for child in children),
                 site.clamped,
+                site.zero_point,
             )
             for name, site in network.sites.items()
         ),
@@ -257,6 +258,7 @@ def _read_network(
             {child: scale for child, scale in zip(stored, site.scales, strict=True) if child in children},
             site.clamped,
             header.card.levels,
+            site.zero_point,
         )
         for site in header.sites
     }

@@ -12,6 +12,8 @@ from msgspec import Meta
 from emqdeploy.format.card import MOST_CHILDREN, Card, ChildRecord, Digest, Name, Positive, Record, Side
 from emqdeploy.format.child import ACTIVATION_BITS, Child
 from emqdeploy.format.frozen import check_layers
+from emqdeploy.format.grid import HIGHEST_ZERO
+from emqdeploy.format.levels import FULL
 from emqdeploy.format.tensor_file import ALIGNMENT, Shape
 
 PINNED: Literal["int8"] = "int8"
@@ -36,14 +38,18 @@ class LayerRecord(Record, frozen=True):
     kind: Literal["odd", "integer", "int8"]
 
 
-class SiteRecord(Record, frozen=True):
-    """An activation tensor: bits and scale per child, in the order of the children; whether the graph clamps it."""
+class SiteRecord(Record, frozen=True, omit_defaults=True):
+    """An activation tensor: bits and scale per child, in the order of the children; whether the graph clamps it.
+
+    A signed one at full levels may have a code of zero of its own.
+    """
 
     name: Name
     signed: bool
     bits: tuple[Annotated[int, Meta(ge=ACTIVATION_BITS[0], le=ACTIVATION_BITS[-1])], ...]
     scales: tuple[Positive, ...]
     clamped: bool
+    zero_point: Annotated[int, Meta(ge=1, le=HIGHEST_ZERO)] | None = None
 
 
 class Header(Record, frozen=True):
@@ -76,6 +82,8 @@ def check_structure(header: Header, children: Sequence[Child]) -> None:
     for site in header.sites:
         if not len(site.bits) == len(site.scales) == len(children):
             raise ValueError(f"site {site.name!r} needs bits and a scale for each child")
+        if site.zero_point is not None and not (site.signed and header.card.levels == FULL):
+            raise ValueError(f"site {site.name!r} has a zero point, which only signed ones at full levels have")
     pinned = {layer.name: layer.kind == PINNED for layer in header.layers}
     for child in children:
         check_layers(child, list(pinned), pinned)

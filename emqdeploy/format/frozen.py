@@ -66,6 +66,7 @@ class FrozenSite:
         clamped: whether the graph has an integer clamp for it: uint8 is wider than its codes at some child, be that
             loaded or not.
         levels: those of the network, see `emqdeploy.format.levels`.
+        zero_point: the code of zero, of a signed tensor at full levels in which it is not in the middle.
     """
 
     signed: bool
@@ -73,10 +74,16 @@ class FrozenSite:
     scales: dict[Child, float]
     clamped: bool
     levels: Levels = HALF
+    zero_point: int | None = None
+
+    @property
+    def code_of_zero(self) -> int:
+        """The code of zero, the same at every child."""
+        return next(iter(map(self.code_range, self.bits))).zero_point
 
     def code_range(self, child: Child) -> CodeRange:
         """The codes of the tensor."""
-        return code_range(self.bits[child], self.signed, self.levels)
+        return code_range(self.bits[child], self.signed, self.levels, self.zero_point)
 
 
 @dataclass(frozen=True)
@@ -170,14 +177,20 @@ class FrozenNetwork:
         return [part.reshape(layer.codes.shape) for part, layer in zip(parts, self.layers.values(), strict=True)]
 
     def at_half_levels(self) -> FrozenNetwork:
-        """The same network with 128 codes instead of 256 in 8-bit tensors that are never negative, each step wider."""
+        """The same network with half the codes where zero is not in the middle, each step as much wider as it takes.
+
+        Its skeleton needs the zero points of its sites, see `emqdeploy.exporters.symmetric.with_zero_points`.
+        """
         sites = {}
         for name, site in self.sites.items():
-            coarse = replace(site, levels=HALF)
-            scales = {
-                child: float(np.float32(scale * site.code_range(child).steps / coarse.code_range(child).steps))
-                for child, scale in site.scales.items()
-            }
+            coarse = replace(site, levels=HALF, zero_point=None)
+            scales = {}
+            for child, scale in site.scales.items():
+                fine, wide = site.code_range(child), coarse.code_range(child)
+                ends = [fine.steps / wide.steps]
+                if wide.below:
+                    ends.append(fine.below / wide.below)
+                scales[child] = float(np.float32(scale * max(ends)))
             sites[name] = replace(coarse, scales=scales)
         return replace(self, sites=sites)
 

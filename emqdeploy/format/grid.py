@@ -244,13 +244,27 @@ class CodeRange:
         """Steps from zero to the clip value; ``scale = clip / steps``."""
         return self.high - self.zero_point
 
+    @property
+    def below(self) -> int:
+        """Steps from the lowest value to zero."""
+        return self.zero_point - self.low
 
-def code_range(bits: int, signed: bool, levels: Levels = HALF) -> CodeRange:
+
+HIGHEST_ZERO = 192
+"""The highest code that zero may have: two bits still have a step above it."""
+
+
+def code_range(bits: int, signed: bool, levels: Levels = HALF, zero_point: int | None = None) -> CodeRange:
     """Returns the codes of an activation of ``bits`` bits.
 
     Never-negative tensors use 0..127 at 8 bits and half levels, 0..255 at full ones. Signed ones use all 256 codes
-    around 128, exactly TensorRT's int8.
+    around 128, exactly TensorRT's int8; around ``zero_point`` where they have one of their own, of which narrower
+    widths have the same share below it.
     """
+    if zero_point is not None:
+        steps = (1 << bits) - 1
+        low = zero_point - (zero_point * steps + 127) // 255
+        return CodeRange(zero_point, low, low + steps)
     if signed:
         half = 1 << (bits - 1)
         return CodeRange(128, 128 - half, 127 + half)

@@ -2,9 +2,9 @@
 
 An x86 kernel without VNNI adds two products of a uint8 code and an int8 weight in int16, and saturates. At `HALF`
 levels no pair of products leaves int16, and a tensor that is never negative has the 128 codes that symmetric int8 has
-for it, so every target is exact. At `FULL` levels every code is used: an 8-bit network is one to two decibels nearer to
-its float model, and exact where products are added in int32, that is with VNNI, AMX or on ARM, and in onnxruntime's
-exact kernels elsewhere.
+for it, so every target is exact. At `FULL` levels every code is used, with zero of a signed tensor where its range asks
+for it: an 8-bit network is one to two decibels nearer to its float model, and exact where products are added in int32,
+that is with VNNI, AMX or on ARM, and in onnxruntime's exact kernels elsewhere.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ class ActivationQuantizer(nn.Module):
     Attributes:
         log_clip: logarithm of each clip, ``(widths,)`` or ``(children,)``.
         fixed: whether the clip is known and not learned: that of the input image.
+        zero_point: the code of zero where it is not in the middle: of signed tensors at full levels, once calibrated.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ActivationQuantizer(nn.Module):
         self._keys = tuple(dict.fromkeys(self._key(child) for child in self.trained))
         self.log_clip = nn.Parameter(torch.zeros(len(self._keys)))
         self.fixed = False
+        self.zero_point: int | None = None
         self.observing = False
         self.use(FLOAT)
 
@@ -117,7 +119,10 @@ class ActivationQuantizer(nn.Module):
 
     def code_range(self, child: Child) -> CodeRange:
         """The codes of the tensor at a child."""
-        return code_range(self.bits_of(child), self.signed, self.levels)
+        return self._codes(self.bits_of(child))
+
+    def _codes(self, bits: int) -> CodeRange:
+        return code_range(bits, self.signed, self.levels, self.zero_point)
 
     def clips(self) -> dict[Child, float]:
         """Learned clip per trained child."""
@@ -166,7 +171,7 @@ class ActivationQuantizer(nn.Module):
             if self.observing and not self.fixed:
                 self._observe(x)
             return x
-        codes = code_range(self._bits, self.signed, self.levels)
+        codes = self._codes(self._bits)
         low, high = codes.low - codes.zero_point, codes.steps
         if self._index < 0:
             deployed = (x / self._borrowed).round().clamp_(low, high).mul_(self._borrowed)

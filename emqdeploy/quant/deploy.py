@@ -29,6 +29,7 @@ def freeze(network: MultiBitNetwork, children: Sequence[Child]) -> FrozenNetwork
             scales={child: site.scale(child) for child in ordered},
             clamped=needs_clamp(site.signed, [site.bits_of(child) for child in ordered]),
             levels=site.levels,
+            zero_point=site.zero_point,
         )
         for name, site in network.sites.items()
     }

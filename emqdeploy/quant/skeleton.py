@@ -126,7 +126,7 @@ class _Expander:
         alias = self._flag(node, "alias")
         label = f"{node.outputs[0].name}" if alias else name
         scale = self._open(f"{name}.scale", ir.DataType.FLOAT, ())
-        zero = self._constant(f"{name}.zero_point", np.array(128 if self.sites[name].signed else 0, np.uint8))
+        zero = self._constant(f"{name}.zero_point", np.array(self.sites[name].code_of_zero, np.uint8))
         source, tokens = node.inputs[0], self._tokens(node)
         if tokens is not None:
             source = tokens.inputs[0]

@@ -200,9 +200,13 @@ void Checkpoint::grid_of(const Shared &grid, size_t channel, GridKind kind, Numb
 Checkpoint::Bounds Checkpoint::bounds_of(const SiteRecord &site, bool full_levels) {
     Bounds bounds;
     for (const int bits : site.bits) {
-        const int half = 1 << (bits - 1), most = full_levels ? 255 : 127;
-        const int low = site.is_signed ? 128 - half : 0;
-        const int high = site.is_signed ? 127 + half : std::min(2 * half - 1, most);
+        const int half = 1 << (bits - 1), steps = 2 * half - 1, most = full_levels ? 255 : 127;
+        int low = site.is_signed ? 128 - half : 0;
+        int high = site.is_signed ? 127 + half : std::min(steps, most);
+        if (site.zero_point >= 0) {
+            low = site.zero_point - (site.zero_point * steps + 127) / 255;
+            high = low + steps;
+        }
         bounds.lows.push_back(site.clamped ? low : 0);
         bounds.highs.push_back(site.clamped ? high : 255);
     }

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t largest_side = 1 << 16, largest_layer = int64_t{1} << 40;
 constexpr size_t most_children = 256, most_classes = 1000000, most_records = 1 << 16;
-constexpr int master_bits = 8, least_activation_bits = 2;
+constexpr int master_bits = 8, least_activation_bits = 2, highest_zero = 192;
 constexpr double largest_number = 1e30;
 
 class Reader {
@@ -176,7 +176,9 @@ class Reader {
                                });
                            }},
                           {"scales", true, [&] { site.scales = numbers(true); }},
-                          {"clamped", true, [&] { site.clamped = json_.truth(); }}});
+                          {"clamped", true, [&] { site.clamped = json_.truth(); }},
+                          {"zero_point", false,
+                           [&] { site.zero_point = static_cast<int>(json_.whole(1, highest_zero)); }}});
             header_.sites.push_back(std::move(site));
             if (header_.sites.size() > most_records) throw Failure("it has too many sites");
         });
@@ -215,6 +217,9 @@ void check_structure(Header &header) {
     for (const SiteRecord &site : header.sites) {
         if (site.bits.size() != header.children.size() || site.scales.size() != header.children.size()) {
             throw Failure("site '" + site.name + "' needs bits and a scale for each child");
+        }
+        if (site.zero_point >= 0 && !(site.is_signed && header.card.full_levels)) {
+            throw Failure("site '" + site.name + "' has a zero point, which only signed ones at full levels have");
         }
     }
     for (const ChildRecord &child : header.children) {

@@ -36,6 +36,7 @@ struct LayerRecord {
 struct SiteRecord {
     std::string name;
     bool is_signed = false, clamped = false;
+    int zero_point = -1;  // of a signed tensor in which zero is not in the middle
     std::vector<int> bits;  // per child, as the scales
     std::vector<float> scales;
 };

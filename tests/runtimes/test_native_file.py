@@ -232,6 +232,8 @@ def _put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         (lambda header, _: header["layers"][1].update(shape=[6, 16, 3, 3]), "'slope/2' has type I8 and shape"),
         (lambda header, _: header["layers"][2].update(shape=[12, 10, 3, 3]), "layer 6 has other weights"),
         (lambda header, _: header["sites"][1]["scales"].pop(), "needs bits and a scale for each child"),
+        (lambda header, _: header["sites"][1].update(zero_point=40), "only signed ones at full levels have"),
+        (lambda header, _: header["sites"][0].update(zero_point=193), "a number out of bounds"),
         (lambda _, tensors: tensors.pop("bits/8"), "tensor 'bits/8' is missing"),
         (_put("scale/8", np.float32("nan")), "no number for a kernel"),
         (_put("bias/8", np.float32(1e30)), "is no int32"),

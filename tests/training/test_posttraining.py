@@ -21,6 +21,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.format.emq import load_checkpoint
 from emqdeploy.format.frozen import FrozenNetwork
+from emqdeploy.format.levels import FULL, HALF, LEVELS
 from emqdeploy.models import create_model
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
@@ -95,8 +96,9 @@ def test_calibration_images_show_every_class_in_every_batch(batches: list[Tensor
 def test_clip_choices_on_known_values() -> None:
     """The largest value, a percentile, and the clip that a fine search finds best."""
     values = torch.cat([torch.linspace(0, 1, 10_000), torch.tensor([-50.0])]).unsqueeze(1)
-    assert CLIP_CHOICES["max"](values, 15) == 50
-    assert CLIP_CHOICES["p99"](values, 15) == pytest.approx(0.99, abs=0.01)
+    assert CLIP_CHOICES["max"](values, 15, 15) == 50
+    assert CLIP_CHOICES["max"](values, 250, 5) == 1
+    assert CLIP_CHOICES["p99"](values, 15, 15) == pytest.approx(0.99, abs=0.01)
     torch.manual_seed(0)  # how far the largest lies out is chance
     outliers = torch.distributions.Laplace(0.0, 1.0).sample((50_000, 1))
 
@@ -105,8 +107,8 @@ def test_clip_choices_on_known_values() -> None:
         return float(((outliers / scale).round().clamp(-15, 15) * scale - outliers).square().mean())
 
     best = min(error(float(clip)) for clip in np.linspace(1, float(outliers.max()), 500))
-    assert error(CLIP_CHOICES["mse"](outliers, 15)) <= 1.02 * best
-    assert error(CLIP_CHOICES["mse"](outliers, 15)) < 0.5 * error(CLIP_CHOICES["max"](outliers, 15))
+    assert error(CLIP_CHOICES["mse"](outliers, 15, 15)) <= 1.02 * best
+    assert error(CLIP_CHOICES["mse"](outliers, 15, 15)) < 0.5 * error(CLIP_CHOICES["max"](outliers, 15, 15))
 
 
 def pooled(pool: nn.Module) -> MultiBitNetwork:
@@ -127,6 +129,24 @@ def test_clips_are_chosen_for_what_readers_see(pool: nn.Module, wider: float) ->
         calibrate_clips(network, [images], "mse")
         clips.append(network.sites["_1"].clips()[COARSE])
     assert clips[1] > wider * clips[0]
+
+
+def test_zero_lies_where_the_range_asks_for_it() -> None:
+    """Behind SiLU hardly a code is below it at full levels, so that steps are much finer."""
+    images = torch.randn(64, 3, 10, 10)
+    steps = {}
+    for levels in LEVELS:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+        model(images[:1])
+        network = insert_quantizers(model, InsertionConfig(levels=levels), (EIGHT,), (), 3.0, (3, 10, 10)).eval()
+        calibrate_clips(network, [images], "mse")
+        before, behind = network.sites["_0"], network.sites["_1"]
+        steps[levels] = behind.scale(EIGHT)
+    assert steps[FULL] < 0.7 * steps[HALF]
+    assert (before.zero_point or 128) == pytest.approx(128, abs=30)
+    assert behind.zero_point is not None
+    assert 0.25 < behind.zero_point * steps[FULL] < 0.35  # the lowest value of SiLU is -0.28
 
 
 def test_the_largest_value_is_never_missed() -> None:

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emqdeploy.format.child import FLOAT
+from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.format.grid import HIGHEST_ZERO
+from emqdeploy.format.levels import FULL
 from emqdeploy.quant.activations import ActivationQuantizer
 from emqdeploy.quant.layers import SITES
 from emqdeploy.quant.network import MultiBitNetwork
@@ -25,26 +27,32 @@ SAMPLE = 100_000
 AVERAGED = 64
 """Values, at most, that stand for a group of which readers see the mean."""
 
+MIDDLE, STEPS = 128, 255
+"""The code of zero that signed tensors have otherwise, and the steps of 8 bits."""
+
 SMALLEST_CLIP = 1e-12
 """Of faint tensors, and of those that are always zero; its scale times that of the weights stays a normal float32."""
 
-ClipChoice = Callable[[Tensor, int], float]
-"""``(values (K, G), steps between zero and the clip) -> clip``; readers see the mean of every row of G."""
+ClipChoice = Callable[[Tensor, int, int], float]
+"""``(values (K, G), steps below zero, steps above it) -> clip``, the value of the highest step.
+
+Readers see the mean of every row of G. Never-negative tensors have as many steps below zero as above it, and use none.
+"""
 
 CLIP_CHOICES: Registry[ClipChoice] = Registry("clip calibration")
 
 
 @CLIP_CHOICES.register("max")
-def largest(values: Tensor, steps: int) -> float:
-    """The largest value: nothing is cut, and the steps are coarse."""
-    return float(values.abs().max())
+def largest(values: Tensor, below: int, above: int) -> float:
+    """The clip that cuts nothing: the steps are coarse."""
+    return float(_heights(values, below, above).max())
 
 
 def percentile(share: float) -> ClipChoice:
     """Returns the choice that cuts all but a share of the values."""
 
-    def choose(values: Tensor, steps: int) -> float:
-        return float(torch.quantile(values.abs().flatten(), share))
+    def choose(values: Tensor, below: int, above: int) -> float:
+        return float(torch.quantile(_heights(values, below, above).flatten(), share))
 
     return choose
 
@@ -55,15 +63,23 @@ CLIP_CHOICES.register("p99.99")(percentile(0.9999))
 
 
 @CLIP_CHOICES.register("mse")
-def least_error(values: Tensor, steps: int) -> float:
+def least_error(values: Tensor, below: int, above: int) -> float:
     """The clip of least mean squared error for the readers, of ninety between a tenth and all of the range."""
-    top = largest(values, steps)
-    errors = {}
-    for share in torch.linspace(0.1, 1, 91).tolist():
-        scale = top * share / steps
-        given = (values / scale).round_().clamp_(-steps, steps).mul_(scale).sub_(values)
-        errors[top * share] = float(given.mean(1).square().mean())
+    top = largest(values, below, above)
+    errors = {top * share: _error(values, top * share, below, above) for share in torch.linspace(0.1, 1, 91).tolist()}
     return min(errors, key=errors.__getitem__)
+
+
+def _heights(values: Tensor, below: int, above: int) -> Tensor:
+    """The clips that values ask for: negative ones have steps of their own."""
+    return torch.where(values < 0, values * (-above / below), values)
+
+
+def _error(values: Tensor, clip: float, below: int, above: int) -> float:
+    """Mean squared error for the readers."""
+    scale = clip / above
+    given = (values / scale).round_().clamp_(-below, above).mul_(scale).sub_(values)
+    return float(given.mean(1).square().mean())
 
 
 @torch.no_grad()
@@ -80,11 +96,30 @@ def calibrate_clips(network: MultiBitNetwork, batches: list[Tensor], choice: str
     for name, site in network.sites.items():
         if site.fixed:  # the input image, whose range is known
             continue
-        steps = {child: site.code_range(child).steps for child in site.clips()}
+        if site.signed and site.levels == FULL:
+            site.zero_point = _zero_point(values[name], choose)
+        steps = {child: _steps(site, child) for child in site.clips()}
         # A percentile is zero where nearly all values are.
-        clips = {count: choose(values[name], count) or largest(values[name], count) for count in set(steps.values())}
-        for child, count in steps.items():
-            site.set_clip(child, max(clips[count], SMALLEST_CLIP))
+        clips = {ends: choose(values[name], *ends) or largest(values[name], *ends) for ends in set(steps.values())}
+        for child, ends in steps.items():
+            site.set_clip(child, max(clips[ends], SMALLEST_CLIP))
+
+
+def _steps(site: ActivationQuantizer, child: Child) -> tuple[int, int]:
+    """Steps below zero and above it."""
+    codes = site.code_range(child)
+    return (codes.steps if site.zero_point is None else codes.below), codes.steps
+
+
+def _zero_point(values: Tensor, choose: ClipChoice) -> int | None:
+    """The code of zero that the ends of the range ask for; None where it serves readers no better than the middle."""
+    low, high = (float(end) for end in torch.aminmax(values))
+    if not low < 0 < high:
+        return None
+    zero = min(max(round(-low / (high - low) * STEPS), 1), HIGHEST_ZERO)
+    ways = {None: (MIDDLE - 1, MIDDLE - 1), zero: (zero, STEPS - zero)}
+    errors = {way: _error(values, choose(values, *ends) or high, *ends) for way, ends in ways.items()}
+    return min(errors, key=errors.__getitem__)
 
 
 def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.exporters.onnx_writer import sealed
 from emqdeploy.exporters.products import Job, Product, tag
 from emqdeploy.exporters.settings import PLAIN, TRITON, ExportSettings
-from emqdeploy.exporters.symmetric import symmetric_model, symmetric_selector
+from emqdeploy.exporters.symmetric import symmetric_model, symmetric_selector, with_zero_points
 from emqdeploy.exporters.tensorrt_engine import DEFAULT_CAPABILITIES, Engine, build_engine, check_capabilities
 from emqdeploy.exporters.triton import as_triton_model
 from emqdeploy.format.bundle import CHILD, INPUT, NOT_RUN, SELECTOR, Artefact, Bundle, Role
@@ -73,11 +73,14 @@ class _Symmetric(Target):
     """What TensorRT's symmetric int8, which has no zero point, makes of a network."""
 
     def network(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The network at half levels: tensors that are never negative have 128 codes here."""
+        """The network at half levels: zero is in the middle here, or below it are no codes and 128 above."""
         if checkpoint.card.levels == HALF:
             return checkpoint
+        network = checkpoint.network.at_half_levels()
         card = msgspec.structs.replace(checkpoint.card, levels=HALF)
-        return replace(checkpoint, network=checkpoint.network.at_half_levels(), card=card)
+        zeros = {name: site.code_of_zero for name, site in network.sites.items()}
+        skeleton = with_zero_points(checkpoint.skeleton, zeros)
+        return replace(checkpoint, network=network, card=card, skeleton=skeleton)
 
 
 @TARGETS.register(FORM)
@@ -120,7 +123,7 @@ class TensorRtForm(_Symmetric):
             raise EmqError(f"{path} holds child {names}, not {child.name}; export the bundle again")
         feeds = selection(selector_values(held)[child]) if artefact.role == SELECTOR else {}
         model = onnx.load_from_string(data)
-        zeros = {f"{name}{CODES_SUFFIX}": 128 if site.signed else 0 for name, site in checkpoint.network.sites.items()}
+        zeros = {f"{name}{CODES_SUFFIX}": site.code_of_zero for name, site in checkpoint.network.sites.items()}
         defined = {name for node in model.graph.node for name in node.output}
         traced = [name for name in quantized_tensors(checkpoint.skeleton) if name in defined]
         for name in traced:
