@@ -19,7 +19,6 @@ from benchmarks.outcomes import CRASH, LATE, LAYERS_IN_FLOAT, REFUSED, WRONG, Ou
 from benchmarks.pictures import CLASSES, MORE
 from benchmarks.zoo import Architecture
 from emqdeploy.data import load_dataset
-from emqdeploy.data.images import read_image
 from emqdeploy.errors import EmqError
 from emqdeploy.exporters.settings import ExportSettings
 from emqdeploy.format.levels import FULL
@@ -112,7 +111,7 @@ class _Trial:
         """Decibels of the file, which is proven to answer as the integer reference does, on more pictures than that."""
         self.found.stage = "comparison"
         source = open_source(run / "bundle", "8")
-        pictures = [read_image(path, 3, self.size, self.size) for path in sorted((self.pictures / MORE).iterdir())]
+        pictures = [source.preprocessing.read(path) for path in sorted((self.pictures / MORE).iterdir())]
         images = source.preprocessing.normalize(np.stack(pictures))
         with torch.no_grad():
             wanted = network(torch.from_numpy(images)).numpy()

@@ -237,11 +237,11 @@ def _picture(dice: random.Random) -> bytes:
 
 
 def _read_picture(data: bytes, folder: Path) -> object:
-    from emqdeploy.data.images import read_image
+    from emqdeploy.data import Preprocessing
 
     path = folder / "one.png"
     path.write_bytes(data)
-    return read_image(path, 3, 16, 16)
+    return Preprocessing(3, 16, 16, (0.5,) * 3, (0.25,) * 3).read(path)
 
 
 def _read_answer(data: bytes, folder: Path) -> object:

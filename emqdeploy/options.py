@@ -115,7 +115,7 @@ def options_of(*classes: type) -> list[Option]:
     found: dict[str, Option] = {}
     for one in classes:
         hints = typing.get_type_hints(one)
-        for item in fields(one):
+        for item in sorted(fields(one), key=lambda item: item.kw_only is True):  # last, as where they are given
             about = item.metadata
             if "option" in about:
                 flag = about["flag"] or item.name.replace("_", "-")

@@ -1,8 +1,9 @@
 """Data sets by name, as numpy arrays: a device measures accuracy without torch."""
 
-from emqdeploy.data import folders, imagenet, small  # noqa: F401  (registers the data sets)
-from emqdeploy.data.images import ImageFiles, Images
-from emqdeploy.data.loading import DATASETS, DataRequest, Dataset, load_dataset
+from emqdeploy.data import folders, imagenet, libraries, small, tables  # noqa: F401  (registers the data sets)
+from emqdeploy.data.loading import Dataset, load_dataset
+from emqdeploy.data.naming import DATASETS, DataRequest
+from emqdeploy.data.pictures import ImageFiles, Images, Pictures
 from emqdeploy.data.preprocessing import Preprocessing
 from emqdeploy.data.splits import Split, validation_split
 
@@ -12,6 +13,7 @@ __all__ = [
     "Dataset",
     "ImageFiles",
     "Images",
+    "Pictures",
     "Preprocessing",
     "Split",
     "load_dataset",

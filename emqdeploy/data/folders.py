@@ -1,22 +1,24 @@
-"""Data sets of image files in a folder per class."""
+"""Data sets of image files in folders: one for each class, or all in one place with the class elsewhere."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from emqdeploy.data.images import SUFFIXES, ImageFiles
-from emqdeploy.data.loading import DATASETS, SPLIT_SEED, TEST_FRACTION, DataRequest, Dataset
-from emqdeploy.data.preprocessing import Preprocessing
+from emqdeploy.data.images import SUFFIXES
+from emqdeploy.data.loading import SPLIT_SEED, TEST_FRACTION, UNLABELLED, Dataset, with_test_split
+from emqdeploy.data.naming import DATASETS, TABLES, DataRequest
+from emqdeploy.data.pictures import ImageFiles
+from emqdeploy.data.preprocessing import USUAL, Preprocessing
 from emqdeploy.data.splits import Split, stratified
+from emqdeploy.data.tables import read_table
 from emqdeploy.errors import UsageError
-
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 DEEPEST = 32
 """Folders inside one another that are looked through; deeper ones are a mistake, or meant to exhaust the reader."""
@@ -24,25 +26,17 @@ DEEPEST = 32
 _OUTSIDE = "in no class folder"
 _READ = ", ".join(sorted(SUFFIXES))
 
-_SMALL_IMAGE = 64  # pixels up to which the field augments by a shifted crop, beyond by a crop of random size
-
-
-def augmentation_for(size: int) -> str:
-    """Return the usual augmentation of colour images of ``size`` pixels."""
-    return "crop-flip" if size <= _SMALL_IMAGE else "resized-crop-flip"
+_NUMBERED = re.compile(r"(.*[^\W\d_])[\s_.-]*\(?\d+\)?$")
+"""A name that is a class and a number, as ``cat.17`` and ``red panda (3)``."""
 
 
 @DATASETS.register("imagefolder")
 def _imagefolder(request: DataRequest) -> Dataset:
-    """A folder per class: PATH/train and PATH/test (or val), or the classes in PATH itself."""
-    root = request.place
-    if root is None:
-        raise UsageError("imagefolder needs a folder; write imagefolder:PATH")
-    size = request.image_size or 224
-    if not root.is_dir():
-        raise UsageError(
-            f"{root} is not a folder; give imagefolder:PATH an existing folder, or say with --data-dir where it is"
-        )
+    """A folder per class: PATH/train and PATH/test (or val), or the classes in PATH itself; or one folder of images.
+
+    In one folder a table names the classes, or the files' names do; else the images have no labels.
+    """
+    root = _folder(request)
     has_train = (root / "train").is_dir()
     held_out = next((sub for sub in ("test", "val") if (root / sub).is_dir()), None)
     if has_train != (held_out is not None):
@@ -50,27 +44,85 @@ def _imagefolder(request: DataRequest) -> Dataset:
             f"{root} has only one of train/ and test/ (or val/); add the other, "
             "or put the folders of the classes directly into it"
         )
+    if not _class_folders(root / "train" if has_train else root):
+        return _one_place(root)
     left_out: Counter[str] = Counter()
     files = class_files(root, "train" if has_train else "", left_out)
     classes = tuple(files)
-    if len(classes) < 2:
-        raise UsageError(f"{root} holds the single class {classes[0]!r}; at least two are needed")
-    train = labelled_files(root, files, classes, size)
+    train = labelled_files(root, files, classes, USUAL)
     if held_out is None:
         count = max(round(TEST_FRACTION * len(train)), 1)
         aside, kept = stratified(train.labels, count, SPLIT_SEED)
         train, test = train.subset(kept), train.subset(aside)
     else:
-        test = labelled_files(root, class_files(root, held_out, left_out), classes, size)
+        test = labelled_files(root, class_files(root, held_out, left_out), classes, USUAL)
     return Dataset(
         name=f"imagefolder:{root.name}",
         train=train,
         test=test,
         classes=classes,
-        preprocessing=Preprocessing(3, size, size, *IMAGENET_STATISTICS),
-        augmentation=augmentation_for(size),
+        preprocessing=USUAL,
+        augmentation="",
         notes=notes_on(root, left_out),
+        own_statistics=False,
     )
+
+
+@DATASETS.register("unlabelled")
+def _unlabelled(request: DataRequest) -> Dataset:
+    """All images below a folder, whatever its folders and files are called; a fixed fifth of them is the test set."""
+    root = _folder(request)
+    left_out: Counter[str] = Counter()
+    return _without_labels(root, image_names(root, "", left_out), notes_on(root, left_out))
+
+
+def _folder(request: DataRequest) -> Path:
+    root = request.place
+    if root is None:
+        raise UsageError(f"{request.kind} needs a folder; write {request.kind}:PATH")
+    if not root.is_dir():
+        raise UsageError(
+            f"{root} is not a folder; give {request.kind}:PATH an existing folder, or say with --data-dir where it is"
+        )
+    return root
+
+
+def _class_folders(place: Path) -> bool:
+    """Whether there are folders for at least two classes: one folder of photos is no class."""
+    return sum(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(place)) > 1
+
+
+def _one_place(root: Path) -> Dataset:
+    """Images that lie together: labelled by a table beside them, by their names, or not at all."""
+    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in TABLES and path.name[0] != ".")
+    if len(tables) > 1:
+        raise UsageError(f"{root} holds {len(tables)} tables; name the one with the labels: --data {tables[0]}")
+    if tables:
+        return read_table(tables[0], root)
+    left_out: Counter[str] = Counter()
+    names = image_names(root, "", left_out)
+    notes = notes_on(root, left_out)
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        numbered = _NUMBERED.match(os.path.splitext(os.path.basename(name))[0])
+        by_class[numbered[1] if numbered is not None else ""].append(name)
+    # A class of one image is a name of its own, and one class is what a camera calls all of its pictures.
+    if "" in by_class or len(by_class) < 2 or min(map(len, by_class.values())) < 2:
+        return _without_labels(root, names, notes)
+    classes = tuple(sorted(by_class))
+    train, test = with_test_split(labelled_files(root, by_class, classes, USUAL))
+    shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    note = f"{len(classes)} classes from the names of the files: {shown}; unlabelled:{root} takes them without labels"
+    return Dataset(root.name, train, test, classes, USUAL, "", (*notes, note), own_statistics=False)
+
+
+def _without_labels(root: Path, names: Sequence[str], notes: tuple[str, ...]) -> Dataset:
+    images = ImageFiles(root, names, USUAL)
+    if len(images) < 2:
+        raise UsageError(f"{root} holds a single image; at least two are needed")
+    train, test = with_test_split(Split(images, np.full(len(images), UNLABELLED, np.int64)))
+    note = f"{len(images)} images without labels in {root}: {len(train)} to calibrate, {len(test)} to test"
+    return Dataset(root.name, train, test, (), USUAL, "", (note, *notes), own_statistics=False)
 
 
 def class_files(root: Path, folder: str, left_out: Counter[str]) -> dict[str, list[str]]:
@@ -154,7 +206,9 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def labelled_files(root: Path, files: Mapping[str, Sequence[str]], classes: Sequence[str], size: int) -> Split:
+def labelled_files(
+    root: Path, files: Mapping[str, Sequence[str]], classes: Sequence[str], seen: Preprocessing
+) -> Split:
     """Return all files and their class numbers as a split; nothing is decoded yet.
 
     The classes are mixed, always alike: whoever takes the first few hundred images, to calibrate or to prove parity,
@@ -173,4 +227,4 @@ def labelled_files(root: Path, files: Mapping[str, Sequence[str]], classes: Sequ
     labels: list[npt.NDArray[np.int64]] = [np.full(len(found), number[name], np.int64) for name, found in files.items()]
     names = [path for found in files.values() for path in found]
     order = np.random.default_rng(SPLIT_SEED).permutation(len(names))
-    return Split(ImageFiles(root, names, 3, size, size), np.concatenate(labels)).subset(order)
+    return Split(ImageFiles(root, names, seen), np.concatenate(labels)).subset(order)

@@ -10,23 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from emqdeploy.data.folders import (
-    IMAGENET_STATISTICS,
-    augmentation_for,
-    class_files,
-    image_names,
-    labelled_files,
-    notes_on,
-)
+from emqdeploy.data.folders import class_files, image_names, labelled_files, notes_on
 from emqdeploy.data.formats import damaged
-from emqdeploy.data.images import ImageFiles
-from emqdeploy.data.loading import DATASETS, DataRequest, Dataset
+from emqdeploy.data.loading import Dataset
 from emqdeploy.data.locations import cache_folder
-from emqdeploy.data.preprocessing import Preprocessing
+from emqdeploy.data.naming import DATASETS, DataRequest
+from emqdeploy.data.pictures import ImageFiles
+from emqdeploy.data.preprocessing import USUAL, Preprocessing
 from emqdeploy.data.splits import Split
 from emqdeploy.errors import EmqError, UsageError
 
-_TINY_STATISTICS = ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
+_TINY = Preprocessing(3, 64, 64, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
 _TINY_FOLDER = "tiny-imagenet-200"
 _KAGGLE_FOLDER = "ILSVRC/Data/CLS-LOC"
 _WORDS = ("words.txt", "synset_words.txt", "LOC_synset_mapping.txt")
@@ -37,7 +31,6 @@ _ANNOTATIONS = ("val_annotations.txt", "val_annotations.csv", "LOC_val_solution.
 def _tinyimagenet(request: DataRequest) -> Dataset:
     """Tiny ImageNet: 110,000 colour images of 64 x 64 pixels in 200 classes (the ``test`` folder has no labels)."""
     root = _root(request, ("", _TINY_FOLDER), "wnids.txt", "unpack tiny-imagenet-200.zip")
-    size = request.image_size or 64
     synsets = sorted((root / "wnids.txt").read_text().split())
     if len(set(synsets)) < max(len(synsets), 2):
         raise damaged(root / "wnids.txt", "it lacks classes or names one twice")
@@ -48,11 +41,11 @@ def _tinyimagenet(request: DataRequest) -> Dataset:
     files = {synset: image_names(root, f"train/{synset}/images", left_out) for synset in synsets}
     return Dataset(
         name="tinyimagenet",
-        train=labelled_files(root, files, synsets, size),
-        test=_annotated(root, "val/images", [root / "val" / "val_annotations.txt"], synsets, size, left_out),
+        train=labelled_files(root, files, synsets, _TINY),
+        test=_annotated(root, "val/images", [root / "val" / "val_annotations.txt"], synsets, _TINY, left_out),
         classes=_class_names([root], synsets),
-        preprocessing=Preprocessing(3, size, size, *_TINY_STATISTICS),
-        augmentation=augmentation_for(size),
+        preprocessing=_TINY,
+        augmentation="",
         notes=notes_on(root, left_out),
     )
 
@@ -66,7 +59,6 @@ def _imagenet(request: DataRequest) -> Dataset:
     """
     places = ("", "imagenet", "ILSVRC2012", _KAGGLE_FOLDER)
     root = _root(request, places, "train", "get ILSVRC 2012 from image-net.org, unpack it into train/CLASS and val")
-    size = request.image_size or 224
     left_out: Counter[str] = Counter()
     files = class_files(root, "train", left_out)
     synsets = list(files)
@@ -76,18 +68,19 @@ def _imagenet(request: DataRequest) -> Dataset:
     if not (root / "val").is_dir():
         raise UsageError(f"{root} has no val/; put the validation images there, on which accuracy is measured")
     if any(entry.is_dir() and entry.name in files for entry in os.scandir(root / "val")):
-        test = labelled_files(root, class_files(root, "val", left_out), synsets, size)
+        test = labelled_files(root, class_files(root, "val", left_out), synsets, USUAL)
     else:
         candidates = [place / name for place in (root / "val", *above) for name in _ANNOTATIONS]
-        test = _annotated(root, "val", candidates, synsets, size, left_out)
+        test = _annotated(root, "val", candidates, synsets, USUAL, left_out)
     return Dataset(
         name="imagenet",
-        train=labelled_files(root, files, synsets, size),
+        train=labelled_files(root, files, synsets, USUAL),
         test=test,
         classes=_class_names(above, synsets),
-        preprocessing=Preprocessing(3, size, size, *IMAGENET_STATISTICS),
-        augmentation=augmentation_for(size),
+        preprocessing=USUAL,
+        augmentation="",
         notes=notes_on(root, left_out),
+        own_statistics=False,
     )
 
 
@@ -105,7 +98,12 @@ def _root(request: DataRequest, subfolders: Sequence[str], sign: str, remedy: st
 
 
 def _annotated(
-    root: Path, folder: str, candidates: Sequence[Path], synsets: Sequence[str], size: int, left_out: Counter[str]
+    root: Path,
+    folder: str,
+    candidates: Sequence[Path],
+    synsets: Sequence[str],
+    seen: Preprocessing,
+    left_out: Counter[str],
 ) -> Split:
     """Return the images of one flat folder with the labels of an annotation file.
 
@@ -135,7 +133,7 @@ def _annotated(
     missing = next((name for name, stem in zip(names, stems, strict=True) if stem not in labels), None)
     if missing is not None:
         raise damaged(annotations, f"it says nothing about {missing}")
-    return Split(ImageFiles(root, names, 3, size, size), np.array([labels[stem] for stem in stems], np.int64))
+    return Split(ImageFiles(root, names, seen), np.array([labels[stem] for stem in stems], np.int64))
 
 
 def _class_names(folders: Sequence[Path], synsets: Sequence[str]) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from emqdeploy.data.formats import damaged, read_cifar, read_idx
-from emqdeploy.data.loading import DATASETS, DataRequest, Dataset, with_test_split
+from emqdeploy.data.loading import Dataset, with_test_split
 from emqdeploy.data.locations import find_or_download
+from emqdeploy.data.naming import DATASETS, DataRequest
 from emqdeploy.data.preprocessing import Preprocessing
 from emqdeploy.data.splits import Split
 from emqdeploy.errors import require
@@ -20,7 +21,7 @@ from emqdeploy.format.grid import Floats
 @DATASETS.register("digits")
 def _digits(request: DataRequest) -> Dataset:
     """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
-    request.refuse_options()
+    request.refuse_path()
     table = _digits_table()
     pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     train, test = with_test_split(Split(pixels, table[:, -1].astype(np.int64)))
@@ -65,7 +66,7 @@ _FASHION_CLASSES = (
 @DATASETS.register("fashion-mnist")
 def _fashion_mnist(request: DataRequest) -> Dataset:
     """Fashion-MNIST: 70,000 grey garments of 28 x 28 pixels in four IDX files."""
-    request.refuse_options()
+    request.refuse_path()
     parts = ("train", "t10k")
     folder = find_or_download(
         "fashion-mnist",
@@ -121,7 +122,7 @@ def _cifar(
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Dataset:
     """Read either CIFAR; they differ in file names and in the keys of their dictionaries."""
-    request.refuse_options()
+    request.refuse_path()
     train_files, test_files, meta_file = files
     folder = find_or_download(
         name,

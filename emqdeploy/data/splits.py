@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from emqdeploy.data.images import ImageFiles, Images
+from emqdeploy.data.pictures import Images, Pictures
 from emqdeploy.errors import UsageError
 
 
@@ -27,7 +27,7 @@ class Split:
     def subset(self, indices: npt.ArrayLike) -> Split:
         """Return the images at ``indices`` (integers or a mask), in that order."""
         chosen = np.asarray(indices)
-        images = self.images.subset(chosen) if isinstance(self.images, ImageFiles) else self.images[chosen]
+        images = self.images.subset(chosen) if isinstance(self.images, Pictures) else self.images[chosen]
         return Split(images, self.labels[chosen])
 
 

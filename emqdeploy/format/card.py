@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -49,14 +49,66 @@ class ChildRecord(Record, frozen=True):
     activations: WidthsRecord
 
 
+WHOLE_UP_TO = 64
+"""Pixels of a side up to which a network sees whole pictures by default: small ones are all subject, without border."""
+
+_SHOWN, _RESIZED = 224, 256  # the usual ImageNet evaluation: resize the shorter side to 256, take the middle 224
+
+
+def usual_resize(height: int, width: int) -> tuple[str, tuple[int, int]]:
+    """How pictures come to a size where nobody says: `Pixels.resize` and `Pixels.resized`."""
+    if max(height, width) <= WHOLE_UP_TO:
+        return "stretch", (height, width)
+    return "cover", (round(height * _RESIZED / _SHOWN), round(width * _RESIZED / _SHOWN))
+
+
 class Pixels(Record, frozen=True):
-    """How pixels become inputs: size, and mean and standard deviation per channel, 1.0 being pixel value 255."""
+    """How a picture becomes an input, complete: a program in any language does the same without guessing.
+
+    A picture that is not ``height`` x ``width`` already is resized, its middle is taken, and a pixel of 0..255 becomes
+    ``(pixel / 255 - mean) / std`` of its channel.
+
+    Attributes:
+        channels: 1 or 3.
+        height: of the input.
+        width: of the input.
+        mean: per channel, in the network's order, of pixels from 0 to 1.
+        std: per channel, in the network's order, of pixels from 0 to 1.
+        channel_order: of the input: ``rgb``, ``bgr`` or ``grey`` (0.299 red + 0.587 green + 0.114 blue).
+        resize: ``cover`` keeps the picture's shape and makes it just large enough to cover ``resized``; ``stretch``
+            makes it ``resized``, whatever its shape.
+        resized: rows and columns.
+        interpolation: of the resizing: ``nearest``, ``box``, ``bilinear``, ``bicubic`` or ``lanczos``.
+        antialias: that a picture made smaller is averaged over all of its pixels, as Pillow does.
+        crop: the part of the resized picture that is taken.
+        value_range: of a pixel before mean and std.
+        layout: of the input.
+        dtype: of the input.
+    """
 
     channels: Side
     height: Side
     width: Side
     mean: tuple[Finite, ...]
     std: tuple[Positive, ...]
+    channel_order: Literal["rgb", "bgr", "grey"] | None = None
+    resize: Literal["cover", "stretch"] | None = None
+    resized: tuple[Side, Side] | None = None
+    interpolation: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    antialias: Literal[True] = True
+    crop: Literal["center"] = "center"
+    value_range: tuple[Literal[0], Literal[1]] = (0, 1)
+    layout: Literal["NCHW"] = "NCHW"
+    dtype: Literal["float32"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Fills in what files of earlier versions leave to the size."""
+        if self.channel_order is None:
+            msgspec.structs.force_setattr(self, "channel_order", "grey" if self.channels == 1 else "rgb")
+        if self.resize is None or self.resized is None:
+            resize, resized = usual_resize(self.height, self.width)
+            msgspec.structs.force_setattr(self, "resize", resize)
+            msgspec.structs.force_setattr(self, "resized", resized)
 
 
 class DataSource(Record, frozen=True):
@@ -210,6 +262,10 @@ def check_card(card: Card, children: Sequence[Child]) -> None:
     pixels = card.preprocessing
     if not len(pixels.mean) == len(pixels.std) == pixels.channels:
         raise ValueError("preprocessing needs one mean and one std per channel")
+    if (pixels.channel_order == "grey") != (pixels.channels == 1):
+        raise ValueError(f"{pixels.channels} channels are not {pixels.channel_order}")
+    if pixels.resized is not None and not (pixels.resized[0] >= pixels.height and pixels.resized[1] >= pixels.width):
+        raise ValueError("its pictures are resized to less than the network's input")
 
 
 def damaged(path: Any, error: Exception, remedy: str) -> EmqError:

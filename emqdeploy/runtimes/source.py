@@ -129,7 +129,7 @@ def dataset_of(card: Card, data_dir: Path | None) -> Dataset:
     Raises:
         EmqError: it is not at hand, or what lies there now has other classes.
     """
-    dataset = load_dataset(card.data.name, data_dir, card.data.image_size)
+    dataset = load_dataset(card.data.name, data_dir, pixels=Preprocessing.of(card.preprocessing))
     strange = other_classes(dataset.name, dataset.classes, card)
     if strange is not None:
         raise EmqError(f"{strange}; name the folder of its own data with --data-dir")
@@ -137,8 +137,10 @@ def dataset_of(card: Card, data_dir: Path | None) -> Dataset:
 
 
 def other_classes(name: str, classes: Sequence[str], card: Card) -> str | None:
-    """What makes the classes of a data set others than those of a network; None where they are the same."""
+    """What makes the classes of a data set others than those of a network; None where they are the same, or unknown."""
     known = card.classes
+    if not classes:
+        return None
     if len(classes) != len(known):
         return f"{name} has {len(classes)} classes, and the network was trained on {len(known)}"
     places = [place for place, pair in enumerate(zip(classes, known, strict=True)) if pair[0] != pair[1]]

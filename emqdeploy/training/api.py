@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from emqdeploy.data import Dataset, Split, load_dataset, validation_split
+from emqdeploy.data.wishes import wishes_of
 from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError, plain_text
 from emqdeploy.format.card import DataSource, FidelityRecord
@@ -29,6 +30,7 @@ from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.distributed import World
 from emqdeploy.training.evaluate import accuracies, accuracy_per_child
+from emqdeploy.training.expectations import expected_pixels
 from emqdeploy.training.fidelity import FEW_IMAGES, build_both, check_rewrite, find_wrong, measure_fidelity
 from emqdeploy.training.loop import Trainer
 from emqdeploy.training.memory import keep_freed_memory
@@ -186,7 +188,7 @@ def _train_one(
     started = time.perf_counter()
     result.sample_passes += trainer.method.finish(console)
     result.seconds += time.perf_counter() - started
-    run.save_latent(network.float_state())
+    run.save_latent(network.float_state(), dataset.preprocessing)
     children = in_order(trainer.method.leaves())
     if children == (FLOAT,):
         result.accuracy = accuracy_per_child(network, material.test, children)
@@ -211,7 +213,14 @@ def training_device(config: CommonOptions) -> torch.device:
 
 
 def _material(config: TrainConfig, report_test: bool) -> Material:
-    dataset = load_dataset(config.data, config.data_dir, config.image_size, config.limit)
+    expected = None if config.pretrained is None else expected_pixels(config.model, config.pretrained)
+    wishes = wishes_of(config)
+    dataset = load_dataset(config.data, config.data_dir, limit=config.limit, pixels=wishes, expected=expected)
+    if not dataset.labelled:
+        raise UsageError(
+            f"the images of {dataset.name} have no labels, which training needs; sort them into a folder per class, add"
+            " a CSV file of paths and labels, or quantize a trained network, which needs none"
+        )
     train_split, validation_split_ = validation_split(dataset.train)
     device = training_device(config)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emqdeploy.data.images import Box
+from emqdeploy.data.geometry import Box
 from emqdeploy.registry import Registry
 
 BatchFunction = Callable[[Tensor, torch.Generator], Tensor]

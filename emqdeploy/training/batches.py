@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from emqdeploy.data import ImageFiles, Preprocessing, Split
-from emqdeploy.data.images import MEMORY_BUDGET, cut, open_image
+from emqdeploy.data import Pictures, Preprocessing, Split
+from emqdeploy.data.pictures import MEMORY_BUDGET
 from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError
 from emqdeploy.training.augment import AUGMENTATIONS, Augmentation
@@ -70,7 +70,7 @@ def image_source(
     augment = AUGMENTATIONS[augmentation]
     files = split.images
     # Crops of random size are cut from the pictures as they are on the disk, whose pixels they need.
-    if isinstance(files, ImageFiles) and (augment.box is not None or files.nbytes > MEMORY_BUDGET):
+    if isinstance(files, Pictures) and (augment.box is not None or files.nbytes > MEMORY_BUDGET):
         return FileSource(split, preprocessing, augment, device, default_workers() if workers is None else workers)
     return MemorySource(split, preprocessing, augment, device)
 
@@ -91,8 +91,10 @@ class _Normalizer:
         )
         # A tensor, because a GPU multiplies by the reciprocal of a plain number, which rounds differently.
         self.full = torch.tensor(255.0, device=device)
+        self.blue_first = preprocessing.channel_order == "bgr"
 
     def __call__(self, images: Tensor) -> Tensor:
+        images = images.flip(1) if self.blue_first else images
         return images.to(torch.float32, copy=True).div_(self.full).sub_(self.mean).div_(self.std)
 
 
@@ -140,7 +142,7 @@ class FileSource:
         device: torch.device,
         workers: int,
     ) -> None:
-        assert isinstance(split.images, ImageFiles)
+        assert isinstance(split.images, Pictures)
         self.files = split.images
         self.labels = torch.from_numpy(split.labels).to(device)
         self.device = device
@@ -188,7 +190,7 @@ class FileSource:
 
     def _worker_died(self, error: RuntimeError, reading: Tensor) -> EmqError:
         gone = {int(number) for number in re.findall(r"\d+", str(error))}
-        files = [str(self.files.path(index)) for pid, index in reading.tolist() if pid in gone and index >= 0]
+        files = [self.files.name(index) for pid, index in reading.tolist() if pid in gone and index >= 0]
         at = f" while it decoded {files[0]}" if files else ""
         return EmqError(
             f"a data worker died{at}, perhaps for want of memory; check that file, or use fewer --workers or a smaller"
@@ -206,7 +208,7 @@ class _DecodedBatches(TorchDataset[Any]):
             that names the file if the worker dies.
     """
 
-    def __init__(self, files: ImageFiles, augment: Augmentation, reading: Tensor) -> None:
+    def __init__(self, files: Pictures, augment: Augmentation, reading: Tensor) -> None:
         self.files = files
         self.augment = augment
         self.reading = reading
@@ -229,9 +231,9 @@ class _DecodedBatches(TorchDataset[Any]):
         files = self.files
         if self.augment.box is None:
             return files.read(index)
-        picture = open_image(files.path(index), files.channels)
+        picture = files.picture(index)
         box = self.augment.box(picture.width, picture.height, np.random.default_rng([seed, place]))
-        return cut(picture, box, files.height, files.width)
+        return files.seen.part_of(picture, box)
 
 
 def _start_worker(_: int) -> None:

@@ -13,8 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from emqdeploy.data import Preprocessing
 from emqdeploy.errors import EmqError, UsageError, cannot_write, writable_dir
 from emqdeploy.files import LARGEST_TEXT, atomic_path, atomic_write_bytes, atomic_write_text, open_regular, read_bytes
+from emqdeploy.format.card import encode
 from emqdeploy.locks import locked
 
 CONFIG_FILE = "config.toml"
@@ -22,6 +24,9 @@ METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
 SCORES_FILE = "scores.pt"
 LATENT_FILE = "latent.safetensors"
+
+PIXELS_KEY = "preprocessing"
+"""Under which float weights say how their network sees pictures."""
 
 
 class RunDirectory:
@@ -113,9 +118,10 @@ class RunDirectory:
             raise UsageError(f"--scores-from {run} holds no scores; name a run that was trained with --prune-rate")
         return _load(path, "score anew")
 
-    def save_latent(self, tensors: dict[str, Tensor]) -> None:
-        """Writes the float weights, for fine-tuning and baselines."""
-        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    def save_latent(self, tensors: dict[str, Tensor], seen: Preprocessing) -> None:
+        """Writes the float weights, for fine-tuning and baselines, and how their network sees pictures."""
+        about = {PIXELS_KEY: encode(seen.pixels()).decode()}
+        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, about)
         atomic_write_bytes(self.path / LATENT_FILE, data)
 
     def _save(self, name: str, values: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.data.loading import located
+from emqdeploy.data.naming import located
+from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
 from emqdeploy.options import Parse, names, option, settle
@@ -59,7 +60,7 @@ def hold_anywhere(settings: Any) -> None:
 
 
 @dataclass(frozen=True)
-class CommonOptions:
+class CommonOptions(PixelOptions):
     """Options of a run; ``emqdeploy train --help`` and docs/training.md describe them.
 
     Attributes:
@@ -71,9 +72,8 @@ class CommonOptions:
         "resnet8, resnet20, preact-resnet20, vit-micro, resnet18, mobilenet_v2, vit_b_16, ..., timm/NAME, or your"
         " own pkg.module:function.",
     )
-    data: str = _what("digits", "digits, fashion-mnist, cifar10, cifar100, ... or imagefolder:PATH.")
+    data: str = _what("digits", "digits, cifar10, ..., a folder of pictures, or a CSV file of paths and labels.")
     data_dir: Path | None = option(None, "Where the data set's files lie.", panel=WHAT)
-    image_size: int | None = _what(None, "Height and width for an image folder.")
     limit: int | None = _what(None, "At most this many training images, for a quick trial.", least=1)
     pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
     weights_entry: str | None = _what(

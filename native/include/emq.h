@@ -71,7 +71,7 @@ EMQ_API int emq_use(emq_network *network, int32_t child);
 EMQ_API int32_t emq_used(const emq_network *network);
 /* images: normalised float32 (count, channels, height, width). logits: (count, classes). */
 EMQ_API int emq_run(emq_network *network, int32_t child, const float *images, int64_t count, float *logits);
-/* images: pixels (count, height, width, channels), as cameras and image files have them. */
+/* images: pixels (count, height, width, channels), as image files have them: grey, or red first. */
 EMQ_API int emq_run_pixels(emq_network *network, int32_t child, const uint8_t *images, int64_t count, float *logits);
 /* The most probable class of one image of pixels, and its probability. */
 EMQ_API int emq_classify(emq_network *network, int32_t child, const uint8_t *image, int32_t *best, double *probability);

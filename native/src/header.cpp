@@ -73,15 +73,33 @@ class Reader {
         const auto side = [&](int &number) {
             return [&] { number = static_cast<int>(json_.whole(1, largest_side)); };
         };
+        const auto skip = [&] { json_.skip(); };  // how a picture comes to that size is its reader's business
         json_.record({{"channels", true, side(card.channels)},
                       {"height", true, side(card.height)},
                       {"width", true, side(card.width)},
                       {"mean", true, [&] { card.mean = numbers(false); }},
-                      {"std", true, [&] { card.deviation = numbers(true); }}});
+                      {"std", true, [&] { card.deviation = numbers(true); }},
+                      {"channel_order", false, [&] { order(); }},
+                      {"resize", false, skip},
+                      {"resized", false, skip},
+                      {"interpolation", false, skip},
+                      {"antialias", false, skip},
+                      {"crop", false, skip},
+                      {"value_range", false, skip},
+                      {"layout", false, skip},
+                      {"dtype", false, skip}});
         const size_t channels = static_cast<size_t>(card.channels);
         if (card.mean.size() != channels || card.deviation.size() != channels) {
             throw Failure("preprocessing needs one mean and one std per channel");
         }
+    }
+
+    void order() {
+        const std::string order = json_.name();
+        if (order != "rgb" && order != "bgr" && order != "grey") {
+            throw Failure("its channel order is none of: rgb, bgr, grey");
+        }
+        header_.card.bgr = order == "bgr";
     }
 
     std::vector<float> numbers(bool positive) {

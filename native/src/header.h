@@ -46,6 +46,7 @@ struct Card {
     std::vector<std::string> classes;
     int channels = 0, height = 0, width = 0;
     std::vector<float> mean, deviation;  // per channel, of pixels from 0 to 1
+    bool bgr = false;                    // whether the network takes blue first
     bool full_levels = false;
 };
 

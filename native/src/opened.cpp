@@ -104,7 +104,7 @@ void Opened::run_pixels(int child, const uint8_t *images, int64_t count, float *
     }
 }
 
-// (pixel / 255 - mean) / std, each step rounded to float32, and every channel a plane of its own.
+// (pixel / 255 - mean) / std, each step rounded to float32, and every channel a plane of its own, in the network's order.
 void Opened::normalise(const uint8_t *image, float *values) const {
     const size_t channels = static_cast<size_t>(card_.channels);
     const size_t pixels = static_cast<size_t>(card_.height) * static_cast<size_t>(card_.width);
@@ -115,7 +115,8 @@ void Opened::normalise(const uint8_t *image, float *values) const {
             const float centred = share - card_.mean[c];
             value_of[pixel] = centred / card_.deviation[c];
         }
-        for (size_t i = 0; i < pixels; i++) values[c * pixels + i] = value_of[image[i * channels + c]];
+        const size_t from = card_.bgr ? channels - 1 - c : c;
+        for (size_t i = 0; i < pixels; i++) values[c * pixels + i] = value_of[image[i * channels + from]];
     }
 }
 

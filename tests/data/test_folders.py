@@ -10,7 +10,7 @@ from PIL import Image
 
 from emqdeploy.data import Dataset, load_dataset
 from emqdeploy.data.folders import DEEPEST
-from emqdeploy.data.loading import located
+from emqdeploy.data.naming import located
 from emqdeploy.errors import UsageError
 
 

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from emqdeploy.data import Preprocessing, load_dataset, locations
-from emqdeploy.data.images import read_image
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.models import import_torchvision
 
@@ -64,7 +63,7 @@ def test_the_centre_is_the_usual_one(tmp_path: Path, size: tuple[int, int]) -> N
     noise = np.random.default_rng(size).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(Image.fromarray(noise))
-    found = read_image(tmp_path / "a.png", 3, 224, 224)
+    found = Preprocessing(3, 224, 224, (0.0,) * 3, (1.0,) * 3).read(tmp_path / "a.png")
     difference = np.abs(found.astype(int) - np.asarray(usual).transpose(2, 0, 1))
     assert difference.max() <= 1  # Pillow rounds between its two passes, whose order it chooses
 

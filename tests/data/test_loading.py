@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from emqdeploy.data import DATASETS, Preprocessing, Split, load_dataset, validation_split
+from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.card import Pixels, convert, decode, encode
 
@@ -137,7 +138,10 @@ def test_import_needs_no_torch() -> None:
         ({"name": "imagefolder"}, "write imagefolder:PATH"),
         ({"name": "imagefolder:/no/such/folder"}, "/no/such/folder is not a folder"),
         ({"name": "digits:x"}, "takes no path"),
-        ({"name": "digits", "image_size": 32}, "images of one size"),
+        ({"name": "digits", "pixels": PixelOptions(mean=(0.5, 0.5, 0.5))}, r"--mean has 3 values .* 1 channel, grey"),
+        ({"name": "photos/cats"}, r"there is no file or folder photos/cats \(looked in .*\); check the path"),
+        ({"name": "photos"}, "unknown data set 'photos'; .*; and there is no folder of that name in"),
+        ({"name": __file__}, "is one file; name a folder of pictures, or a .csv or .tsv of paths and labels"),
         ({"name": "digits", "limit": 0}, "limit must be at least 1, not 0"),
     ],
 )
@@ -156,7 +160,8 @@ def test_unreadable_place_is_one_sentence() -> None:
 def test_known_names() -> None:
     """The names are part of the command line and must not change by accident."""
     assert list(DATASETS) == [
-        *("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", "imagenet", "tinyimagenet"),
+        *("cifar10", "cifar100", "csv", "digits", "fashion-mnist", "huggingface", "imagefolder", "imagenet"),
+        *("tinyimagenet", "torchvision", "unlabelled"),
     ]
 
 
@@ -223,7 +228,7 @@ def test_plain_image_folder_is_divided(tmp_path: Path) -> None:
 def test_image_folder_has_imagenet_size_and_statistics(tmp_path: Path) -> None:
     """The default suits networks made for ImageNet."""
     write_images(tmp_path, {"a": 2, "b": 2})
-    folder = load_dataset(f"imagefolder:{tmp_path}")
+    folder = load_dataset(f"imagefolder:{tmp_path}", pixels=PixelOptions(image_size=224))
     assert folder.train.images.shape[1:] == (3, 224, 224)
     assert folder.preprocessing.mean == (0.485, 0.456, 0.406)
 
@@ -231,9 +236,8 @@ def test_image_folder_has_imagenet_size_and_statistics(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ({}, "holds no folders"),
+        ({}, "holds no images"),
         ({"a": 1, "b": 0}, "/b holds no images"),
-        ({"a": 3}, "single class 'a'"),
         ({"train/a": 1, "train/b": 1}, "has only one of train/ and test/"),
         ({"train/a": 1, "train/b": 1, "test/c": 1}, "class 'c', which the training images lack"),
     ],

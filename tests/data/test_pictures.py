@@ -18,10 +18,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import EpsImagePlugin, Image
 
-from emqdeploy.data.images import FORMATS, open_image, read_image
+from emqdeploy.data import Preprocessing
+from emqdeploy.data.images import FORMATS, open_image
 from emqdeploy.errors import EmqError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+
+
+def read_image(path: Path, channels: int, height: int, width: int) -> np.ndarray:
+    """Reads a picture as a network of that size is tested on it."""
+    return Preprocessing(channels, height, width, (0.0,) * channels, (1.0,) * channels).read(path)
 
 
 def _png(width: int, height: int, depth: int = 8, colours: int = 0, rows: bytes = b"\0") -> bytes:

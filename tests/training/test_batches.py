@@ -21,6 +21,7 @@ from emqdeploy.training.batches import BatchRequest, FileSource, ImageSource, Me
 CPU = torch.device("cpu")
 SIZE = 80
 COUNT = 10
+COLOUR = Preprocessing(3, SIZE, SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Split:
         coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8))
         coarse.resize((100 + 7 * number, 140 - 5 * number), Image.Resampling.BICUBIC).save(root / f"{number}.jpg")
     names = [f"{number}.jpg" for number in range(COUNT)]
-    return Split(ImageFiles(root, names, 3, SIZE, SIZE), np.arange(COUNT) % 2)
-
-
-COLOUR = Preprocessing(3, SIZE, SIZE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    return Split(ImageFiles(root, names, COLOUR), np.arange(COUNT) % 2)
 
 
 def requests(count: int = 3) -> list[BatchRequest]:
@@ -113,7 +111,7 @@ def test_a_broken_file_is_named(files: Split, workers: int, tmp_path: Path) -> N
     whole = files.images.path(0).read_bytes()
     (tmp_path / "good.jpg").write_bytes(whole)
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    split = Split(ImageFiles(tmp_path, ["good.jpg", "cut.jpg"], 3, SIZE, SIZE), np.array([0, 1]))
+    split = Split(ImageFiles(tmp_path, ["good.jpg", "cut.jpg"], COLOUR), np.array([0, 1]))
     source = image_source(split, COLOUR, "resized-crop-flip", CPU, workers)
     stream = source.stream([BatchRequest(np.array([0, 0]), 0), BatchRequest(np.array([0, 1]), 1)])
     assert next(stream).shape == (2, 3, SIZE, SIZE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.format.card import POST_TRAINING
 from emqdeploy.format.child import Child
 from emqdeploy.format.levels import HALF, LEVELS, Levels
@@ -27,7 +28,7 @@ FEWEST_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class QuantizeConfig:
+class QuantizeConfig(PixelOptions):
     """One quantization of a trained model.
 
     Attributes:
@@ -86,7 +87,6 @@ class QuantizeConfig:
         None, "Which weights to take of a file that holds several, model_ema for example."
     )
     data_dir: Path | None = option(None, "Where the data set's files lie.")
-    image_size: int | None = option(None, "Height and width for image files.")
     seed: int = option(0, "Which images calibrate.")
 
     def __post_init__(self) -> None:

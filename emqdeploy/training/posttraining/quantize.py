@@ -135,7 +135,7 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
         source, asked = DataSource(config.data, config.image_size), in_order(config.trained)
         card = make_card(spec, dataset, source, asked, accuracy, fidelity, config.to_dict(), known)
         # Copies, because a file of tensors has no word for two names of one.
-        RunDirectory(out).save_latent({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        RunDirectory(out).save_latent({name: tensor.clone() for name, tensor in model.state_dict().items()}, pre)
         path = write_checkpoint(out / CHECKPOINT_FILE, network, frozen, card)
     wrong = None if found is None else found.sentence
     if found is not None and path is None:
