@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +12,18 @@ import pytest
 from msgspec import structs
 from PIL import Image
 
+from emqdeploy.cli import main
 from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.child import parse_children
 from emqdeploy.format.emq import save_checkpoint
+from emqdeploy.models import external
+from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes import Runtime
 from emqdeploy.runtimes.native_library import library_path
 from emqdeploy.runtimes.source import other_classes
 from emqdeploy.runtimes.use import evaluate, predict
 
+from ..conftest import deploy
 from ..mixing import mixed_network
 
 
@@ -49,6 +56,50 @@ def test_a_data_set_of_other_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmqError, match=f"^{said} --data-dir$"):
         evaluate(tmp_path, "8", "onnxruntime", None, threads=1)
     assert other_classes("digits", "01", card) == "digits has 2 classes, and the network was trained on 10"
+
+
+OWN_NETWORK = """
+from torch import nn
+
+def net(num_classes):
+    layers = nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(128, num_classes))
+"""
+
+
+def test_eval_in_torch_imports_a_users_network_only_where_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a file says is never imported; named again it is, and answers as onnxruntime does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(external, "_named_by_user", set())
+    Path("digits_of_mine.py").write_text(OWN_NETWORK)
+    name = "digits_of_mine:net"
+    external.trust(name)
+    save_checkpoint(Path("model.emq"), deploy(NetworkSpec(name, 10, (1, 8, 8), 2.0, parse_children("2,8"))).checkpoint)
+    monkeypatch.setattr(external, "_named_by_user", set())
+    monkeypatch.delitem(sys.modules, "digits_of_mine")
+
+    def eval_(*options: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exited:
+            main(["eval", "model.emq", "--json", *options])
+        printed = capsys.readouterr()
+        return int(exited.value.code or 0), printed.out, printed.err
+
+    code, _, said = eval_("--runtime", "torch")
+    assert code == 1
+    assert f"name it yourself: --model {name}" in said
+    code, _, said = eval_("--runtime", "torch", "--model", "another:net")
+    assert code == 2
+    assert f"this network is {name}, not another:net; name the same model, or none" in said
+    assert "digits_of_mine" not in sys.modules
+    accuracies = []
+    for options in (["--runtime", "torch", "--model", name], ["--model", name], []):
+        code, out, _ = eval_(*options)
+        assert code == 0
+        accuracies.append(json.loads(out)["accuracy"])
+    assert accuracies[1] == accuracies[2]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.6)
 
 
 def test_an_image_is_classified_at_a_child(path: Path, tmp_path: Path) -> None:
