@@ -398,12 +398,12 @@ def test_damaged_files_are_refused(run: Run, tmp_path: Path, damage: str) -> Non
 def test_bench_says_why_accuracy_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the data set the rest is measured, and nobody has to guess what happened to the accuracy."""
     from emqdeploy.errors import EmqError
-    from emqdeploy.measuring import testset
+    from emqdeploy.runtimes import test_images
 
     def missing(*arguments: Any) -> None:
         raise EmqError("the data set is not at hand")
 
-    monkeypatch.setattr(testset, "dataset_of", missing)
+    monkeypatch.setattr(test_images, "dataset_of", missing)
     outcome = run("bench", "--bits", "8", "--samples", "10", "--energy", "none", "--json")
     assert outcome.code == 0
     assert outcome.json["rows"][0]["accuracy"] is None

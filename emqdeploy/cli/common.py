@@ -11,12 +11,21 @@ from typing import Annotated, Any
 
 import typer
 
+from emqdeploy.cli.completing import completion
 from emqdeploy.errors import plain_text
 
 PathArgument = Annotated[
     Path | None, typer.Argument(help="A run, bundle, .emq or exported .onnx file; the latest run by default.")
 ]
 BitsOption = Annotated[str | None, typer.Option("--bits", help="Children: 2,4,8 or 2-8, 2a4, a name, or all.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Other test images of the same classes: a data set by name, imagefolder:PATH or a .npz of a bundle.",
+        autocompletion=completion("data"),
+    ),
+]
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files lie.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads inside an operator; every core by default.")

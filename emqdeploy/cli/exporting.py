@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emqdeploy.cli.app import app
-from emqdeploy.cli.common import BitsOption, DataDirOption, JsonOption, PathArgument, finish, say
+from emqdeploy.cli.common import BitsOption, DataDirOption, DataOption, JsonOption, PathArgument, finish, say
 from emqdeploy.cli.lazy import lazily
 from emqdeploy.errors import EmqError
 
@@ -67,6 +67,7 @@ def export() -> None:
 def materialize(
     bundle: Annotated[Path, typer.Argument(help="The bundle, for example runs/digits-resnet8-001/bundle.")],
     bits: BitsOption = None,
+    data: DataOption = None,
     data_dir: DataDirOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -83,7 +84,7 @@ def materialize(
     from emqdeploy.report.export_table import export_parts
     from emqdeploy.workflows.export import materialize as run
 
-    result = run(bundle, bits, data_dir, say)
+    result = run(bundle, bits, data_dir, say, data)
     finish(result, json_, *export_parts(result))
 
 
@@ -92,6 +93,7 @@ def verify(
     path: PathArgument = None,
     bits: BitsOption = None,
     images: Annotated[int | None, typer.Option(min=1, help="Test images; all by default.")] = None,
+    data: DataOption = None,
     data_dir: DataDirOption = None,
     model: Annotated[
         str | None,
@@ -124,7 +126,7 @@ def verify(
     from emqdeploy.report.verify_table import verify_parts
     from emqdeploy.workflows.verify import verify as run
 
-    result = run(path, bits, images, data_dir, model, pretrained, say)
+    result = run(path, bits, images, data_dir, model, pretrained, say, data)
     finish(result, json_, *verify_parts(result))
     if not result["ok"]:
         failed = ", ".join(entry["child"] for entry in result["results"] if not entry["ok"])

@@ -12,6 +12,7 @@ from emqdeploy.cli.app import app
 from emqdeploy.cli.common import (
     BitsOption,
     DataDirOption,
+    DataOption,
     JsonOption,
     PathArgument,
     ThreadsOption,
@@ -36,6 +37,7 @@ def evaluate(
             autocompletion=completion("runtime"),
         ),
     ] = "onnxruntime",
+    data: DataOption = None,
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
     model: Annotated[
@@ -52,14 +54,16 @@ def evaluate(
       emqdeploy eval runs/digits-resnet8-001 --bits 2,3 --runtime torch
 
       emqdeploy eval runs/digits-resnet8-001/bundle --runtime openvino
+
+      emqdeploy eval bundle --data imagefolder:photos
     """
     from emqdeploy.report.terminal import accuracy_table
     from emqdeploy.runtimes import use
 
-    result = use.evaluate(path, bits, runtime, data_dir, threads, model)
+    result = use.evaluate(path, bits, runtime, data_dir, threads, model, data)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
-    unproven = [result["unproven"]] if result["unproven"] else []
-    finish(result, json_, accuracy_table(title, result["accuracy"], result["trained"], result["method"]), *unproven)
+    notes = [note for note in (result["unproven"], result["note"]) if note]
+    finish(result, json_, accuracy_table(title, result["accuracy"], result["trained"], result["method"]), *notes)
 
 
 def _classes() -> Sequence[type]:

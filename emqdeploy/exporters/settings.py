@@ -38,7 +38,10 @@ class ExportSettings:
         compute_capabilities: the GPUs that a TensorRT-RTX engine is built for, such as ``8.6``; empty means 8.6,
             8.9 and 12.0.
         allow_float: accept layers that the runtime computes in float.
+        data: other images to prove files on, instead of the network's own data set.
         data_dir: where the data set's files lie.
+        test_images: how many test images travel with the bundle; None takes some of a public data set and none of the
+            user's own pictures.
     """
 
     path: Path | None = None
@@ -61,7 +64,13 @@ class ExportSettings:
         (), "TensorRT-RTX: the GPUs to build for, 8.6,8.9,12.0 by default.", flag="compute-capability", parse=names
     )
     allow_float: bool = option(False, "Accept layers that the runtime computes in float.")
+    data: str | None = option(None, "Prove on these images: a data set by name, or a .npz of a bundle.")
     data_dir: Path | None = option(None, "Where the data set's files lie.")
+    test_images: int | None = option(
+        None,
+        "Test images that travel with the bundle; 256 of a public data set by default, none of your own.",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

@@ -153,6 +153,14 @@ class BundleWriter:
         self._write()
         return artefact
 
+    def keep(self, staged: Path, name: str) -> None:
+        """Moves a file to its place that goes with the bundle, though no artefact needs it."""
+        record = _record(staged)
+        self._forget([name] if self._says_other(name, record) else [])
+        self._place(staged, name)
+        self._files[name] = record
+        self._write()
+
     def amend(self, id_: str, **changes: Any) -> None:
         """Changes what the manifest says about an artefact, once more is known of it."""
         self._artefacts[id_] = msgspec.structs.replace(self._artefacts[id_], **changes)

@@ -19,14 +19,14 @@ LARGEST_SIDE = 1 << 16
 POST_TRAINING = "post-training"
 """The `Card.method` of what was quantized without training."""
 
-Text = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Text = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
 """Printable, of one line."""
 
-Name = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f-\x9f]+\Z")]
 Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{32,64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{32,64}\Z")]
 Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Positive = Annotated[float, Meta(gt=0, le=1e30)]
 WidthsRecord = int | dict[Name, int]
@@ -112,10 +112,17 @@ class Pixels(Record, frozen=True):
 
 
 class DataSource(Record, frozen=True):
-    """The data set that a network was made with."""
+    """The data set that a network was made with.
+
+    Attributes:
+        name: as `emqdeploy.data.load_dataset` takes it.
+        image_size: what it was asked for.
+        labelled: whether its labels are the classes of the network.
+    """
 
     name: Text
     image_size: Side | None = None
+    labelled: bool = True
 
 
 class FidelityRecord(Record, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ from emqdeploy.measuring.result import SCHEMA
 from emqdeploy.measuring.scenarios import SCENARIOS
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects, resident_size
-from emqdeploy.measuring.testset import TestSet, read_test_set
 from emqdeploy.measuring.workbench import CHECKS, Stop, Workbench, stop_on_signals
 from emqdeploy.progress import Report, silent
 from emqdeploy.runtimes.base import find_adapter
 from emqdeploy.runtimes.machine import environment
 from emqdeploy.runtimes.source import Source
+from emqdeploy.runtimes.test_images import TestSet, find_test_set, limited
 from emqdeploy.runtimes.use import measured_accuracy
 
 TIMED_IMAGES = 64
@@ -65,6 +66,8 @@ def bench(settings: BenchSettings, report: Report = silent, journal: Journal | N
     rows = [new_row(subject) for subject in subjects]
     if journal is not None:
         journal.begin(result, rows)
+    if test is not None and settings.whole_test_set is None:
+        settings = replace(settings, whole_test_set=test.whole)
     workbench = Workbench(settings, subjects, images, split, monitor, report, stop, result, rows)
     for name in set(settings.scenarios) & set(CHECKS):
         CHECKS[name](workbench)
@@ -132,7 +135,7 @@ def _new_result(
 def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[Any, TestSet | None, list[str]]:
     """Images to time with, and the test set for accuracy where it is at hand."""
     try:
-        test = read_test_set(settings, source.card)
+        test = limited(find_test_set(source.card, settings.data, settings.data_dir, source.path), settings.limit)
     except EmqError as error:
         if settings.data is not None:
             raise
@@ -140,7 +143,8 @@ def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[An
         report(note)
         noise = np.random.default_rng(settings.seed).integers(0, 256, (TIMED_IMAGES, *source.input_shape))
         return source.preprocessing.normalize(noise.astype(np.uint8)), None, [note, "latency is timed on noise images"]
-    return source.preprocessing.normalize(np.asarray(test.split.images[:TIMED_IMAGES])), test, []
+    notes = [] if test.note is None else [test.note]
+    return source.preprocessing.normalize(np.asarray(test.split.images[:TIMED_IMAGES])), test, notes
 
 
 def _accuracy(bench: Workbench) -> None:

@@ -20,9 +20,9 @@ from emqdeploy.errors import EmqError
 from emqdeploy.format.bundle import MANIFEST_FILE, Bundle, is_bundle
 from emqdeploy.format.card import Card
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.measuring.testset import limited, read_test_set, save_test_set
 from emqdeploy.processes import archive_command
 from emqdeploy.runtimes.source import describe, find_network
+from emqdeploy.runtimes.test_images import find_test_set, limited, save_test_set
 
 IMAGE_BUDGET = 64 << 20
 """Bytes of test images that go along; of a larger test set as many as fit, evenly spread."""
@@ -85,14 +85,14 @@ def pack(settings: BenchSettings) -> Parcel:
     if Path(settings.trace).is_file():
         parcel.files["trace.txt"] = Path(settings.trace)
         parcel.settings = replace(parcel.settings, trace="trace.txt")
-    _pack_images(parcel, settings, card)
+    _pack_images(parcel, settings, card, path)
     return parcel
 
 
-def _pack_images(parcel: Parcel, settings: BenchSettings, card: Card) -> None:
+def _pack_images(parcel: Parcel, settings: BenchSettings, card: Card, path: Path) -> None:
     """Test images go along, so that the device needs neither the data set nor a decoder for it."""
     try:
-        test = read_test_set(settings, card)
+        test = limited(find_test_set(card, settings.data, settings.data_dir, path), settings.limit)
     except EmqError as error:
         if settings.data is not None:
             raise
@@ -105,7 +105,7 @@ def _pack_images(parcel: Parcel, settings: BenchSettings, card: Card) -> None:
         file = Path(folder) / "test.npz"
         save_test_set(file, fitting)
         parcel.files["test.npz"] = file.read_bytes()
-    whole = settings.comparable and len(fitting.split) == len(test.split)
+    whole = settings.comparable and fitting.whole
     parcel.settings = replace(parcel.settings, data="test.npz", data_dir=None, limit=None, whole_test_set=whole)
 
 

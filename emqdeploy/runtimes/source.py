@@ -123,13 +123,28 @@ def describe(path: Path) -> tuple[Card, dict[Child, int]]:
     return bundle.card, {child: (stored | exported)[child] for child in bundle.children if child in stored | exported}
 
 
-def dataset_of(card: Card, data_dir: Path | None) -> Dataset:
-    """Loads the data set that a network was trained on.
+def images_of(card: Card, data_dir: Path | None) -> Dataset:
+    """Loads the data set that a network was made with, whose labels mean something only where the card says so.
 
     Raises:
         EmqError: it is not at hand, or what lies there now has other classes.
     """
-    dataset = load_dataset(card.data.name, data_dir, pixels=Preprocessing.of(card.preprocessing))
+    return dataset_of(card, data_dir) if card.data.labelled else _load(card, data_dir)
+
+
+def _load(card: Card, data_dir: Path | None) -> Dataset:
+    return load_dataset(card.data.name, data_dir, pixels=Preprocessing.of(card.preprocessing))
+
+
+def dataset_of(card: Card, data_dir: Path | None) -> Dataset:
+    """Loads the labelled data set that a network was made with.
+
+    Raises:
+        EmqError: it is not at hand, what lies there now has other classes, or its labels are not those of the network.
+    """
+    if not card.data.labelled:
+        raise EmqError(f"the network was made with {card.data.name}, whose labels are not its classes; name other data")
+    dataset = _load(card, data_dir)
     strange = other_classes(dataset.name, dataset.classes, card)
     if strange is not None:
         raise EmqError(f"{strange}; name the folder of its own data with --data-dir")

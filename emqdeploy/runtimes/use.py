@@ -10,7 +10,8 @@ from emqdeploy.data import Preprocessing, Split
 from emqdeploy.format.child import ChildLike
 from emqdeploy.format.grid import Floats
 from emqdeploy.format.tasks import CLASSIFICATION
-from emqdeploy.runtimes.source import dataset_of, describe, find_network, open_source, trust_own
+from emqdeploy.runtimes.source import describe, find_network, open_source, trust_own
+from emqdeploy.runtimes.test_images import find_test_set
 
 BATCH = 64
 
@@ -38,6 +39,7 @@ def evaluate(
     data_dir: Path | None,
     threads: int | None = None,
     model: str | None = None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Accuracy on the test set in a runtime, per child.
 
@@ -48,25 +50,27 @@ def evaluate(
         data_dir: where the data set's files lie.
         threads: threads inside an operator; None uses every core.
         model: the network's own function ``pkg.module:function``, named again so that torch may import it.
+        data: other labelled images of the same classes: a data set by name.
     """
     if model is not None:
         trust_own(model, describe(find_network(path))[0])
     source = open_source(path, children, runtime, threads)
     network = source.runtime
-    dataset = dataset_of(source.card, data_dir)
+    test = find_test_set(source.card, data, data_dir, source.path)
     accuracy = {}
     for child in source.children:
         network.use(child)
-        accuracy[child.name] = measured_accuracy(network, dataset.test, source.preprocessing)
+        accuracy[child.name] = measured_accuracy(network, test.split, source.preprocessing)
     return {
         "checkpoint": str(source.path),
         "runtime": network.name,
-        "data": dataset.name,
-        "images": len(dataset.test),
+        "data": test.name,
+        "images": len(test.split),
         "trained": list(source.card.trained),
         "method": source.card.method,
         "accuracy": accuracy,
         "unproven": network.unproven,
+        "note": test.note,
     }
 
 

@@ -21,7 +21,7 @@ from emqdeploy.format.tasks import TASKS
 from emqdeploy.graph.floating import float_operators
 from emqdeploy.graph.parity import Parity, explain_noise
 from emqdeploy.graph.reference import CODES_SUFFIX, VALUES_SUFFIX, IntegerReference
-from emqdeploy.runtimes.source import dataset_of
+from emqdeploy.runtimes.test_images import find_test_set
 from emqdeploy.workflows.rungs import RUNGS, Rung
 
 PARITY_IMAGES = 256
@@ -47,16 +47,29 @@ class ParityImages:
     missing: str = ""
 
 
-def parity_images(card: Card, count: int | None, data_dir: Path | None) -> ParityImages:
-    """Returns test images of the network's own data set; noise where that is not at hand."""
+def parity_images(
+    card: Card, count: int | None, data_dir: Path | None, data: str | None = None, path: Path | None = None
+) -> ParityImages:
+    """Returns test images as `find_test_set` finds them; noise where none are named and none are at hand.
+
+    Args:
+        card: of the network.
+        count: how many; None takes all.
+        data_dir: where the data set's files lie.
+        data: other images than those of the network's own data set.
+        path: the bundle, or a file in it.
+    """
     preprocessing = Preprocessing.of(card.preprocessing)
     labels: NDArray[Any] | None = None
     missing = ""
     try:
-        test = dataset_of(card, data_dir).test
-        images, labels = test.images[:count], np.asarray(test.labels[:count])
+        test = find_test_set(card, data, data_dir, path, labelled=False).split
+        images = test.images[:count]
+        labels = np.asarray(test.labels[:count]) if card.data.labelled and data is None else None
         origin = f"{len(images)} test images"
     except EmqError as error:
+        if data is not None:
+            raise
         missing = str(error)
         shape = (count or PARITY_IMAGES, *card.input_shape)
         images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)

@@ -20,6 +20,7 @@ from emqdeploy.format.emq import load_checkpoint, read_card
 from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.progress import Report, silent
 from emqdeploy.runtimes.source import trust_own
+from emqdeploy.runtimes.test_images import BUNDLED, bundled_images, find_test_set, save_test_set
 from emqdeploy.workflows.baselines import baseline_products, check_float_model, measure_baseline
 from emqdeploy.workflows.comparing import PARITY_IMAGES, Prover, parity_images
 from emqdeploy.workflows.handlers import Proven, Target, find_target
@@ -70,7 +71,7 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with BundleWriter(directory, card, network.children, report) as writer:
         emq = writer.stage_checkpoint(found)
-        images = parity_images(card, _image_count(card), settings.data_dir)
+        images = parity_images(card, _image_count(card), settings.data_dir, settings.data, found)
         computed = target.network(checkpoint)
         if computed.card.levels != card.levels:
             report(f"{settings.target} has 128 of 256 levels for what is never negative; proven is that network")
@@ -85,27 +86,48 @@ def export(settings: ExportSettings, report: Report = silent) -> dict[str, Any]:
                 report(f"proving {product.id} on {images.origin}")
                 proven = find_target(product.target).prove(prover, product)
             rows.append(_row(directory, _add(writer, product, proven), product.children))
+        _keep_images(writer, card, settings)
     made = {"bundle": str(directory), "checkpoint": str(found), "artefacts": rows}
     return made | ({"note": f"proven on {images.origin}: {images.missing}"} if images.missing else {})
 
 
+def _keep_images(writer: BundleWriter, card: Card, settings: ExportSettings) -> None:
+    """Gives the bundle some test images, so that it can be measured wherever it is copied to."""
+    try:
+        test = find_test_set(card, settings.data, settings.data_dir, labelled=False)
+    except EmqError:
+        if settings.test_images:
+            raise
+        return
+    some = bundled_images(test, card, settings.test_images)
+    if some is not None:
+        staged = writer.staging / BUNDLED
+        save_test_set(staged, some)
+        writer.keep(staged, BUNDLED)
+
+
 def materialize(
-    path: Path, bits: str | Sequence[ChildLike] | None, data_dir: Path | None, report: Report = silent
+    path: Path,
+    bits: str | Sequence[ChildLike] | None,
+    data_dir: Path | None,
+    report: Report = silent,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Writes plain int8 ONNX files of a bundle whose files share the ``.emq``; needs no torch.
 
     Args:
         path: the bundle.
         bits: children; None takes those of the bundle's ``master`` files, and all stored ones where it has none.
-        data_dir: where the data set's files lie; without the data set the files are proven on noise.
+        data_dir: where the data set's files lie; without test images the files are proven on noise.
         report: receives progress.
+        data: other images to prove them on.
     """
     bundle = open_or_repair(path, report)
     if bundle.checkpoint_path is None:
         raise EmqError(f"{path} holds no checkpoint to make files from; export it again")
     shared = {child for one in bundle.artefacts if one.flavour == "master" for child in bundle.children_of(one)}
     wanted = bits or in_order(shared) or tuple(read_card(bundle.checkpoint_path)[1])
-    settings = ExportSettings(path=bundle.checkpoint_path, bits=wanted, out=bundle.path, data_dir=data_dir)
+    settings = ExportSettings(path=bundle.checkpoint_path, bits=wanted, out=bundle.path, data_dir=data_dir, data=data)
     return export(settings, report)
 
 

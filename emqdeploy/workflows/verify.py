@@ -36,6 +36,7 @@ def verify(
     model: str | None = None,
     pretrained: Path | None = None,
     report: Report = silent,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Verifies a checkpoint, and every file of its bundle.
 
@@ -47,6 +48,7 @@ def verify(
         model: the network's own function ``pkg.module:function``, named again so that torch may import it.
         pretrained: the float weights that the network was made from; None takes what `quantize` left beside it.
         report: receives one line about what is being done.
+        data: other images than those of the network's own data set.
 
     Returns:
         ``ok``, ``images``, ``results`` (per child the rungs, its ``origin``: how far it is from the network that it was
@@ -68,7 +70,7 @@ def verify(
     trust_own(model, checkpoint.card)
     exported = bundle.exported if bundle is not None and bundle.checkpoint_path == found else ()
     children = select_children(checkpoint.network.children, bits or exported or "all")
-    images = parity_images(checkpoint.card, count, data_dir)
+    images = parity_images(checkpoint.card, count, data_dir, data, found if bundle is None else bundle.path)
     folders = [found.parent] if bundle is None else [found.parent, bundle.path.parent]
     origin = Origin.find(checkpoint, pretrained, folders, images)
     results = []

@@ -21,8 +21,8 @@ from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.journal import Journal
 from emqdeploy.measuring.result import load_result, save_result
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.measuring.testset import limited, load_test_set, read_test_set, save_test_set
 from emqdeploy.measuring.workbench import SCENARIOS, Workbench
+from emqdeploy.runtimes.test_images import find_test_set, limited, load_test_set, save_test_set
 
 
 def test_every_row_says_everything(measured: dict[str, Any]) -> None:
@@ -258,9 +258,8 @@ def test_a_scenario_that_fails_loses_nothing(digits: Path) -> None:
 
 def test_a_test_set_travels_as_a_file(digits: Path, tmp_path: Path) -> None:
     """The images that went along to a device give the same accuracy; anything else is refused."""
-    settings = BenchSettings(str(digits))
     path = tmp_path / "test.npz"
-    test = read_test_set(settings, read_card(digits)[0])
+    test = find_test_set(read_card(digits)[0])
     save_test_set(path, test)
     back = load_test_set(path)
     assert (back.name, back.classes) == (test.name, test.classes)
