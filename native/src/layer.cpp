@@ -19,6 +19,7 @@ constexpr int tuning_rounds = 3;
 constexpr int64_t most_weights = 1 << 16;  // of an output: sums of codes times activations stay in 32 bits
 
 size_t count(int number) { return static_cast<size_t>(number); }
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Whether the environment variable EMQ_KERNEL, for tests and measurements, asks for a method by how its name begins.
 bool is_asked_for(const LayerMethod &method) {
@@ -119,6 +120,9 @@ void Layer::place(const emq_layer &source, const Step &step, const Tensor &input
                 output == nullptr ? 0 : (y * output->row() + x + output->first()) * output->stride());
         }
     }
+    const int depth = (channels + 3) / 4 * 4;
+    const int run = depth == input.stride() && g.dilation_width == 1 ? g.kernel_width : 1;
+    for (size_t t = 0; t < windows_.tap.size(); t += count(run)) windows_.run_tap.push_back(windows_.tap[t]);
     const int outputs = static_cast<int>(source.outputs) / g.groups;
     if (outputs < 1) throw Failure("layer " + name_ + " has no outputs");
     windows_.groups = g.groups;
@@ -126,7 +130,7 @@ void Layer::place(const emq_layer &source, const Step &step, const Tensor &input
     windows_.group_outputs = outputs;
     windows_.window = {static_cast<int>(windows_.tap.size()),
                        channels,
-                       (channels + 3) / 4 * 4,
+                       depth,
                        outputs,
                        rows * columns,
                        windows_.tap.data(),
@@ -134,28 +138,39 @@ void Layer::place(const emq_layer &source, const Step &step, const Tensor &input
                        windows_.target.data(),
                        input.pixels(),
                        input.stride(),
-                       g.groups == 1};
+                       g.groups == 1,
+                       columns,
+                       g.stride_width,
+                       static_cast<int>(windows_.run_tap.size()),
+                       run,
+                       windows_.run_tap.data()};
 }
 
 void Layer::pack(const emq_layer &source) {
     const Window &w = windows_.window;
-    const size_t bytes = master_bytes(w);
+    const size_t bytes = master_bytes(w), taps = count(w.taps), steps = count(w.depth) / 4;
     codes_ = Array<uint8_t>(bytes * count(windows_.groups));
     for (int n = 0; n < outputs(); n++) {
-        uint8_t *group = codes_.data() + bytes * count(n / windows_.group_outputs);
-        for (int c = 0; c < w.channels; c++) {
-            for (int t = 0; t < w.taps; t++) {
-                const int64_t at = (n * static_cast<int64_t>(w.channels) + c) * w.taps + t;
-                group[master_place(w, n % windows_.group_outputs, t, c)] = source.codes[at];
-            }
+        const int inside = n % windows_.group_outputs;
+        const uint8_t *from = source.codes + n * fan_in();
+        uint8_t *to = codes_.data() + bytes * count(n / windows_.group_outputs) + master_place(w, inside, 0, 0);
+        const size_t apart = master_place(w, inside, 0, 4) - master_place(w, inside, 0, 0);
+        for (size_t c = 0; c < count(w.channels); c++) {
+            uint8_t *place = to + c / 4 * apart + c % 4;
+            for (size_t t = 0; t < taps; t++, place += steps * apart) *place = *from++;
         }
     }
-    for (const LayerMethod *const *method = kernels_.methods; *method != nullptr; method++) {
-        const size_t size = (*method)->table_bytes(w);
-        tables_.emplace_back(size * count(windows_.groups));
-        for (int group = 0; size > 0 && group < windows_.groups; group++) {
-            (*method)->pack(w, codes_.data() + bytes * count(group), tables_.back().data() + size * count(group));
-        }
+    for (const LayerMethod *const *method = kernels_.methods; *method != nullptr; method++) tables_.emplace_back(0);
+}
+
+void Layer::pack_tables(size_t index) {
+    const LayerMethod &method = *kernels_.methods[index];
+    const Window &w = windows_.window;
+    const size_t size = method.table_bytes(w);
+    if (size == 0 || tables_[index].size() > 0) return;
+    tables_[index] = Array<uint8_t>(size * count(windows_.groups));
+    for (int group = 0; group < windows_.groups; group++) {
+        method.pack(w, codes_.data() + master_bytes(w) * count(group), tables_[index].data() + size * count(group));
     }
 }
 
@@ -208,49 +223,65 @@ size_t Layer::bytes() const {
     return total;
 }
 
-size_t Layer::scratch_bytes() const {
-    size_t most = 0;
-    for (const LayerMethod *const *method = kernels_.methods; !depthwise_ && *method != nullptr; method++) {
-        most = std::max(most, (*method)->scratch_bytes(windows_.window));
-    }
-    return most;
+size_t Layer::shared_scratch_bytes(int child) const {
+    return aligned(depthwise_ ? 0 : method_of(child).scratch_bytes(windows_.window) + slack);
+}
+
+size_t Layer::panel_bytes(int child) const {
+    return aligned(depthwise_ ? 0 : method_of(child).panel_bytes(windows_.window));
+}
+
+size_t Layer::scratch_bytes(int child, int parts) const {
+    return shared_scratch_bytes(child) + count(parts) * panel_bytes(child);
 }
 
 size_t Layer::sums_count() const { return count(windows_.window.pixels + windows_.window.positions); }
 
-LayerCall Layer::call(int child, int group, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch,
-                      int32_t *sums) const {
+const LayerMethod &Layer::method_of(int child) const { return *kernels_.methods[children_[count(child)].method]; }
+
+LayerCall Layer::call(int child, int group, const LayerData &data, int part, Range blocks) const {
     const Numbers &numbers = children_[count(child)];
-    const size_t first = count(group) * padded_outputs();
+    const Window &w = windows_.window;
+    const int skipped = blocks.from * block_channels;
+    const size_t first = count(group) * padded_outputs() + count(skipped);
     const Array<uint8_t> &tables = tables_[numbers.method];
+    Window before = w;  // the channels that are left out
+    before.outputs = skipped;
+    const size_t tables_before = tables.size() == 0 ? 0 : method_of(child).table_bytes(before);
     LayerCall call{};
-    call.window = windows_.window;
+    call.window = w;
+    call.window.outputs = std::min(w.outputs, blocks.to * block_channels) - skipped;
     call.scaling = {numbers.gain.data() + first, numbers.shift.data() + first, numbers.drop.data() + first,
                     numbers.bias.data() + first, numbers.scale.data() + first, numbers.low,
                     numbers.high};
-    call.codes = codes_.data() + master_bytes(windows_.window) * count(group);
+    call.codes = codes_.data() + master_bytes(w) * count(group) + master_bytes(before);
     call.mask = numbers.mask.data() + 4 * first;
-    call.tables = tables.data() + tables.size() / count(windows_.groups) * count(group);
+    call.tables = tables.data() + tables.size() / count(windows_.groups) * count(group) + tables_before;
     call.bits = numbers.bits;
     call.smallest = numbers.smallest;
     call.largest = numbers.largest;
-    call.input = input + group * windows_.group_inputs;
-    call.output = output + group * windows_.group_outputs;
-    call.answer = answer == nullptr ? nullptr : answer + group * windows_.group_outputs;
-    call.scratch = scratch;
-    call.sums = sums;
+    call.input = data.input + group * windows_.group_inputs;
+    call.output = data.output + group * windows_.group_outputs + skipped;
+    call.answer = data.answer == nullptr ? nullptr : data.answer + group * windows_.group_outputs + skipped;
+    call.answer_row = outputs();
+    call.scratch = data.scratch;
+    call.panel = data.scratch + shared_scratch_bytes(child) + count(part) * panel_bytes(child);
+    call.sums = data.sums;
     return call;
 }
 
-void Layer::prepare(int child, const int8_t *input, uint8_t *scratch, int32_t *sums, int from, int to) const {
+void Layer::prepare(int child, const LayerData &data, Range pixels) const {
     // What is prepared for one group would overwrite that of the one before: `run` does it where there are several.
     if (depthwise_ || windows_.groups > 1) return;
-    kernels_.methods[children_[count(child)].method]->prepare(
-        call(child, 0, input, nullptr, nullptr, scratch, sums), from, to);
+    method_of(child).prepare(call(child, 0, data, 0, {0, blocks()}), pixels.from, pixels.to);
 }
 
-void Layer::run(int child, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch, int32_t *sums,
-                int from, int to) const {
+void Layer::sum(int child, const LayerData &data, Range positions) const {
+    if (depthwise_ || windows_.groups > 1) return;
+    kernels_.sum_positions(call(child, 0, data, 0, {0, blocks()}), positions.from, positions.to);
+}
+
+void Layer::run(int child, const LayerData &data, int part, Range positions, Range blocks) const {
     const Numbers &numbers = children_[count(child)];
     const Window &w = windows_.window;
     if (depthwise_) {
@@ -259,26 +290,31 @@ void Layer::run(int child, const int8_t *input, int8_t *output, float *answer, u
                                          w.position,       w.target,
                                          numbers.depthwise.data(), numbers.bias.data(),
                                          numbers.scale.data(),     numbers.low,
-                                         numbers.high,     input,
-                                         output};
-        kernels_.depthwise(depthwise, from, to);
+                                         numbers.high,     data.input,
+                                         data.output};
+        kernels_.depthwise(depthwise, positions.from, positions.to);
         return;
     }
-    const LayerMethod &method = *kernels_.methods[numbers.method];
     for (int group = 0; group < windows_.groups; group++) {
-        const LayerCall one = call(child, group, input, output, answer, scratch, sums);
-        if (windows_.groups > 1) method.prepare(one, 0, w.pixels);
-        method.run(one, from, to);
+        const LayerCall one = call(child, group, data, part, blocks);
+        if (windows_.groups > 1) {
+            method_of(child).prepare(one, 0, w.pixels);
+            kernels_.sum_positions(one, positions.from, positions.to);
+        }
+        method_of(child).run(one, positions.from, positions.to);
     }
 }
 
+// What methods are timed with: made-up codes, and an answer in float, so that no tensor of the network is written.
+struct Layer::Trial {
+    Array<int8_t> input;
+    Array<int32_t> sums;
+    Array<float> answer;
+};
+
 void Layer::tune() {
     if (depthwise_) return;
-    const Window &w = windows_.window;
-    Array<int8_t> input(count(w.pixels) * count(w.stride)), output(count(w.positions) * count(outputs()) + slack);
-    Array<uint8_t> scratch(scratch_bytes());
-    Array<int32_t> sums(sums_count());
-    Array<float> answer(count(w.positions) * count(outputs()));
+    Trial trial;
     std::map<std::tuple<int, int, int>, size_t> known;
     for (size_t child = 0; child < children_.size(); child++) {
         Numbers &numbers = children_[child];
@@ -288,34 +324,64 @@ void Layer::tune() {
             numbers.method = found->second;
             continue;
         }
-        for (size_t i = 0; i < input.size(); i++) {
-            const int codes = numbers.largest - numbers.smallest + 1;
-            input[i] = static_cast<int8_t>(numbers.smallest + static_cast<int>(i * 37 % 251) % codes);
+        const std::vector<size_t> able = able_methods(static_cast<int>(child));
+        const auto asked = std::find_if(able.begin(), able.end(),
+                                        [&](size_t index) { return is_asked_for(*kernels_.methods[index]); });
+        if (asked != able.end()) {
+            numbers.method = *asked;
+        } else {
+            numbers.method = able.size() == 1 ? able.front() : fastest(static_cast<int>(child), able, trial);
         }
-        double least = std::numeric_limits<double>::infinity();
-        size_t best = 0;
-        const int number = static_cast<int>(child);
-        for (size_t index = 0; kernels_.methods[index] != nullptr; index++) {
-            numbers.method = index;
-            // Into an answer in float, so that no place of the network's own tensors is written.
-            const LayerCall tried = call(number, 0, input.data(), nullptr, answer.data(), scratch.data(), sums.data());
-            if (!kernels_.methods[index]->able(tried)) continue;
-            if (is_asked_for(*kernels_.methods[index])) {
-                best = index;
-                break;
-            }
-            for (int round = 0; round < tuning_rounds; round++) {
-                const auto start = std::chrono::steady_clock::now();
-                prepare(number, input.data(), scratch.data(), sums.data(), 0, w.pixels);
-                run(number, input.data(), nullptr, answer.data(), scratch.data(), sums.data(), 0, w.positions);
-                const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-                if (taken.count() >= least) continue;
-                least = taken.count();
-                best = index;
-            }
-        }
-        numbers.method = known[key] = best;
+        pack_tables(numbers.method);
+        known[key] = numbers.method;
     }
+    // What only slower methods would read goes.
+    for (size_t index = 0; index < tables_.size(); index++) {
+        const auto uses = [&](const Numbers &numbers) { return numbers.method == index; };
+        if (std::none_of(children_.begin(), children_.end(), uses)) tables_[index] = Array<uint8_t>(0);
+    }
+}
+
+std::vector<size_t> Layer::able_methods(int child) {
+    std::vector<size_t> able;
+    for (size_t index = 0; kernels_.methods[index] != nullptr; index++) {
+        children_[count(child)].method = index;
+        if (kernels_.methods[index]->able(call(child, 0, LayerData{}, 0, {0, blocks()}))) able.push_back(index);
+    }
+    return able;
+}
+
+size_t Layer::fastest(int child, const std::vector<size_t> &able, Trial &trial) {
+    Numbers &numbers = children_[count(child)];
+    const Window &w = windows_.window;
+    if (trial.input.size() == 0) {
+        trial.input = Array<int8_t>(count(w.pixels) * count(w.stride));
+        trial.sums = Array<int32_t>(sums_count());
+        trial.answer = Array<float>(count(w.positions) * count(outputs()));
+    }
+    const int codes = numbers.largest - numbers.smallest + 1;
+    for (size_t i = 0; i < trial.input.size(); i++) {
+        trial.input[i] = static_cast<int8_t>(numbers.smallest + static_cast<int>(i * 37 % 251) % codes);
+    }
+    double least = std::numeric_limits<double>::infinity();
+    size_t best = able.front();
+    for (const size_t index : able) {
+        numbers.method = index;
+        pack_tables(index);
+        Array<uint8_t> scratch(scratch_bytes(child, 1));
+        const LayerData data = {trial.input.data(), nullptr, trial.answer.data(), scratch.data(), trial.sums.data()};
+        for (int round = 0; round < tuning_rounds; round++) {
+            const auto start = std::chrono::steady_clock::now();
+            prepare(child, data, {0, w.pixels});
+            sum(child, data, {0, w.positions});
+            run(child, data, 0, {0, w.positions}, {0, blocks()});
+            const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+            if (taken.count() >= least) continue;
+            least = taken.count();
+            best = index;
+        }
+    }
+    return best;
 }
 
 const char *Layer::method(int child) const {

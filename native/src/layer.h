@@ -13,9 +13,22 @@ namespace emq {
 
 // Where a layer's windows lie, for one group of channels.
 struct Windows {
-    std::vector<int32_t> tap, position, target;
+    std::vector<int32_t> tap, run_tap, position, target;
     Window window{};
     int group_inputs = 0, group_outputs = 0, groups = 1;
+};
+
+struct Range {
+    int from, to;
+};
+
+// What a layer computes with. `answer`, channels position by position, is null or `output` is.
+struct LayerData {
+    const int8_t *input;
+    int8_t *output;
+    float *answer;
+    uint8_t *scratch;
+    int32_t *sums;
 };
 
 class Layer {
@@ -27,10 +40,11 @@ class Layer {
     const std::string &name() const { return name_; }
     int outputs() const { return windows_.groups * windows_.group_outputs; }
     int positions() const { return windows_.window.positions; }
+    int blocks() const { return (windows_.group_outputs + block_channels - 1) / block_channels; }  // of one group
     int64_t fan_in() const { return static_cast<int64_t>(windows_.window.taps) * windows_.window.channels; }
     bool grouped() const { return windows_.groups > 1 && !depthwise_; }
     size_t bytes() const;
-    size_t scratch_bytes() const;
+    size_t scratch_bytes(int child, int parts) const;
     size_t sums_count() const;
 
     // Sets what depends on the grids around the layer: `scale` of its input, and of its output or 1.
@@ -40,11 +54,11 @@ class Layer {
     const char *method(int child) const;
 
     int pixels() const { return windows_.window.pixels; }
-    // First `prepare` over all pixels of the input, then `run` over all positions; either in any number of parts.
-    // `answer` holds the channels position by position.
-    void prepare(int child, const int8_t *input, uint8_t *scratch, int32_t *sums, int from, int to) const;
-    void run(int child, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch, int32_t *sums, int from,
-             int to) const;
+    // First `prepare` over all pixels of the input, then `sum` over all positions, then `run` over all positions and
+    // blocks of channels; each in any number of parts.
+    void prepare(int child, const LayerData &data, Range pixels) const;
+    void sum(int child, const LayerData &data, Range positions) const;
+    void run(int child, const LayerData &data, int part, Range positions, Range blocks) const;
 
   private:
     struct Numbers {
@@ -65,9 +79,15 @@ class Layer {
     void check_channel(Extremes codes, const emq_layer_numbers &given, int n) const;
     void place(const emq_layer &source, const Step &step, const Tensor &input, const Tensor *output);
     void pack(const emq_layer &source);
+    void pack_tables(size_t method);
     void pack_depthwise(const emq_layer &source, Numbers &numbers) const;
-    LayerCall call(int child, int group, const int8_t *input, int8_t *output, float *answer, uint8_t *scratch,
-                   int32_t *sums) const;
+    LayerCall call(int child, int group, const LayerData &data, int part, Range blocks) const;
+    const LayerMethod &method_of(int child) const;
+    struct Trial;
+    std::vector<size_t> able_methods(int child);
+    size_t fastest(int child, const std::vector<size_t> &able, Trial &trial);
+    size_t shared_scratch_bytes(int child) const;  // the rest is panels
+    size_t panel_bytes(int child) const;
     size_t padded_outputs() const;  // of one group
 
     std::string name_;

@@ -194,7 +194,6 @@ void Network::bind(const emq_source &source) {
                                    static_cast<float>(out.high));
         }
         bound.layer->tune();
-        scratch_bytes_ = std::max(scratch_bytes_, bound.layer->scratch_bytes());
         sums_count_ = std::max(sums_count_, bound.layer->sums_count());
     }
 }
@@ -234,7 +233,6 @@ std::unique_ptr<Network::Workspace> Network::borrow(Crew &crew) {
     for (const Tensor &tensor : program_.tensors) {
         work->tensors.emplace_back(at(tensor.pixels()) * at(tensor.stride()));
     }
-    work->scratch = Array<uint8_t>(scratch_bytes_);
     work->sums = Array<int32_t>(sums_count_);
     return work;
 }

@@ -101,7 +101,7 @@ class Network {
     Program program_;
     std::vector<Bound> steps_;
     std::vector<std::unique_ptr<Layer>> layers_;
-    size_t scratch_bytes_ = 0, sums_count_ = 0;
+    size_t sums_count_ = 0;
     const int threads_;
     std::atomic<Crew *> crew_;
 };

@@ -10,7 +10,8 @@ namespace {
 
 // Multiplications below which a step is not worth sharing among threads.
 constexpr int64_t shared_work = 60000;
-constexpr int chunks_per_thread = 3;
+constexpr int parts_per_thread = 3;
+constexpr int few_positions = 200;
 
 size_t at(int index) { return static_cast<size_t>(index); }
 
@@ -38,24 +39,42 @@ int8_t rounded(float value, float low, float high) {
 
 void Network::run_layer(const Bound &bound, int child, float *values, Workspace &work, Workers &workers) {
     const Layer &layer = *bound.layer;
-    const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
-    int8_t *output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
-    float *answer = output == nullptr ? values : nullptr;
-    const auto shared = [&](int items, int64_t work_items, const auto &part) {
-        const int chunks = work_items < shared_work ? 1 : std::min(items, workers.threads() * chunks_per_thread);
-        workers.run(chunks, [&](int chunk) {
-            const auto edge = [&](int index) { return static_cast<int>(static_cast<int64_t>(items) * index / chunks); };
-            part(edge(chunk), edge(chunk + 1));
+    LayerData data{};
+    data.input = work.tensors[at(bound.step.inputs[0])].data();
+    data.output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
+    data.answer = data.output == nullptr ? values : nullptr;
+    // Where several threads can share a step, each takes several parts, so that one that is late holds up less.
+    const auto parts_of = [&](int items, int64_t products) {
+        const int wanted = workers.threads() == 1 || products < shared_work ? 1 : workers.threads() * parts_per_thread;
+        return std::min(items, wanted);
+    };
+    const auto shared = [&](int items, int parts, const auto &part) {
+        workers.run(parts, [&](int index) {
+            const auto edge = [&](int of) { return static_cast<int>(static_cast<int64_t>(items) * of / parts); };
+            part(index, Range{edge(index), edge(index + 1)});
         });
     };
-    shared(layer.pixels(), layer.pixels() * int64_t{16},
-           [&](int from, int to) { layer.prepare(child, input, work.scratch.data(), work.sums.data(), from, to); });
-    const int64_t products = static_cast<int64_t>(layer.positions()) * layer.fan_in() * layer.outputs();
+    const int positions = layer.positions(), blocks = layer.blocks();
+    const int64_t products = static_cast<int64_t>(positions) * layer.fan_in() * layer.outputs();
+    // Parts with few positions would each read all weights for little work: there they share the channels.
+    const bool by_channels = positions < few_positions && blocks >= workers.threads();
     // Groups prepare and compute in turns with one scratch, so one thread does them.
-    shared(layer.grouped() ? 1 : layer.positions(), products, [&](int from, int to) {
-        const int end = layer.grouped() ? layer.positions() : to;
-        layer.run(child, input, output, answer, work.scratch.data(), work.sums.data(), from, end);
-    });
+    const int parts = layer.grouped() ? 1 : parts_of(by_channels ? blocks : positions, products);
+    const size_t scratch = layer.scratch_bytes(child, parts);
+    if (work.scratch.size() < scratch) work.scratch = Array<uint8_t>(scratch);
+    data.scratch = work.scratch.data();
+    data.sums = work.sums.data();
+    shared(layer.pixels(), parts_of(layer.pixels(), layer.pixels() * int64_t{16}),
+           [&](int, Range pixels) { layer.prepare(child, data, pixels); });
+    if (by_channels) {
+        layer.sum(child, data, {0, positions});
+        shared(blocks, parts, [&](int part, Range some) { layer.run(child, data, part, {0, positions}, some); });
+    } else {
+        shared(positions, parts, [&](int part, Range some) {
+            layer.sum(child, data, some);
+            layer.run(child, data, part, some, {0, blocks});
+        });
+    }
 }
 
 void Network::quantize(const Bound &bound, int child, const float *image, Workspace &work) {
@@ -63,26 +82,28 @@ void Network::quantize(const Bound &bound, int child, const float *image, Worksp
     const Port &port = program_.inputs[at(bound.step.port)];
     int8_t *output = work.tensors[at(bound.step.output)].data();
     const Grid grid = bounds(bound, child);
-    // Along what lies together in the port: a line of a plane, or a row of channels.
-    const int length = port.planes ? tensor.shape.width : tensor.shape.channels;
-    const int stride = port.planes ? tensor.stride() : 1;
-    std::vector<float> kept(bound.clamp == nullptr ? 0 : at(length));
-    const float low = static_cast<float>(grid.low) * grid.scale, high = static_cast<float>(grid.high) * grid.scale;
-    const auto line = [&](int8_t *to, const float *from) {
-        if (bound.clamp != nullptr) {
-            for (int x = 0; x < length; x++) kept[at(x)] = from[x] > low ? std::min(from[x], high) : low;
-            from = kept.data();
-        }
-        kernels_.quantize(to, stride, from, length, grid.scale, bound.output->zero_point);
-    };
     const Shape &shape = tensor.shape;
+    std::vector<float> kept;
+    const float low = static_cast<float>(grid.low) * grid.scale, high = static_cast<float>(grid.high) * grid.scale;
+    if (bound.clamp != nullptr) {
+        kept.assign(image, image + shape.values());
+        for (float &value : kept) value = value > low ? std::min(value, high) : low;
+        image = kept.data();
+    }
+    QuantizeCall call{};
+    call.scale = grid.scale;
+    call.zero = bound.output->zero_point;
+    // Along what lies together in the port: rows of planes, or the channels of one pixel after the other.
+    call.channels = port.planes ? shape.channels : 1;
+    call.width = port.planes ? shape.width : shape.channels;
+    call.stride = port.planes ? tensor.stride() : 1;
+    call.apart = static_cast<ptrdiff_t>(shape.height) * shape.width;
     for (int y = 0; y < shape.height; y++) {
         int8_t *row = output + (tensor.first() + y * tensor.row()) * tensor.stride();
-        for (int c = 0; port.planes && c < shape.channels; c++) {
-            line(row + c, image + (static_cast<int64_t>(c) * shape.height + y) * shape.width);
-        }
-        for (int x = 0; !port.planes && x < shape.width; x++) {
-            line(row + x * tensor.stride(), image + static_cast<int64_t>(x) * shape.channels);
+        for (int x = 0; x < (port.planes ? 1 : shape.width); x++) {
+            call.input = image + (port.planes ? int64_t{y} * shape.width : int64_t{x} * shape.channels);
+            call.output = row + x * tensor.stride();
+            kernels_.quantize(call);
         }
     }
 }
@@ -130,19 +151,28 @@ void Network::maximum(const Bound &bound, Workspace &work) {
     const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
     int8_t *output = work.tensors[at(bound.step.output)].data();
     const Geometry &g = bound.step.geometry;
-    const size_t channels = at(in.shape.channels);
+    MaximumCall call{};
+    call.channels = in.shape.channels;
+    call.output_step = out.stride();
+    call.input_step = in.stride() * g.stride_width;
+    const int last_x = (out.shape.width - 1) * g.stride_width - g.left;
     for (int y = 0; y < out.shape.height; y++) {
-        for (int x = 0; x < out.shape.width; x++) {
-            int8_t *pixel = output + (out.first() + y * out.row() + x) * out.stride();
-            std::fill_n(pixel, channels, int8_t{-128});
-            // Only what of the window lies in the input, however large the window is.
-            const int first_y = y * g.stride_height - g.top, first_x = x * g.stride_width - g.left;
-            const int end_y = std::min(first_y + g.kernel_height, in.shape.height);
-            const int end_x = std::min(first_x + g.kernel_width, in.shape.width);
-            for (int from_y = std::max(0, first_y); from_y < end_y; from_y++) {
-                for (int from_x = std::max(0, first_x); from_x < end_x; from_x++) {
-                    kernels_.maximum(pixel, input + (in.first() + from_y * in.row() + from_x) * in.stride(), channels);
-                }
+        int8_t *row = output + (out.first() + y * out.row()) * out.stride();
+        for (int x = 0; x < out.shape.width; x++) std::fill_n(row + x * out.stride(), call.channels, int8_t{-128});
+        // Only what of the windows lies in the input, however large they are.
+        const int first_y = y * g.stride_height - g.top, end_y = std::min(first_y + g.kernel_height, in.shape.height);
+        for (int from_y = std::max(0, first_y); from_y < end_y; from_y++) {
+            const int8_t *line = input + (in.first() + from_y * in.row()) * in.stride();
+            const int end_tap = std::min(g.kernel_width, in.shape.width + g.left);
+            for (int tap = std::max(0, -last_x); tap < end_tap; tap++) {
+                // Windows whose pixel of this tap lies in the line.
+                const int offset = tap - g.left;
+                const int first = offset >= 0 ? 0 : (-offset + g.stride_width - 1) / g.stride_width;
+                const int end = std::min(out.shape.width, (in.shape.width - 1 - offset) / g.stride_width + 1);
+                call.pixels = end - first;
+                call.input = line + (first * g.stride_width + offset) * in.stride();
+                call.output = row + first * out.stride();
+                kernels_.maximum(call);
             }
         }
     }

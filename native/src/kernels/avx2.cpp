@@ -4,11 +4,11 @@
 namespace emq::avx2 {
 namespace {
 
-constexpr int most_words = 32767;
+constexpr int most_words = 32767, rows_of_tiles = 4;
+
+void write(uint8_t *at, __m256i bytes) { _mm256_store_si256(reinterpret_cast<__m256i *>(at), bytes); }
 
 // --- int8: codes less 128 times activations of 0..127; two products fit 16 bits (2 * 128 * 127) ----------------------
-
-constexpr int rows = 4;
 
 // Codes of zero, which fill up the depth, count as -128 here: what they meet has to be zero as well.
 bool able_in_int8(const LayerCall &call) {
@@ -16,113 +16,196 @@ bool able_in_int8(const LayerCall &call) {
     return call.smallest >= 0 && (w.channels == w.depth || w.whole);
 }
 
-__attribute__((noinline)) void int8_tile(const LayerCall &call, const uint8_t *codes, int step, int channel, int first,
-                                         int last) {
-    const Window &w = call.window;
-    const __m256i ones = _mm256_set1_epi16(1), centre = _mm256_set1_epi8(-128);
-    const uint8_t *mask = call.mask + 4 * channel;
-    const int8_t *row[rows];
-    __m256i sums[rows][2];
-#pragma GCC unroll 4
-    for (int i = 0; i < rows; i++) {
-        row[i] = row_of(call, first + i, last);
-        sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+struct Int8 {
+    static void expand(const LayerCall &call, __m256i codes, size_t at) {
+        write(call.panel + at, _mm256_xor_si256(codes, _mm256_set1_epi8(-128)));
     }
-    for (int t = 0; t < w.taps; t++) {
-        const ptrdiff_t tap = static_cast<ptrdiff_t>(w.tap[t]) * w.stride;
-        for (int c = 0; c < w.depth; c += 4, codes += step) {
-            const __m256i low = _mm256_xor_si256(_mm256_and_si256(load(codes), load(mask)), centre);
-            const __m256i high = _mm256_xor_si256(_mm256_and_si256(load(codes + 32), load(mask + 32)), centre);
+
+    template <int rows>
+    static __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes, int channel, int first) {
+        const Window &w = call.window;
+        const __m256i ones = _mm256_set1_epi16(1);
+        const int8_t *row[rows];
+        __m256i sums[rows][2];
 #pragma GCC unroll 4
-            for (int i = 0; i < rows; i++) {
-                const __m256i a = quad(row[i] + tap + c);
-                sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(_mm256_maddubs_epi16(a, low), ones));
-                sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(_mm256_maddubs_epi16(a, high), ones));
+        for (int i = 0; i < rows; i++) {
+            row[i] = row_of(call, first + i);
+            sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+        }
+        for (int r = 0; r < w.runs; r++) {
+            const ptrdiff_t tap = static_cast<ptrdiff_t>(w.run_tap[r]) * w.stride;
+            for (ptrdiff_t c = tap; c < tap + w.run * w.depth; c += 4, codes += 64) {
+                const __m256i low = load(codes), high = load(codes + 32);
+#pragma GCC unroll 4
+                for (int i = 0; i < rows; i++) {
+                    const __m256i a = quad(row[i] + c);
+                    sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(_mm256_maddubs_epi16(a, low), ones));
+                    sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(_mm256_maddubs_epi16(a, high), ones));
+                }
             }
         }
-    }
-    for (int i = 0; i < std::min(rows, last - first); i++) {
-        const __m256i centred = _mm256_set1_epi32(128 * call.sums[w.pixels + first + i]);
-        for (int h = 0; h < 2; h++) {
-            finish<true>(call, _mm256_add_epi32(sums[i][h], centred), first + i, channel + half_vector * h);
+        __m256i kept[2 * rows];
+        for (int i = 0; i < rows; i++) {
+            const __m256i centre = _mm256_set1_epi32(128 * call.sums[w.pixels + first + i]);
+            for (int h = 0; h < 2; h++) kept[2 * i + h] = _mm256_add_epi32(sums[i][h], centre);
         }
+        finish(call, kept, rows, 2, first, channel);
+    }
+};
+
+// --- whole: codes and activations of 16 bits, two products fit 32 bits; for codes and activations of all eight bits ----
+
+size_t word_bytes(const Window &w) { return 2 * static_cast<size_t>(w.pixels) * static_cast<size_t>(w.stride); }
+
+void widen_pixels(const LayerCall &call, int from, int to) {
+    sum_pixels(call, from, to);
+    const ptrdiff_t first = static_cast<ptrdiff_t>(from) * call.window.stride;
+    // Of the last pixel only what the group has: the memory behind that of the last group may end.
+    const ptrdiff_t last = static_cast<ptrdiff_t>(to - 1) * call.window.stride + call.window.depth;
+    for (ptrdiff_t i = first; i < last; i += 16) {
+        // Those beyond the last are written again by who has them, with the same words.
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(call.input + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(call.scratch + 2 * i), _mm256_cvtepi8_epi16(bytes));
     }
 }
 
-void int8_run(const LayerCall &call, int from, int to) {
-    every_tile<rows>(call, from, to, [&](const uint8_t *codes, int step, int channel, int p) {
-        int8_tile(call, codes, step, channel, p, to);
-    });
-}
+struct Whole {
+    // Of a step the first two inputs of sixteen channels, then the other two.
+    static void expand(const LayerCall &call, __m256i codes, size_t at) {
+        // A word from a byte: that byte, then zero.
+        const __m256i first = _mm256_broadcastsi128_si256(
+            _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+        const __m256i second = _mm256_broadcastsi128_si256(
+            _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+        uint8_t *panel = call.panel + 2 * (at / 64 * 64) + at % 64;
+        write(panel, _mm256_shuffle_epi8(codes, first));
+        write(panel + 64, _mm256_shuffle_epi8(codes, second));
+    }
 
-// --- deferred: halves of codes, 0..15, times activations; 16-bit sums are widened only before they could overflow -----
-
-template <bool both>
-__attribute__((noinline)) void deferred_tile(const LayerCall &call, const uint8_t *codes, int step, int channel,
-                                             int first, int last) {
-    const Window &w = call.window;
-    const __m256i ones = _mm256_set1_epi16(1), half = _mm256_set1_epi8(15);
-    const uint8_t *mask = call.mask + 4 * channel;
-    const int most = std::max(1, std::max(call.largest, -call.smallest));
-    const int until_wide = most_words / (2 * 15 * most) * 4;  // in inputs
-    const int8_t *row[rows];
-    __m256i wide[rows][2][2];
+    template <int rows>
+    static __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes, int channel, int first) {
+        const Window &w = call.window;
+        const uint8_t *row[rows];
+        __m256i sums[rows][2];
 #pragma GCC unroll 4
-    for (int i = 0; i < rows; i++) {
-        row[i] = row_of(call, first + i, last);
-        for (int h = 0; h < 2; h++) wide[i][h][0] = wide[i][h][1] = _mm256_setzero_si256();
+        for (int i = 0; i < rows; i++) {
+            row[i] = call.scratch + 2 * static_cast<ptrdiff_t>(w.position[first + i]) * w.stride;
+            sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+        }
+        for (int r = 0; r < w.runs; r++) {
+            const ptrdiff_t tap = 2 * static_cast<ptrdiff_t>(w.run_tap[r]) * w.stride;
+            for (ptrdiff_t c = tap; c < tap + 2 * w.run * w.depth; c += 4, codes += 64) {
+                const __m256i low = load(codes), high = load(codes + 32);
+#pragma GCC unroll 4
+                for (int i = 0; i < rows; i++) {
+                    const __m256i a = quad(reinterpret_cast<const int8_t *>(row[i] + c));
+                    sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(a, low));
+                    sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(a, high));
+                }
+            }
+        }
+        __m256i kept[2 * rows];
+        for (int i = 0; i < rows; i++) kept[2 * i] = sums[i][0], kept[2 * i + 1] = sums[i][1];
+        finish(call, kept, rows, 2, first, channel);
     }
-    for (int t = 0; t < w.taps; t++) {
-        const ptrdiff_t tap = static_cast<ptrdiff_t>(w.tap[t]) * w.stride;
-        for (int c = 0; c < w.depth;) {
-            const int end = std::min(w.depth, c + until_wide), start = c;
-            const uint8_t *begin = codes;
-            for (int part = 0; part < (both ? 2 : 1); part++) {  // the upper halves, then the lower ones
+};
+
+// --- deferred: codes of up to seven bits times activations; 16-bit sums are widened only before they could overflow ----
+
+bool able_to_defer(const LayerCall &call) { return call.bits < 8; }
+
+struct Deferred {
+    static void expand(const LayerCall &call, __m256i codes, size_t at) {
+        // Words are shifted, so what comes from the neighbouring byte is taken off.
+        const __m256i kept = _mm256_set1_epi8(static_cast<char>((1 << call.bits) - 1));
+        write(call.panel + at, _mm256_and_si256(_mm256_srl_epi16(codes, _mm_cvtsi32_si128(8 - call.bits)), kept));
+    }
+
+    template <int rows>
+    static __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes, int channel, int first) {
+        const Window &w = call.window;
+        const __m256i ones = _mm256_set1_epi16(1);
+        const int most = std::max(1, std::max(call.largest, -call.smallest));
+        const int until_wide = most_words / (2 * ((1 << call.bits) - 1) * most) * 4;  // in inputs
+        const int8_t *row[rows];
+        __m256i all[2 * rows];
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i++) {
+            row[i] = row_of(call, first + i);
+            all[2 * i] = all[2 * i + 1] = _mm256_setzero_si256();
+        }
+        for (int r = 0; r < w.runs; r++) {
+            const ptrdiff_t tap = static_cast<ptrdiff_t>(w.run_tap[r]) * w.stride, end = tap + w.run * w.depth;
+            for (ptrdiff_t c = tap; c < end;) {
+                const ptrdiff_t until = std::min(end, c + until_wide);
                 __m256i sums[rows][2];
 #pragma GCC unroll 4
                 for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
-                codes = begin;
-                for (c = start; c < end; c += 4, codes += step) {
-                    __m256i low = _mm256_and_si256(load(codes), load(mask));
-                    __m256i high = _mm256_and_si256(load(codes + 32), load(mask + 32));
-                    if (part == 0) {
-                        low = _mm256_srli_epi16(low, 4);
-                        high = _mm256_srli_epi16(high, 4);
-                    }
-                    low = _mm256_and_si256(low, half);
-                    high = _mm256_and_si256(high, half);
+                for (; c < until; c += 4, codes += 64) {
+                    const __m256i low = load(codes), high = load(codes + 32);
 #pragma GCC unroll 4
                     for (int i = 0; i < rows; i++) {
-                        const __m256i a = quad(row[i] + tap + c);
+                        const __m256i a = quad(row[i] + c);
                         sums[i][0] = _mm256_add_epi16(sums[i][0], _mm256_maddubs_epi16(low, a));
                         sums[i][1] = _mm256_add_epi16(sums[i][1], _mm256_maddubs_epi16(high, a));
                     }
                 }
 #pragma GCC unroll 4
                 for (int i = 0; i < rows; i++) {
-                    for (int h = 0; h < 2; h++) {
-                        wide[i][h][part] = _mm256_add_epi32(wide[i][h][part], _mm256_madd_epi16(sums[i][h], ones));
-                    }
+                    all[2 * i] = _mm256_add_epi32(all[2 * i], _mm256_madd_epi16(sums[i][0], ones));
+                    all[2 * i + 1] = _mm256_add_epi32(all[2 * i + 1], _mm256_madd_epi16(sums[i][1], ones));
                 }
             }
         }
+        // As those of the whole codes, whose lower bits are zero.
+        for (__m256i &sum : all) sum = _mm256_sll_epi32(sum, _mm_cvtsi32_si128(8 - call.bits));
+        finish(call, all, rows, 2, first, channel);
     }
-    for (int i = 0; i < std::min(rows, last - first); i++) {
-        for (int h = 0; h < 2; h++) {
-            const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(wide[i][h][0], 4), wide[i][h][1]);
-            finish<true>(call, sum, first + i, channel + half_vector * h);
+};
+
+size_t two_panels(const Window &w) { return 2 * vector_bytes(w); }
+
+template <typename Form>
+void run(const LayerCall &call, int from, int to) {
+    every_vector<Form, rows_of_tiles>(call, from, to);
+}
+
+template <bool dropped>
+void finish_sums(const LayerCall &call, const __m256i *sums, int rows, int halves, int first, int channel) {
+    const Scaling &s = call.scaling;
+    const int32_t *plain = call.sums + call.window.pixels + first;
+    for (int j = 0; j < halves; j++) {
+        const int n = channel + half_vector * j, left = call.window.outputs - n;
+        if (left <= 0) return;
+        const __m256i gain = load(s.gain + n), shift = load(s.shift + n);
+        const __m256i bias = load(s.bias + n), drop = load(s.drop + n);
+        const __m256 scale = _mm256_load_ps(s.scale + n);
+        for (int i = 0; i < rows; i++) {
+            const __m256i sum = sums[i * halves + j], codes = dropped ? _mm256_srav_epi32(sum, drop) : sum;
+            const __m256i fixed = _mm256_add_epi32(_mm256_mullo_epi32(_mm256_set1_epi32(plain[i]), shift), bias);
+            const __m256i total = _mm256_add_epi32(_mm256_mullo_epi32(codes, gain), fixed);
+            const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(total), scale);
+            if (call.answer != nullptr) {
+                alignas(32) float all[half_vector];
+                _mm256_store_ps(all, value);
+                std::copy_n(all, std::min(left, half_vector),
+                            call.answer + static_cast<ptrdiff_t>(first + i) * call.answer_row + n);
+                continue;
+            }
+            store(call.output + call.window.target[first + i] + n, _mm256_cvtps_epi32(kept(value, s.low, s.high)), left);
         }
     }
 }
 
-void deferred_run(const LayerCall &call, int from, int to) {
-    every_tile<rows>(call, from, to, [&](const uint8_t *codes, int step, int channel, int p) {
-        call.bits > 4 ? deferred_tile<true>(call, codes, step, channel, p, to)
-                      : deferred_tile<false>(call, codes, step, channel, p, to);
-    });
+}  // namespace
+
+void finish(const LayerCall &call, const __m256i *sums, int rows, int halves, int first, int channel) {
+    finish_sums<true>(call, sums, rows, halves, first, channel);
 }
 
-}  // namespace
+void finish_looked_up(const LayerCall &call, const __m256i *sums, int rows, int halves, int first, int channel) {
+    finish_sums<false>(call, sums, rows, halves, first, channel);
+}
 
 void sum_pixels(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
@@ -144,17 +227,19 @@ void sum_pixels(const LayerCall &call, int from, int to) {
     }
 }
 
-const LayerMethod int8 = {"int8, AVX2", able_in_int8, none, sum_pixels, int8_run, none, nullptr};
-const LayerMethod deferred = {"int16 deferred, AVX2", always, none, sum_pixels, deferred_run, none, nullptr};
+const LayerMethod int8 = {"int8, AVX2", able_in_int8, none, vector_bytes, sum_pixels, run<Int8>, none, nullptr};
+const LayerMethod whole = {"int16, AVX2", always, word_bytes, two_panels, widen_pixels, run<Whole>, none, nullptr};
+const LayerMethod deferred = {"int16 deferred, AVX2", able_to_defer, none, vector_bytes, sum_pixels,
+                              run<Deferred>, none, nullptr};
 
 }  // namespace emq::avx2
 
 namespace emq {
 namespace {
-const LayerMethod *const methods[] = {&avx2::deferred, &avx2::int8, &avx2::lookup, nullptr};
+const LayerMethod *const methods[] = {&avx2::whole, &avx2::deferred, &avx2::int8, &avx2::lookup, nullptr};
 }
 
-const Kernels avx2_kernels = {"avx2",        methods,          avx2::depthwise, avx2::add,
-                              avx2::maximum, avx2::accumulate, avx2::quantize};
+const Kernels avx2_kernels = {"avx2", methods, sum_positions, avx2::depthwise,
+                              avx2::add, avx2::maximum, avx2::accumulate, avx2::quantize};
 
 }  // namespace emq

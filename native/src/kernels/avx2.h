@@ -32,27 +32,11 @@ static inline __m256 kept(__m256 value, float low, float high) {
     return _mm256_min_ps(_mm256_max_ps(value, _mm256_set1_ps(low)), _mm256_set1_ps(high));
 }
 
-// Eight channels of a position, from the sums of code times activation to output codes, or to the answer.
-template <bool dropped>
-static inline void finish(const LayerCall &call, __m256i sum, int position, int channel) {
-    const Scaling &s = call.scaling;
-    const int left = call.window.outputs - channel;
-    if (left <= 0) return;
-    if (dropped) sum = _mm256_srav_epi32(sum, load(s.drop + channel));
-    const __m256i plain = _mm256_set1_epi32(call.sums[call.window.pixels + position]);
-    __m256i total = _mm256_mullo_epi32(sum, load(s.gain + channel));
-    total = _mm256_add_epi32(total, _mm256_mullo_epi32(plain, load(s.shift + channel)));
-    total = _mm256_add_epi32(total, load(s.bias + channel));
-    const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(total), _mm256_load_ps(s.scale + channel));
-    if (call.answer != nullptr) {
-        alignas(32) float all[half_vector];
-        _mm256_store_ps(all, value);
-        float *answer = call.answer + static_cast<size_t>(position) * static_cast<size_t>(call.window.outputs) + channel;
-        std::copy_n(all, std::min(left, half_vector), answer);
-        return;
-    }
-    store(call.output + call.window.target[position] + channel, _mm256_cvtps_epi32(kept(value, s.low, s.high)), left);
-}
+// From sums of code times activation to output codes, or to the answer: of `rows` positions from `first` on and `halves`
+// registers of eight channels from `channel` on, which lie position by position. `finish` is for codes of eight bits,
+// `finish_looked_up` for codes of as many bits as they have.
+void finish(const LayerCall &call, const __m256i *sums, int rows, int halves, int first, int channel);
+void finish_looked_up(const LayerCall &call, const __m256i *sums, int rows, int halves, int first, int channel);
 
 static inline __m256i quad(const int8_t *activations) {
     int32_t four;
@@ -60,18 +44,45 @@ static inline __m256i quad(const int8_t *activations) {
     return _mm256_set1_epi32(four);
 }
 
-// Calls tile(codes, bytes from one step to the next, channel, position) for every vector of channels and tile of rows.
-template <int rows, typename Tile>
-static inline void every_tile(const LayerCall &call, int from, int to, Tile tile) {
+// The tile of as many rows as are `wanted`, which are at most `rows`.
+template <typename Form, int rows>
+static inline void tile_of(int wanted, const LayerCall &call, const uint8_t *codes, int channel, int first) {
+    if constexpr (rows > 1) {
+        if (wanted < rows) return tile_of<Form, rows - 1>(wanted, call, codes, channel, first);
+    }
+    Form::template tile<rows>(call, codes, channel, first);
+}
+
+// Covers positions with tiles of at most `most` rows, as many in one as in the other.
+template <typename Form, int most>
+static inline void even_tiles(const LayerCall &call, const uint8_t *codes, int channel, int from, int to) {
+    for (int p = from; p < to;) {
+        const int left = to - p, tiles = (left + most - 1) / most, rows = (left + tiles - 1) / tiles;
+        tile_of<Form, most>(rows, call, codes, channel, p);
+        p += rows;
+    }
+}
+
+static inline size_t vector_bytes(const Window &w) {
+    return static_cast<size_t>(w.taps) * static_cast<size_t>(w.depth) * vector_channels;
+}
+
+// Computes vector after vector of sixteen channels: their codes are written into the panel once, as the form wants them,
+// from where all tiles read them. `expand` gets those of eight channels and four inputs, and their place in the vector.
+template <typename Form, int most>
+static inline void every_vector(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
-    sum_positions(call, from, to);
     const int vectors = (w.outputs + vector_channels - 1) / vector_channels;
-    const size_t vector_bytes = static_cast<size_t>(w.taps) * static_cast<size_t>(w.depth) * vector_channels;
     for (int vector = 0; vector < vectors; vector++) {
         const int first = vector / block_vectors * block_vectors, width = std::min(block_vectors, vectors - first);
-        const uint8_t *codes =
-            call.codes + static_cast<size_t>(first) * vector_bytes + static_cast<size_t>(vector - first) * 64;
-        for (int p = from; p < to; p += rows) tile(codes, 64 * width, vector * vector_channels, p);
+        const uint8_t *codes = call.codes + static_cast<size_t>(first) * vector_bytes(w) + 64 * (vector - first);
+        const uint8_t *mask = call.mask + 64 * vector;
+        for (size_t at = 0; at < vector_bytes(w); at += 64, codes += 64 * width) {
+            for (int half = 0; half < 64; half += 32) {
+                Form::expand(call, _mm256_and_si256(load(codes + half), load(mask + half)), at + half);
+            }
+        }
+        even_tiles<Form, most>(call, call.panel, vector * vector_channels, from, to);
     }
 }
 
@@ -81,8 +92,8 @@ void sum_pixels(const LayerCall &call, int from, int to);
 extern const LayerMethod lookup;
 void depthwise(const DepthwiseCall &call, int from, int to);
 void add(const AddCall &call);
-void maximum(int8_t *output, const int8_t *input, size_t count);
+void maximum(const MaximumCall &call);
 void accumulate(int32_t *sums, const int8_t *input, size_t count);
-void quantize(int8_t *output, int stride, const float *input, int width, float scale, int zero);
+void quantize(const QuantizeCall &call);
 
 }  // namespace emq::avx2

@@ -38,66 +38,93 @@ void pack(const Window &w, const uint8_t *codes, uint8_t *tables) {
 
 size_t scratch_bytes(const Window &w) { return static_cast<size_t>(w.pixels) * static_cast<size_t>(groups(w)) * 16; }
 
+// Of each of four activations of either half: where it lies for every entry that has it, nothing for the others.
+struct Places {
+    __m256i from[group];
+
+    Places() {
+        for (int i = 0; i < group; i++) {
+            alignas(32) uint8_t bytes[32];
+            for (int entry = 0; entry < 32; entry++) {
+                bytes[entry] = static_cast<uint8_t>(entry >> i & 1 ? entry / 16 * group + i : 0x80);
+            }
+            from[i] = load(bytes);
+        }
+    }
+
+    // The tables of eight activations.
+    __m256i sums(int64_t activations) const {
+        const __m256i all = _mm256_set1_epi64x(activations);
+        const __m256i low = _mm256_add_epi8(_mm256_shuffle_epi8(all, from[0]), _mm256_shuffle_epi8(all, from[1]));
+        const __m256i high = _mm256_add_epi8(_mm256_shuffle_epi8(all, from[2]), _mm256_shuffle_epi8(all, from[3]));
+        return _mm256_add_epi8(low, high);
+    }
+};
+
 void prepare(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
+    const Places places;
     sum_pixels(call, from, to);
-    alignas(16) uint8_t bytes[group][16];
-    for (int i = 0; i < group; i++) {
-        // Byte i where the entry has bit i, zero elsewhere.
-        for (int entry = 0; entry < 16; entry++) bytes[i][entry] = static_cast<uint8_t>(entry >> i & 1 ? i : 0x80);
-    }
-    __m128i places[group];
-    for (int i = 0; i < group; i++) places[i] = _mm_load_si128(reinterpret_cast<const __m128i *>(bytes[i]));
     for (int p = from; p < to; p++) {
         const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
         uint8_t *table = call.scratch + static_cast<size_t>(p) * static_cast<size_t>(groups(w)) * 16;
-        for (int c = 0; c < w.channels; c += group, table += 16) {
-            int32_t four = 0;
+        int c = 0;
+        for (; c + 2 * group <= w.channels; c += 2 * group, table += 32) {
+            int64_t eight;
+            __builtin_memcpy(&eight, pixel + c, sizeof eight);
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(table), places.sums(eight));
+        }
+        for (; c < w.channels; c += group, table += 16) {
+            int64_t four = 0;
             __builtin_memcpy(&four, pixel + c, static_cast<size_t>(std::min(group, w.channels - c)));
-            const __m128i a = _mm_cvtsi32_si128(four);
-            const __m128i low = _mm_add_epi8(_mm_shuffle_epi8(a, places[0]), _mm_shuffle_epi8(a, places[1]));
-            const __m128i high = _mm_add_epi8(_mm_shuffle_epi8(a, places[2]), _mm_shuffle_epi8(a, places[3]));
-            _mm_store_si128(reinterpret_cast<__m128i *>(table), _mm_add_epi8(low, high));
+            _mm_store_si128(reinterpret_cast<__m128i *>(table), _mm256_castsi256_si128(places.sums(four)));
         }
     }
 }
 
-template <int height, int bits>
-__attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *indices, int channel, int first,
-                                           int last) {
+template <int bits>
+struct Sums {
+    template <int rows>
+    static void tile(const LayerCall &call, const uint8_t *indices, int channel, int first);
+};
+
+template <int bits>
+template <int rows>
+__attribute__((noinline)) void Sums<bits>::tile(const LayerCall &call, const uint8_t *indices, int channel, int first) {
     const Window &w = call.window;
-    const int pixel_groups = groups(w);
+    const ptrdiff_t pixel_bytes = static_cast<ptrdiff_t>(groups(w)) * 16;
     const int largest = std::max(1, call.largest);
     const int byte_lookups = most_bytes / (group * largest);
     const int word_folds = std::max(1, most_unsigned_words / (byte_lookups * group * largest * ((1 << bits) - 1)));
     const __m256i half = _mm256_set1_epi8(15), byte = _mm256_set1_epi16(255);
-    const uint8_t *row[height];
-    __m256i words[height][2], wide[height][4];
+    const uint8_t *row[rows];
+    __m256i words[rows][2], wide[rows * 4];
 #pragma GCC unroll 8
-    for (int i = 0; i < height; i++) {
-        row[i] = call.scratch + static_cast<size_t>(w.position[std::min(first + i, last - 1)]) *
-                                    static_cast<size_t>(pixel_groups) * 16;
+    for (int i = 0; i < rows; i++) {
+        row[i] = call.scratch + w.position[first + i] * pixel_bytes;
         words[i][0] = words[i][1] = _mm256_setzero_si256();
-        for (__m256i &one : wide[i]) one = _mm256_setzero_si256();
+        for (int part = 0; part < 4; part++) wide[4 * i + part] = _mm256_setzero_si256();
     }
-    const int steps = w.taps * pixel_groups;
-    int folds = 0, tap = 0, inside = 0;
-    for (int step = 0; step < steps;) {
-        const int end = std::min(steps, step + byte_lookups);
-        __m256i bytes[height][bits];
+    int left = w.taps * groups(w), folds = 0;
+    const int32_t *run_tap = w.run_tap;
+    ptrdiff_t at = *run_tap * pixel_bytes, end = at + w.run * pixel_bytes;
+    while (left > 0) {
+        __m256i bytes[rows][bits];
 #pragma GCC unroll 8
-        for (int i = 0; i < height; i++) {
+        for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 2
             for (int b = 0; b < bits; b++) bytes[i][b] = _mm256_setzero_si256();
         }
-        for (; step < end; step++, indices += 32) {
-            const ptrdiff_t at = (static_cast<ptrdiff_t>(w.tap[tap]) * pixel_groups + inside) * 16;
-            if (++inside == pixel_groups) inside = 0, tap++;
+        for (int count = std::min(left, byte_lookups); count > 0; count--, left--, at += 16, indices += 32) {
+            if (at == end) {
+                at = *++run_tap * pixel_bytes;
+                end = at + w.run * pixel_bytes;
+            }
             __m256i index[bits];
             index[0] = _mm256_and_si256(load(indices), half);
             if (bits > 1) index[bits - 1] = _mm256_and_si256(_mm256_srli_epi16(load(indices), 4), half);
 #pragma GCC unroll 8
-            for (int i = 0; i < height; i++) {
+            for (int i = 0; i < rows; i++) {
                 const __m256i table =
                     _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i *>(row[i] + at)));
 #pragma GCC unroll 2
@@ -106,10 +133,10 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *indice
                 }
             }
         }
-        const bool widen = ++folds == word_folds || step == steps;
+        const bool widen = ++folds == word_folds || left == 0;
         if (widen) folds = 0;
 #pragma GCC unroll 8
-        for (int i = 0; i < height; i++) {
+        for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 2
             for (int b = 0; b < bits; b++) {
                 const int weight = bits - 1 - b;
@@ -121,36 +148,32 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *indice
             if (!widen) continue;
             for (int h = 0; h < 2; h++) {
                 const __m128i low = _mm256_castsi256_si128(words[i][h]), high = _mm256_extracti128_si256(words[i][h], 1);
-                wide[i][2 * h] = _mm256_add_epi32(wide[i][2 * h], _mm256_cvtepu16_epi32(low));
-                wide[i][2 * h + 1] = _mm256_add_epi32(wide[i][2 * h + 1], _mm256_cvtepu16_epi32(high));
+                __m256i *to = wide + 4 * i + 2 * h;
+                to[0] = _mm256_add_epi32(to[0], _mm256_cvtepu16_epi32(low));
+                to[1] = _mm256_add_epi32(to[1], _mm256_cvtepu16_epi32(high));
                 words[i][h] = _mm256_setzero_si256();
             }
         }
     }
-    for (int i = 0; i < std::min(height, last - first); i++) {
-        for (int part = 0; part < 4; part++) finish<false>(call, wide[i][part], first + i, channel + half_vector * part);
-    }
+    finish_looked_up(call, wide, rows, 4, first, channel);
 }
 
-template <int height, int bits>
-void strip(const LayerCall &call, int from, int to) {
+template <int bits, int most>
+void every_strip(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
     const size_t bytes = static_cast<size_t>(w.taps * groups(w)) * 32;
     for (int vector = 0; vector < vectors(w); vector++) {
         const uint8_t *indices = call.tables + static_cast<size_t>(vector) * bytes;
-        for (int p = from; p < to; p += height) {
-            tile<height, bits>(call, indices, vector * channels_of_indices, p, to);
-        }
+        even_tiles<Sums<bits>, most>(call, indices, vector * channels_of_indices, from, to);
     }
 }
 
 void run(const LayerCall &call, int from, int to) {
-    sum_positions(call, from, to);
-    call.bits == 1 ? strip<8, 1>(call, from, to) : strip<4, 2>(call, from, to);
+    call.bits == 1 ? every_strip<1, 8>(call, from, to) : every_strip<2, 4>(call, from, to);
 }
 
 }  // namespace
 
-const LayerMethod lookup = {"lookup, AVX2", able, scratch_bytes, prepare, run, table_bytes, pack};
+const LayerMethod lookup = {"lookup, AVX2", able, scratch_bytes, none, prepare, run, table_bytes, pack};
 
 }  // namespace emq::avx2

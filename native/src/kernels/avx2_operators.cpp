@@ -48,37 +48,62 @@ void add(const AddCall &call) {
     }
 }
 
-void maximum(int8_t *output, const int8_t *input, size_t count) {
-    size_t i = 0;
-    for (; i + 32 <= count; i += 32) {
-        __m256i *at = reinterpret_cast<__m256i *>(output + i);
-        const __m256i other = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(input + i));
-        _mm256_storeu_si256(at, _mm256_max_epi8(_mm256_loadu_si256(at), other));
+void maximum(const MaximumCall &call) {
+    for (ptrdiff_t p = 0; p < call.pixels; p++) {
+        int8_t *output = call.output + p * call.output_step;
+        const int8_t *input = call.input + p * call.input_step;
+        int c = 0;
+        for (; c + 32 <= call.channels; c += 32) {
+            __m256i *at = reinterpret_cast<__m256i *>(output + c);
+            const __m256i other = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(input + c));
+            _mm256_storeu_si256(at, _mm256_max_epi8(_mm256_loadu_si256(at), other));
+        }
+        for (; c < call.channels; c++) output[c] = std::max(output[c], input[c]);
     }
-    for (; i < count; i++) output[i] = std::max(output[i], input[i]);
 }
 
 void accumulate(int32_t *sums, const int8_t *input, size_t count) {
     for (size_t i = 0; i < count; i++) sums[i] += input[i];
 }
 
-void quantize(int8_t *output, int stride, const float *input, int width, float scale, int zero) {
-    const float low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
-    const __m256 step = _mm256_set1_ps(scale);
+namespace {
+
+// Codes of eight numbers; the maximum takes its second operand where the first one is not a number: the lowest code.
+__m256i codes_of(const float *input, __m256 step, float low, float high) {
+    return _mm256_cvtps_epi32(kept(_mm256_div_ps(_mm256_loadu_ps(input), step), low, high));
+}
+
+int8_t code_of(float input, float scale, float low, float high) {
+    const __m128 value = _mm_max_ss(_mm_set_ss(input / scale), _mm_set_ss(low));
+    return static_cast<int8_t>(_mm_cvtss_si32(_mm_min_ss(value, _mm_set_ss(high))));
+}
+
+}  // namespace
+
+void quantize(const QuantizeCall &call) {
+    constexpr int packed = 4;  // channels of a pixel that are written together
+    const float low = static_cast<float>(-call.zero), high = static_cast<float>(255 - call.zero);
+    const __m256 step = _mm256_set1_ps(call.scale);
+    const __m256i byte = _mm256_set1_epi32(255);
     int x = 0;
-    for (; x + half_vector <= width; x += half_vector) {
-        // The maximum takes its second operand where the first one is not a number: the lowest code.
-        const __m256 value = kept(_mm256_div_ps(_mm256_loadu_ps(input + x), step), low, high);
-        alignas(32) int32_t codes[half_vector];
-        _mm256_store_si256(reinterpret_cast<__m256i *>(codes), _mm256_cvtps_epi32(value));
-        for (int i = 0; i < half_vector; i++) {
-            output[static_cast<ptrdiff_t>(x + i) * stride] = static_cast<int8_t>(codes[i]);
+    for (; call.stride == packed && call.channels <= packed && x + half_vector <= call.width; x += half_vector) {
+        __m256i pixels = _mm256_setzero_si256();
+        for (int c = 0; c < call.channels; c++) {
+            const __m256i codes = _mm256_and_si256(codes_of(call.input + c * call.apart + x, step, low, high), byte);
+            pixels = _mm256_or_si256(pixels, _mm256_slli_epi32(codes, 8 * c));
         }
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(call.output + static_cast<ptrdiff_t>(x) * packed), pixels);
     }
-    for (; x < width; x++) {
-        const __m128 value = _mm_max_ss(_mm_set_ss(input[x] / scale), _mm_set_ss(low));
-        output[static_cast<ptrdiff_t>(x) * stride] =
-            static_cast<int8_t>(_mm_cvtss_si32(_mm_min_ss(value, _mm_set_ss(high))));
+    for (int c = 0; c < call.channels; c++) {
+        const float *input = call.input + c * call.apart;
+        int8_t *output = call.output + c;
+        ptrdiff_t i = x;
+        for (; i + half_vector <= call.width; i += half_vector) {
+            alignas(32) int32_t codes[half_vector];
+            _mm256_store_si256(reinterpret_cast<__m256i *>(codes), codes_of(input + i, step, low, high));
+            for (int k = 0; k < half_vector; k++) output[(i + k) * call.stride] = static_cast<int8_t>(codes[k]);
+        }
+        for (; i < call.width; i++) output[i * call.stride] = code_of(input[i], call.scale, low, high);
     }
 }
 

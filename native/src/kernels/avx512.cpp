@@ -9,24 +9,26 @@ namespace {
 size_t none(const Window &) { return 0; }
 bool always(const LayerCall &) { return true; }
 
-// Rows of positions by vectors of channels: as many sums as registers allow beside the weights.
-constexpr int rows_of(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
+struct Products {
+    template <int rows, int vectors>
+    static void tile(const LayerCall &call, const uint8_t *codes, int channel, int first);
+};
 
 template <int rows, int vectors>
-__attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes, int channel, int first, int last) {
+__attribute__((noinline)) void Products::tile(const LayerCall &call, const uint8_t *codes, int channel, int first) {
     const Window &w = call.window;
     __m512i sums[rows][vectors];
     const int8_t *row[rows];
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
-        row[i] = row_of(call, first + i, last);
+        row[i] = row_of(call, first + i);
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) sums[i][j] = _mm512_setzero_si512();
     }
     const uint8_t *mask = call.mask + 4 * channel;
-    for (int t = 0; t < w.taps; t++) {
-        const ptrdiff_t tap = static_cast<ptrdiff_t>(w.tap[t]) * w.stride;
-        for (int c = 0; c < w.depth; c += 4, codes += 64 * vectors) {
+    for (int r = 0; r < w.runs; r++) {
+        const ptrdiff_t tap = static_cast<ptrdiff_t>(w.run_tap[r]) * w.stride;
+        for (int c = 0; c < w.run * w.depth; c += 4, codes += 64 * vectors) {
             __m512i weights[vectors];
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; j++) {
@@ -44,53 +46,135 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes,
             }
         }
     }
-    for (int i = 0; i < std::min(rows, last - first); i++) {
-#pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) finish<true>(call, sums[i][j], first + i, channel + 16 * j);
-    }
-}
-
-template <int vectors>
-void block(const LayerCall &call, const uint8_t *codes, int channel, int from, int to) {
-    constexpr int rows = rows_of(vectors);
-    for (int p = from; p < to; p += rows) tile<rows, vectors>(call, codes, channel, p, to);
+    finish(call, sums[0], rows, vectors, first, channel);
 }
 
 void run(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
-    sum_positions(call, from, to);
     const int vectors = (w.outputs + vector_channels - 1) / vector_channels;
     const size_t vector_bytes = static_cast<size_t>(w.taps) * static_cast<size_t>(w.depth) * vector_channels;
     for (int vector = 0; vector < vectors; vector += block_vectors) {
         const uint8_t *codes = call.codes + static_cast<size_t>(vector) * vector_bytes;
         const int channel = vector * vector_channels;
+        // Rows of positions by vectors of channels: as many sums as registers allow beside the weights.
         switch (std::min(block_vectors, vectors - vector)) {
-            case 4: block<4>(call, codes, channel, from, to); break;
-            case 3: block<3>(call, codes, channel, from, to); break;
-            case 2: block<2>(call, codes, channel, from, to); break;
-            default: block<1>(call, codes, channel, from, to); break;
+            case 4: even_tiles<Products, 6, 4>(call, codes, channel, from, to); break;
+            case 3: even_tiles<Products, 8, 3>(call, codes, channel, from, to); break;
+            case 2: even_tiles<Products, 12, 2>(call, codes, channel, from, to); break;
+            default: even_tiles<Products, 12, 1>(call, codes, channel, from, to); break;
         }
     }
 }
 
 }  // namespace
 
-void sum_pixels(const LayerCall &call, int from, int to) {
-    const Window &w = call.window;
-    const __m512i ones = _mm512_set1_epi8(1);
-    for (int p = from; p < to; p++) {
-        const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
-        __m512i sums = _mm512_setzero_si512();
-        for (int c = 0; c < w.channels; c += 64) {
-            const int left = w.channels - c;
-            const __mmask64 valid = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-            sums = _mm512_dpbusd_epi32(sums, ones, _mm512_maskz_loadu_epi8(valid, pixel + c));
-        }
-        call.sums[p] = _mm512_reduce_add_epi32(sums);
+namespace {
+
+// The sums of pixels of at most four bytes, sixteen at a time.
+void sum_small_pixels(const LayerCall &call, int from, int to) {
+    const int channels = call.window.channels;
+    const __m512i ones = _mm512_set1_epi32(0x01010101 & (channels == 4 ? -1 : (1 << 8 * channels) - 1));
+    for (int p = from; p < to; p += 16) {
+        const __mmask16 valid = static_cast<__mmask16>((1u << std::min(16, to - p)) - 1);
+        const __m512i pixels = _mm512_maskz_loadu_epi32(valid, call.input + static_cast<ptrdiff_t>(p) * 4);
+        _mm512_mask_storeu_epi32(call.sums + p, valid, _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, pixels));
     }
 }
 
-const LayerMethod direct = {"int8, VNNI", always, none, sum_pixels, run, none, nullptr};
+// The sums of the sixteen numbers of four vectors.
+__m128i sums_of(const __m512i *four) {
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(four[0], four[1]), _mm512_unpackhi_epi32(four[0], four[1]));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(four[2], four[3]), _mm512_unpackhi_epi32(four[2], four[3]));
+    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+}  // namespace
+
+void sum_pixels(const LayerCall &call, int from, int to) {
+    const Window &w = call.window;
+    if (w.stride == 4) return sum_small_pixels(call, from, to);
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int p = from; p < to; p += 4) {
+        __m512i four[4];
+        const int count = std::min(4, to - p);
+        for (int i = 0; i < 4; i++) {
+            const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p + std::min(i, count - 1)) * w.stride;
+            four[i] = _mm512_setzero_si512();
+            for (int c = 0; c < w.channels; c += 64) {
+                const int left = w.channels - c;
+                const __mmask64 valid = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+                four[i] = _mm512_dpbusd_epi32(four[i], ones, _mm512_maskz_loadu_epi8(valid, pixel + c));
+            }
+        }
+        _mm_mask_storeu_epi32(call.sums + p, static_cast<__mmask8>((1 << count) - 1), sums_of(four));
+    }
+}
+
+namespace {
+
+// Writes the codes of four vectors of sixteen channels, or of what is left of them.
+void store_four(int8_t *output, const __m512i *codes, int left) {
+    // Packing leaves four codes of every vector behind each other; they are brought in order at once.
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    const __m512i words[] = {_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3])};
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(words[0], words[1]));
+    if (left >= 64) {
+        _mm512_storeu_si512(output, bytes);
+    } else {
+        _mm512_mask_storeu_epi8(output, (__mmask64{1} << left) - 1, bytes);
+    }
+}
+
+template <bool dropped>
+void finish_sums(const LayerCall &call, __m512i *sums, int rows, int vectors, int first, int channel) {
+    const Scaling &s = call.scaling;
+    const int32_t *plain = call.sums + call.window.pixels + first;
+    const __m512 low = _mm512_set1_ps(s.low), high = _mm512_set1_ps(s.high);
+    for (int j = 0; j < vectors; j++) {
+        const int n = channel + vector_channels * j, left = call.window.outputs - n;
+        const __mmask16 valid = left >= vector_channels ? __mmask16(0xffff) : __mmask16((1 << std::max(0, left)) - 1);
+        const __m512i gain = _mm512_load_si512(s.gain + n), shift = _mm512_load_si512(s.shift + n);
+        const __m512i bias = _mm512_load_si512(s.bias + n), drop = _mm512_load_si512(s.drop + n);
+        const __m512 scale = _mm512_load_ps(s.scale + n);
+        for (int i = 0; i < rows; i++) {
+            __m512i &sum = sums[i * vectors + j];
+            const __m512i fixed = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_set1_epi32(plain[i]), shift), bias);
+            const __m512i codes = dropped ? _mm512_srav_epi32(sum, drop) : sum;
+            const __m512 value =
+                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_mullo_epi32(codes, gain), fixed)), scale);
+            if (call.answer != nullptr) {
+                float *answer = call.answer + static_cast<ptrdiff_t>(first + i) * call.answer_row + n;
+                _mm512_mask_storeu_ps(answer, valid, value);
+            }
+            sum = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, low), high));
+        }
+    }
+    if (call.answer != nullptr) return;
+    for (int i = 0; i < rows; i++) {
+        int8_t *output = call.output + call.window.target[first + i] + channel;
+        const __m512i *codes = sums + i * vectors;
+        int left = call.window.outputs - channel, j = 0;
+        for (; j + 4 <= vectors; j += 4, output += 64, left -= 64) store_four(output, codes + j, left);
+        for (; j < vectors && left > 0; j++, output += vector_channels, left -= vector_channels) {
+            const __mmask16 valid = left >= vector_channels ? __mmask16(0xffff) : __mmask16((1 << left) - 1);
+            _mm_mask_storeu_epi8(output, valid, _mm512_cvtepi32_epi8(codes[j]));
+        }
+    }
+}
+
+}  // namespace
+
+void finish(const LayerCall &call, __m512i *sums, int rows, int vectors, int first, int channel) {
+    finish_sums<true>(call, sums, rows, vectors, first, channel);
+}
+
+void finish_looked_up(const LayerCall &call, __m512i *sums, int rows, int vectors, int first, int channel) {
+    finish_sums<false>(call, sums, rows, vectors, first, channel);
+}
+
+const LayerMethod direct = {"int8, VNNI", always, none, none, sum_pixels, run, none, nullptr};
 
 void depthwise(const DepthwiseCall &call, int from, int to) {
     for (int c = 0; c < call.channels; c += 16) {
@@ -133,13 +217,17 @@ void add(const AddCall &call) {
     }
 }
 
-void maximum(int8_t *output, const int8_t *input, size_t count) {
-    for (size_t i = 0; i < count; i += 64) {
-        const size_t left = count - i;
+void maximum(const MaximumCall &call) {
+    for (int c = 0; c < call.channels; c += 64) {
+        const int left = call.channels - c;
         const __mmask64 valid = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-        const __m512i larger =
-            _mm512_max_epi8(_mm512_maskz_loadu_epi8(valid, output + i), _mm512_maskz_loadu_epi8(valid, input + i));
-        _mm512_mask_storeu_epi8(output + i, valid, larger);
+        int8_t *output = call.output + c;
+        const int8_t *input = call.input + c;
+        for (int p = 0; p < call.pixels; p++, output += call.output_step, input += call.input_step) {
+            const __m512i larger =
+                _mm512_max_epi8(_mm512_maskz_loadu_epi8(valid, output), _mm512_maskz_loadu_epi8(valid, input));
+            _mm512_mask_storeu_epi8(output, valid, larger);
+        }
     }
 }
 
@@ -152,18 +240,35 @@ void accumulate(int32_t *sums, const int8_t *input, size_t count) {
     }
 }
 
-void quantize(int8_t *output, int stride, const float *input, int width, float scale, int zero) {
-    const __m512 step = _mm512_set1_ps(scale), low = _mm512_set1_ps(static_cast<float>(-zero)),
-                 high = _mm512_set1_ps(static_cast<float>(255 - zero));
-    alignas(64) int8_t codes[16];
-    for (int x = 0; x < width; x += 16) {
-        const int left = std::min(16, width - x);
-        const __mmask16 valid = static_cast<__mmask16>((1u << left) - 1);
-        const __m512 value = _mm512_div_ps(_mm512_maskz_loadu_ps(valid, input + x), step);
+void quantize(const QuantizeCall &call) {
+    const __m512 step = _mm512_set1_ps(call.scale), low = _mm512_set1_ps(static_cast<float>(-call.zero)),
+                 high = _mm512_set1_ps(static_cast<float>(255 - call.zero));
+    const auto codes_of = [&](int channel, int x, __mmask16 valid) {
+        const float *input = call.input + channel * call.apart + x;
+        const __m512 value = _mm512_div_ps(_mm512_maskz_loadu_ps(valid, input), step);
         // The maximum takes its second operand where the first one is not a number: the lowest code.
-        const __m512 kept = _mm512_min_ps(_mm512_max_ps(value, low), high);
-        _mm_store_si128(reinterpret_cast<__m128i *>(codes), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(kept)));
-        for (int i = 0; i < left; i++) output[static_cast<ptrdiff_t>(x + i) * stride] = codes[i];
+        return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, low), high));
+    };
+    constexpr int packed = 4;  // channels of a pixel that are written together
+    const bool together = call.stride == packed && call.channels <= packed;
+    for (int x = 0; x < call.width; x += 16) {
+        const int left = std::min(16, call.width - x);
+        const __mmask16 valid = static_cast<__mmask16>((1u << left) - 1);
+        int8_t *output = call.output + static_cast<ptrdiff_t>(x) * call.stride;
+        if (together) {
+            __m512i pixels = _mm512_setzero_si512();
+            for (int c = 0; c < call.channels; c++) {
+                const __m512i codes = _mm512_and_si512(codes_of(c, x, valid), _mm512_set1_epi32(255));
+                pixels = _mm512_or_si512(pixels, _mm512_sllv_epi32(codes, _mm512_set1_epi32(8 * c)));
+            }
+            _mm512_mask_storeu_epi32(output, valid, pixels);
+            continue;
+        }
+        for (int c = 0; c < call.channels; c++) {
+            alignas(16) int8_t codes[16];
+            _mm_store_si128(reinterpret_cast<__m128i *>(codes), _mm512_cvtepi32_epi8(codes_of(c, x, valid)));
+            for (int i = 0; i < left; i++) output[static_cast<ptrdiff_t>(i) * call.stride + c] = codes[i];
+        }
     }
 }
 
@@ -174,7 +279,7 @@ namespace {
 const LayerMethod *const methods[] = {&avx512::direct, nullptr};
 }
 
-const Kernels avx512_kernels = {"avx512vnni",    methods,             avx512::depthwise, avx512::add,
-                                avx512::maximum, avx512::accumulate, avx512::quantize};
+const Kernels avx512_kernels = {"avx512vnni", methods, sum_positions, avx512::depthwise,
+                                avx512::add, avx512::maximum, avx512::accumulate, avx512::quantize};
 
 }  // namespace emq

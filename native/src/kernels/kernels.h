@@ -33,6 +33,11 @@ struct Window {
     int pixels;               // of the padded input
     int stride;               // bytes of a pixel of it
     bool whole;               // whether a tap is a whole pixel and not one group of its channels
+    int columns;              // positions of a row of the output
+    int step;                 // pixels from one of them to the next
+    // The same taps as `runs` times `run` of them whose pixels lie one behind the other, with nothing between.
+    int runs, run;
+    const int32_t *run_tap;
 };
 
 // What turns sums into output codes; arrays have `outputs` numbers, rounded up to whole blocks.
@@ -57,17 +62,21 @@ struct LayerCall {
     const int8_t *input;
     int8_t *output;
     float *answer;    // instead of `output`: the sums times `scale`, for the last layer
-    uint8_t *scratch; // `scratch_bytes` of the kernel
+    int answer_row;   // numbers from one position of it to the next
+    uint8_t *scratch; // `scratch_bytes` of the method, shared by all parts of a run
+    uint8_t *panel;   // `panel_bytes` of the method, of this part alone
     int32_t *sums;    // sums of the input per pixel and then per position: pixels + positions numbers
 };
 
 using LayerKernel = void (*)(const LayerCall &call, int from, int to);
 
-// A way to compute layers. `prepare` runs over ranges of all pixels of the input, and when it is done `run` over ranges of positions.
+// A way to compute layers. `prepare` runs over ranges of all pixels of the input, when that is done the kernels'
+// `sum_positions` over ranges of positions, and then `run` over ranges of positions, of all channels or whole blocks.
 struct LayerMethod {
     const char *name;
     bool (*able)(const LayerCall &call);
     size_t (*scratch_bytes)(const Window &window);
+    size_t (*panel_bytes)(const Window &window);
     LayerKernel prepare;
     LayerKernel run;
     // Methods that look sums up keep the leading planes of the codes as indices, made once from the master.
@@ -104,20 +113,47 @@ static inline bool can_look_up(const LayerCall &call, int planes, int inputs) {
     return true;
 }
 
-// Where the window of a position starts in the input; a tile's rows beyond the last position repeat that one.
+// Where the window of a position starts in the input.
+static inline const int8_t *row_of(const LayerCall &call, int position) {
+    return call.input + static_cast<ptrdiff_t>(call.window.position[position]) * call.window.stride;
+}
+
+// The same; a tile's rows beyond the last position repeat that one.
 static inline const int8_t *row_of(const LayerCall &call, int position, int last) {
-    const Window &w = call.window;
-    return call.input + static_cast<ptrdiff_t>(w.position[std::min(position, last - 1)]) * w.stride;
+    return row_of(call, std::min(position, last - 1));
+}
+
+// Adds to each of `count` sums a number, those `step` apart; known steps are what a compiler makes vectors of.
+template <int step>
+static inline void add_each(int32_t *__restrict__ sums, const int32_t *__restrict__ numbers, int count, int apart) {
+    for (int i = 0; i < count; i++) sums[i] += numbers[i * (step > 0 ? step : apart)];
+}
+
+static inline void add_each(int32_t *sums, const int32_t *numbers, int count, int step) {
+    step == 1   ? add_each<1>(sums, numbers, count, 1)
+    : step == 2 ? add_each<2>(sums, numbers, count, 2)
+                : add_each<0>(sums, numbers, count, step);
 }
 
 // The sum of the window of every position in a range, behind those of the pixels in call.sums.
 static inline void sum_positions(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
-    for (int p = from; p < to; p++) {
-        const int32_t *pixel = call.sums + w.position[p];
-        int32_t sum = 0;
-        for (int t = 0; t < w.taps; t++) sum += pixel[w.tap[t]];
-        call.sums[w.pixels + p] = sum;
+    constexpr int longest = 512;
+    int32_t columns[longest];  // sums of pixels one below the other, over the width of a row of windows
+    for (int p = from; p < to;) {
+        const int end = std::min(to, (p / w.columns + 1) * w.columns), count = end - p;
+        const int32_t *pixels = call.sums + w.position[p];
+        int32_t *sums = call.sums + w.pixels + p;
+        const int width = (count - 1) * w.step + w.run;
+        std::fill_n(sums, count, 0);
+        if (w.run > 1 && width <= longest) {
+            std::fill_n(columns, width, 0);
+            for (int r = 0; r < w.runs; r++) add_each<1>(columns, pixels + w.run_tap[r], width, 1);
+            for (int k = 0; k < w.run; k++) add_each(sums, columns + k, count, w.step);
+        } else {
+            for (int t = 0; t < w.taps; t++) add_each(sums, pixels + w.tap[t], count, w.step);
+        }
+        p = end;
     }
 }
 
@@ -141,18 +177,33 @@ struct AddCall {
     float low, high;  // codes, not centred
 };
 
+// output[i] = max(output[i], input[i]) for every channel of `pixels` pixels; steps are bytes from one to the next.
+struct MaximumCall {
+    int channels, pixels, output_step, input_step;
+    const int8_t *input;
+    int8_t *output;
+};
+
+// A row of `width` pixels: channels that lie `apart` numbers from each other into pixels of `stride` bytes, as
+// round(x / scale), -128..127 after the zero point is taken off again.
+struct QuantizeCall {
+    int channels, width, stride, zero;
+    ptrdiff_t apart;
+    float scale;
+    const float *input;
+    int8_t *output;
+};
+
 struct Kernels {
     const char *name;
     const LayerMethod *const *methods;  // ends with a null
+    LayerKernel sum_positions;
     void (*depthwise)(const DepthwiseCall &call, int from, int to);
     void (*add)(const AddCall &call);
-    // output[i] = max(output[i], input[i])
-    void (*maximum)(int8_t *output, const int8_t *input, size_t count);
+    void (*maximum)(const MaximumCall &call);
     // sums[c] += input[c]
     void (*accumulate)(int32_t *sums, const int8_t *input, size_t count);
-    // One row of `width` pixels of a plane into channel 0 of pixels of `stride` bytes: round(x / scale), -128..127
-    // after the zero point is taken off again.
-    void (*quantize)(int8_t *output, int stride, const float *input, int width, float scale, int zero);
+    void (*quantize)(const QuantizeCall &call);
 };
 
 // Which of these there are depends on the processor that the library is built for, and on what its compiler knows.

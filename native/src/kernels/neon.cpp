@@ -178,7 +178,6 @@ void deferred_run(const LayerCall &call, int from, int to) {
 
 void every_tile(const LayerCall &call, int from, int to, std::initializer_list<Height> heights) {
     const Window &w = call.window;
-    sum_positions(call, from, to);
     const size_t vector_bytes = static_cast<size_t>(w.taps) * static_cast<size_t>(w.depth) * vector_channels;
     const int vectors = (w.outputs + vector_channels - 1) / vector_channels;
     for (int channel = 0; channel < w.outputs; channel += tile_channels) {
@@ -210,8 +209,8 @@ void sum_pixels(const LayerCall &call, int from, int to) {
     }
 }
 
-const LayerMethod int8 = {"int8, NEON", always, none, sum_pixels, int8_run, none, nullptr};
-const LayerMethod deferred = {"int16 deferred, NEON", able_to_defer, none, sum_pixels, deferred_run, none, nullptr};
+const LayerMethod int8 = {"int8, NEON", always, none, none, sum_pixels, int8_run, none, nullptr};
+const LayerMethod deferred = {"int16 deferred, NEON", able_to_defer, none, none, sum_pixels, deferred_run, none, nullptr};
 
 }  // namespace emq::neon
 
@@ -220,7 +219,7 @@ namespace {
 const LayerMethod *const methods[] = {&neon::int8, &neon::deferred, &neon::lookup, nullptr};
 }
 
-const Kernels neon_kernels = {"neon",        methods,          neon::depthwise, neon::add,
-                              neon::maximum, neon::accumulate, neon::quantize};
+const Kernels neon_kernels = {"neon", methods, sum_positions, neon::depthwise,
+                              neon::add, neon::maximum, neon::accumulate, neon::quantize};
 
 }  // namespace emq

@@ -75,8 +75,7 @@ static inline void finish(const LayerCall &call, const int32x4_t *sums, int posi
     if (call.answer != nullptr) {
         alignas(16) float all[16];
         for (int j = 0; j < registers; j++) vst1q_f32(all + lanes * j, values[j]);
-        std::copy_n(all, left,
-                    call.answer + static_cast<size_t>(position) * static_cast<size_t>(call.window.outputs) + channel);
+        std::copy_n(all, left, call.answer + static_cast<ptrdiff_t>(position) * call.answer_row + channel);
         return;
     }
     int16x4_t codes[4] = {};
@@ -95,8 +94,8 @@ extern const LayerMethod dot;
 
 void depthwise(const DepthwiseCall &call, int from, int to);
 void add(const AddCall &call);
-void maximum(int8_t *output, const int8_t *input, size_t count);
+void maximum(const MaximumCall &call);
 void accumulate(int32_t *sums, const int8_t *input, size_t count);
-void quantize(int8_t *output, int stride, const float *input, int width, float scale, int zero);
+void quantize(const QuantizeCall &call);
 
 }  // namespace emq::neon

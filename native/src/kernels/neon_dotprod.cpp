@@ -79,7 +79,7 @@ void run(const LayerCall &call, int from, int to) {
 
 }  // namespace
 
-const LayerMethod dot = {"int8, dotprod", always, none, sum_pixels, run, none, nullptr};
+const LayerMethod dot = {"int8, dotprod", always, none, none, sum_pixels, run, none, nullptr};
 
 }  // namespace emq::neon
 
@@ -88,7 +88,7 @@ namespace {
 const LayerMethod *const methods[] = {&neon::dot, &neon::lookup, nullptr};
 }
 
-const Kernels dotprod_kernels = {"dotprod",     methods,          neon::depthwise, neon::add,
-                                 neon::maximum, neon::accumulate, neon::quantize};
+const Kernels dotprod_kernels = {"dotprod", methods, sum_positions, neon::depthwise,
+                                 neon::add, neon::maximum, neon::accumulate, neon::quantize};
 
 }  // namespace emq

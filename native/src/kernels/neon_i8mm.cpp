@@ -62,7 +62,7 @@ void run(const LayerCall &call, int from, int to) {
     every_tile(call, from, to, {{8, tile<8>}, {4, tile<4>}, {2, tile<2>}});
 }
 
-const LayerMethod matrices = {"int8, i8mm", always, none, sum_pixels, run, none, nullptr};
+const LayerMethod matrices = {"int8, i8mm", always, none, none, sum_pixels, run, none, nullptr};
 const LayerMethod *const methods[] = {&matrices, &dot, &lookup, nullptr};
 
 }  // namespace
@@ -70,7 +70,7 @@ const LayerMethod *const methods[] = {&matrices, &dot, &lookup, nullptr};
 
 namespace emq {
 
-const Kernels i8mm_kernels = {"i8mm",        neon::methods,    neon::depthwise, neon::add,
-                              neon::maximum, neon::accumulate, neon::quantize};
+const Kernels i8mm_kernels = {"i8mm", neon::methods, sum_positions, neon::depthwise,
+                              neon::add, neon::maximum, neon::accumulate, neon::quantize};
 
 }  // namespace emq

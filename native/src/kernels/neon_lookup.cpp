@@ -157,7 +157,6 @@ void strip(const LayerCall &call, int vector, int from, int to) {
 }
 
 void run(const LayerCall &call, int from, int to) {
-    sum_positions(call, from, to);
     const int all = vectors(call.window);
     for (int vector = 0; vector < all;) {
         if (call.bits == 1 && all - vector >= 2) {
@@ -172,6 +171,6 @@ void run(const LayerCall &call, int from, int to) {
 
 }  // namespace
 
-const LayerMethod lookup = {"lookup, NEON", able, scratch_bytes, prepare, run, table_bytes, pack};
+const LayerMethod lookup = {"lookup, NEON", able, scratch_bytes, none, prepare, run, table_bytes, pack};
 
 }  // namespace emq::neon

@@ -59,10 +59,16 @@ void add(const AddCall &call) {
     }
 }
 
-void maximum(int8_t *output, const int8_t *input, size_t count) {
-    size_t i = 0;
-    for (; i + 16 <= count; i += 16) vst1q_s8(output + i, vmaxq_s8(vld1q_s8(output + i), vld1q_s8(input + i)));
-    for (; i < count; i++) output[i] = std::max(output[i], input[i]);
+void maximum(const MaximumCall &call) {
+    for (ptrdiff_t p = 0; p < call.pixels; p++) {
+        int8_t *output = call.output + p * call.output_step;
+        const int8_t *input = call.input + p * call.input_step;
+        int c = 0;
+        for (; c + 16 <= call.channels; c += 16) {
+            vst1q_s8(output + c, vmaxq_s8(vld1q_s8(output + c), vld1q_s8(input + c)));
+        }
+        for (; c < call.channels; c++) output[c] = std::max(output[c], input[c]);
+    }
 }
 
 void accumulate(int32_t *sums, const int8_t *input, size_t count) {
@@ -75,18 +81,21 @@ void accumulate(int32_t *sums, const int8_t *input, size_t count) {
     for (; i < count; i++) sums[i] += input[i];
 }
 
-void quantize(int8_t *output, int stride, const float *input, int width, float scale, int zero) {
-    const float low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
-    const float32x4_t step = vdupq_n_f32(scale);
-    for (int x = 0; x < width; x += lanes) {
-        alignas(16) float pixels[lanes] = {};
-        const int left = std::min(lanes, width - x);
-        std::copy_n(input + x, left, pixels);
-        // Of a pixel that is not a number the maximum takes the other operand: the lowest code.
-        const float32x4_t value = vmaxnmq_f32(vdivq_f32(vld1q_f32(pixels), step), vdupq_n_f32(low));
-        alignas(16) int32_t codes[lanes];
-        vst1q_s32(codes, vcvtnq_s32_f32(vminq_f32(value, vdupq_n_f32(high))));
-        for (int i = 0; i < left; i++) output[static_cast<ptrdiff_t>(x + i) * stride] = static_cast<int8_t>(codes[i]);
+void quantize(const QuantizeCall &call) {
+    const float low = static_cast<float>(-call.zero), high = static_cast<float>(255 - call.zero);
+    const float32x4_t step = vdupq_n_f32(call.scale);
+    for (int c = 0; c < call.channels; c++) {
+        const float *input = call.input + c * call.apart;
+        for (ptrdiff_t x = 0; x < call.width; x += lanes) {
+            alignas(16) float pixels[lanes] = {};
+            const ptrdiff_t left = std::min<ptrdiff_t>(lanes, call.width - x);
+            std::copy_n(input + x, left, pixels);
+            // Of a pixel that is not a number the maximum takes the other operand: the lowest code.
+            const float32x4_t value = vmaxnmq_f32(vdivq_f32(vld1q_f32(pixels), step), vdupq_n_f32(low));
+            alignas(16) int32_t codes[lanes];
+            vst1q_s32(codes, vcvtnq_s32_f32(vminq_f32(value, vdupq_n_f32(high))));
+            for (int i = 0; i < left; i++) call.output[(x + i) * call.stride + c] = static_cast<int8_t>(codes[i]);
+        }
     }
 }
 

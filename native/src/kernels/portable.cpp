@@ -1,6 +1,7 @@
 // Plain C++: the kernels that every processor has, and that the others are held to.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "kernels.h"
 
@@ -9,19 +10,26 @@ namespace {
 
 bool always(const LayerCall &) { return true; }
 size_t none(const Window &) { return 0; }
-void nothing(const LayerCall &, int, int) {}
+
+void sum_pixels(const LayerCall &call, int from, int to) {
+    const Window &w = call.window;
+    for (int p = from; p < to; p++) {
+        const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
+        call.sums[p] = std::accumulate(pixel, pixel + w.channels, 0);
+    }
+}
 
 void run(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
     const Scaling &s = call.scaling;
     for (int p = from; p < to; p++) {
         for (int n = 0; n < w.outputs; n++) {
-            int32_t sum = 0, plain = 0;
+            const int32_t plain = call.sums[w.pixels + p];
+            int32_t sum = 0;
             for (int t = 0; t < w.taps; t++) {
                 const int8_t *a = call.input + static_cast<ptrdiff_t>(w.position[p] + w.tap[t]) * w.stride;
                 for (int c = 0; c < w.channels; c++) {
                     sum += (call.codes[master_place(w, n, t, c)] & call.mask[4 * n]) * a[c];
-                    plain += a[c];
                 }
             }
             // The whole fits 32 bits, its parts may not: they wrap around, as those of vectors do.
@@ -30,7 +38,7 @@ void run(const LayerCall &call, int from, int to) {
             const int32_t total = static_cast<int32_t>(wrapped + static_cast<uint32_t>(s.bias[n]));
             const float value = static_cast<float>(total) * s.scale[n];
             if (call.answer != nullptr) {
-                call.answer[static_cast<size_t>(p) * static_cast<size_t>(w.outputs) + static_cast<size_t>(n)] = value;
+                call.answer[static_cast<ptrdiff_t>(p) * call.answer_row + n] = value;
             } else {
                 call.output[w.target[p] + n] =
                     static_cast<int8_t>(std::nearbyint(std::min(std::max(value, s.low), s.high)));
@@ -39,7 +47,7 @@ void run(const LayerCall &call, int from, int to) {
     }
 }
 
-const LayerMethod direct = {"int8, portable", always, none, nothing, run, none, nullptr};
+const LayerMethod direct = {"int8, portable", always, none, none, sum_pixels, run, none, nullptr};
 const LayerMethod *const methods[] = {&direct, nullptr};
 
 void depthwise(const DepthwiseCall &call, int from, int to) {
@@ -66,25 +74,32 @@ void add(const AddCall &call) {
     }
 }
 
-void maximum(int8_t *output, const int8_t *input, size_t count) {
-    for (size_t i = 0; i < count; i++) output[i] = std::max(output[i], input[i]);
+void maximum(const MaximumCall &call) {
+    for (ptrdiff_t p = 0; p < call.pixels; p++) {
+        int8_t *output = call.output + p * call.output_step;
+        const int8_t *input = call.input + p * call.input_step;
+        for (int c = 0; c < call.channels; c++) output[c] = std::max(output[c], input[c]);
+    }
 }
 
 void accumulate(int32_t *sums, const int8_t *input, size_t count) {
     for (size_t i = 0; i < count; i++) sums[i] += input[i];
 }
 
-void quantize(int8_t *output, int stride, const float *input, int width, float scale, int zero) {
-    const float low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
-    for (int x = 0; x < width; x++) {
-        const float code = std::nearbyint(input[x] / scale);
-        // Comparisons in this order take a pixel that is not a number to the lowest code, as the runtimes do.
-        output[static_cast<ptrdiff_t>(x) * stride] = static_cast<int8_t>(code > low ? std::min(code, high) : low);
+void quantize(const QuantizeCall &call) {
+    const float low = static_cast<float>(-call.zero), high = static_cast<float>(255 - call.zero);
+    for (int c = 0; c < call.channels; c++) {
+        const float *input = call.input + c * call.apart;
+        for (ptrdiff_t x = 0; x < call.width; x++) {
+            const float code = std::nearbyint(input[x] / call.scale);
+            // Comparisons in this order take a pixel that is not a number to the lowest code, as the runtimes do.
+            call.output[x * call.stride + c] = static_cast<int8_t>(code > low ? std::min(code, high) : low);
+        }
     }
 }
 
 }  // namespace
 
-const Kernels portable_kernels = {"portable", methods, depthwise, add, maximum, accumulate, quantize};
+const Kernels portable_kernels = {"portable", methods, sum_positions, depthwise, add, maximum, accumulate, quantize};
 
 }  // namespace emq

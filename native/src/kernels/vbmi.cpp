@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "avx512.h"
+#include "vbmi.h"
 
 namespace emq {
 namespace {
@@ -16,6 +17,7 @@ constexpr int most_bytes = 255, most_words = 65535;
 int groups(const Window &w) { return (w.channels + group - 1) / group; }
 int vectors(const Window &w) { return (w.outputs + channels_of_vector - 1) / channels_of_vector; }
 
+size_t none(const Window &) { return 0; }
 bool able(const LayerCall &call) { return can_look_up(call, planes, half); }
 
 size_t table_bytes(const Window &w) {
@@ -23,20 +25,19 @@ size_t table_bytes(const Window &w) {
 }
 
 void pack(const Window &w, const uint8_t *codes, uint8_t *tables) {
-    const int steps = w.taps * groups(w);
+    const size_t steps = static_cast<size_t>(w.taps * groups(w));
     for (int n = 0; n < vectors(w) * channels_of_vector; n++) {
-        for (int step = 0; step < steps; step++) {
-            for (int plane = 0; plane < planes; plane++) {
-                const size_t vector = static_cast<size_t>(n / channels_of_vector);
-                const size_t at = (vector * static_cast<size_t>(steps) + static_cast<size_t>(step)) * planes +
-                                  static_cast<size_t>(plane);
-                uint8_t *index = tables + at * 64 + 2 * (n % channels_of_vector);
-                index[1] = 1 << half;  // the second table of the pair
-                for (int i = 0; i < group; i++) {
-                    const int c = step % groups(w) * group + i;
-                    if (n >= w.outputs || c >= w.channels) continue;
-                    const int code = codes[master_place(w, n, step / groups(w), c)];
-                    index[i / half] = static_cast<uint8_t>(index[i / half] | ((code >> (7 - plane)) & 1) << (i % half));
+        uint8_t *index = tables + static_cast<size_t>(n / channels_of_vector) * steps * planes * 64 +
+                         2 * (n % channels_of_vector);
+        // The second table of the pair.
+        for (size_t step = 0; step < steps * planes; step++) index[64 * step + 1] = 1 << half;
+        if (n >= w.outputs) continue;
+        for (int t = 0; t < w.taps; t++) {
+            for (int c = 0; c < w.channels; c++) {
+                const int code = codes[master_place(w, n, t, c)], place = c % group / half, bit = c % group % half;
+                uint8_t *to = index + static_cast<size_t>(t * groups(w) + c / group) * planes * 64 + place;
+                for (int plane = 0; plane < planes; plane++, to += 64) {
+                    *to = static_cast<uint8_t>(*to | (code >> (7 - plane) & 1) << bit);
                 }
             }
         }
@@ -85,8 +86,15 @@ void prepare(const LayerCall &call, int first, int last) {
     }
 }
 
-template <int rows, int width, int bits>
-__attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *indices, int channel, int first, int last) {
+template <int bits>
+struct Sums {
+    template <int rows, int width>
+    static void tile(const LayerCall &call, const uint8_t *indices, int channel, int first);
+};
+
+template <int bits>
+template <int rows, int width>
+__attribute__((noinline)) void Sums<bits>::tile(const LayerCall &call, const uint8_t *indices, int channel, int first) {
     const Window &w = call.window;
     const int pixel_groups = groups(w);
     const size_t pixel_bytes = static_cast<size_t>(pixel_groups) * 64;
@@ -95,12 +103,12 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *indice
     const int byte_lookups = most_bytes / (half * std::max(1, call.largest));
     const int word_folds = std::max(1, most_words / (byte_lookups * group * std::max(1, call.largest) * ((1 << bits) - 1)));
     const uint8_t *row[rows];
-    __m512i wide[rows][width][2], words[rows][width];
+    __m512i wide[rows][2 * width], words[rows][width];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        row[i] = call.scratch + static_cast<size_t>(w.position[std::min(first + i, last - 1)]) * pixel_bytes;
+        row[i] = call.scratch + static_cast<size_t>(w.position[first + i]) * pixel_bytes;
 #pragma GCC unroll 4
-        for (int j = 0; j < width; j++) wide[i][j][0] = wide[i][j][1] = words[i][j] = _mm512_setzero_si512();
+        for (int j = 0; j < width; j++) wide[i][2 * j] = wide[i][2 * j + 1] = words[i][j] = _mm512_setzero_si512();
     }
     const int steps = w.taps * pixel_groups;
     int folds = 0, tap = 0, inside = 0;
@@ -146,61 +154,48 @@ __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *indice
                 if (!widen) continue;
                 const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words[i][j]));
                 const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words[i][j], 1));
-                wide[i][j][0] = _mm512_add_epi32(wide[i][j][0], low);
-                wide[i][j][1] = _mm512_add_epi32(wide[i][j][1], high);
+                wide[i][2 * j] = _mm512_add_epi32(wide[i][2 * j], low);
+                wide[i][2 * j + 1] = _mm512_add_epi32(wide[i][2 * j + 1], high);
                 words[i][j] = _mm512_setzero_si512();
             }
         }
         if (widen) folds = 0;
     }
-    for (int i = 0; i < std::min(rows, last - first); i++) {
-#pragma GCC unroll 4
-        for (int j = 0; j < width; j++) {
-            const int n = channel + j * channels_of_vector;
-            avx512::finish<false>(call, wide[i][j][0], first + i, n);
-            if (n + 16 < w.outputs) avx512::finish<false>(call, wide[i][j][1], first + i, n + 16);
-        }
-    }
+    avx512::finish_looked_up(call, wide[0], rows, 2 * width, first, channel);
 }
 
-template <int rows, int width, int bits>
-void strip(const LayerCall &call, int vector, int from, int to) {
+template <int bits>
+void every_strip(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
-    const uint8_t *indices =
-        call.tables + static_cast<size_t>(vector) * static_cast<size_t>(w.taps * groups(w)) * planes * 64;
-    for (int p = from; p < to; p += rows) tile<rows, width, bits>(call, indices, vector * channels_of_vector, p, to);
+    const int all = vectors(w);
+    constexpr int widest = bits == 1 ? 4 : 2;
+    for (int vector = 0; vector < all;) {
+        const uint8_t *indices =
+            call.tables + static_cast<size_t>(vector) * static_cast<size_t>(w.taps * groups(w)) * planes * 64;
+        const int channel = vector * channels_of_vector, left = all - vector;
+        if (left >= widest) {
+            avx512::even_tiles<Sums<bits>, 4, widest>(call, indices, channel, from, to);
+            vector += widest;
+        } else if (left >= 2) {
+            avx512::even_tiles<Sums<bits>, 6, 2>(call, indices, channel, from, to);
+            vector += 2;
+        } else {
+            avx512::even_tiles<Sums<bits>, 8, 1>(call, indices, channel, from, to);
+            vector++;
+        }
+    }
 }
 
 void run(const LayerCall &call, int from, int to) {
-    sum_positions(call, from, to);
-    const int all = vectors(call.window);
-    for (int vector = 0; vector < all;) {
-        const int left = all - vector;
-        if (call.bits == 1) {
-            if (left >= 4) {
-                strip<4, 4, 1>(call, vector, from, to);
-                vector += 4;
-            } else if (left >= 2) {
-                strip<6, 2, 1>(call, vector, from, to);
-                vector += 2;
-            } else {
-                strip<8, 1, 1>(call, vector++, from, to);
-            }
-        } else if (left >= 2) {
-            strip<4, 2, 2>(call, vector, from, to);
-            vector += 2;
-        } else {
-            strip<8, 1, 2>(call, vector++, from, to);
-        }
-    }
+    call.bits == 1 ? every_strip<1>(call, from, to) : every_strip<2>(call, from, to);
 }
 
-const LayerMethod lookup = {"lookup, VBMI", able, scratch_bytes, prepare, run, table_bytes, pack};
-const LayerMethod *const methods[] = {&avx512::direct, &lookup, nullptr};
+const LayerMethod lookup = {"lookup of five, VBMI", able, scratch_bytes, none, prepare, run, table_bytes, pack};
+const LayerMethod *const methods[] = {&avx512::direct, &lookup, &vbmi::quads, nullptr};
 
 }  // namespace
 
-const Kernels vbmi_kernels = {"avx512vbmi",    methods,             avx512::depthwise, avx512::add,
-                              avx512::maximum, avx512::accumulate, avx512::quantize};
+const Kernels vbmi_kernels = {"avx512vbmi", methods, sum_positions, avx512::depthwise,
+                              avx512::add, avx512::maximum, avx512::accumulate, avx512::quantize};
 
 }  // namespace emq

@@ -34,7 +34,7 @@ from ...conftest import Deployed, deploy, settled
 pytestmark = pytest.mark.skipif(library_path() is None, reason="emqdeploy-native is not installed")
 
 CHILDREN = "1a2,2a2,1a4,2a4,3a5,4a4,4,5,6,7,8"
-KERNELS = ("int8", "lookup", "int16")
+KERNELS = ("int8", "lookup", "lookup of four", "int16,", "int16 deferred")
 
 
 @cache
@@ -79,6 +79,25 @@ def test_every_kernel_is_exact(instructions: str, kernel: str, monkeypatch: pyte
 def test_threads_share_a_layer_exactly() -> None:
     """Parts of a layer that several threads compute meet without a gap."""
     assert_exact(deployed("resnet8").checkpoint, deployed("resnet8").images[:2], threads=3)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("instructions", instruction_sets() if library_path() else ["none"])
+def test_threads_share_the_channels_of_wide_layers(
+    instructions: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are few positions, each part has all of them and whole blocks of 64 channels; the last is not full."""
+    monkeypatch.setenv("EMQ_ISA", instructions)
+    monkeypatch.setenv("EMQ_KERNEL", kernel)
+    checkpoint, images = wide()
+    assert_exact(checkpoint, images[:1], threads=2)
+
+
+@cache
+def wide() -> tuple[Checkpoint, np.ndarray]:
+    """A network with a layer of 150 channels at 63 positions."""
+    shape = {"width": 8, "outputs": 150, "groups": 1, "kernel": 3, "stride": 1, "dilation": 1}
+    return drawn("1a2,1,2a4,4,8", **shape, signed=False, flat=False)
 
 
 class Drawn(nn.Module):
