@@ -24,6 +24,7 @@ FLOORS = (
     ("remote",),
     ("serving",),
     ("workflows",),
+    ("api",),
     ("cli",),
     ("__main__",),
 )

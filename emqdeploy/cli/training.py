@@ -58,43 +58,16 @@ def _train(
     json_: JsonOption = False,
     **flags: Any,
 ) -> None:
-    from emqdeploy.format.child import FLOAT, in_order
-    from emqdeploy.format.emq import read_card
-    from emqdeploy.report.terminal import accuracy_table
+    from emqdeploy.report.training_table import training_parts, training_values
     from emqdeploy.training.command import train_from_flags
 
     done = train_from_flags(flags | {"method": method, "quantizer": quantizer}, recipe, config, out, resume)
     if done is None:
         return
-    chosen, result = done
-    accuracy = {child.name: result.accuracy[child] for child in in_order(result.accuracy)}
-    trained = [child.name for child in in_order(result.trained)]
-    values: dict[str, Any] = {
-        "checkpoint": str(result.checkpoints[0]) if result.checkpoints else None,
-        "checkpoints": [str(made) for made in result.checkpoints],
-        "run": str(result.run),
-        "accuracy": accuracy,
-        "fidelity": {child.name: result.fidelity[child].to_dict() for child in in_order(result.fidelity)},
-        "wrong": result.wrong,
-        "trained": trained,
-        "seconds": round(result.seconds, 3),
-        "sample_passes": result.sample_passes,
-    }
-    what = values["checkpoint"] or f"{result.run}/latent.safetensors (float network)"
-    title = f"{what}: test accuracy of the deployed network, {values['seconds']:.0f} s of training"
-    first = [child.name for child in read_card(result.checkpoints[0])[1]] if result.checkpoints else list(accuracy)
-    example = "4" if "4" in first else first[0]
-    # Several files in one run have to be named one by one.
-    network = result.run if len(result.checkpoints) < 2 else result.checkpoints[0]
-    hints = (
-        f"next: emqdeploy export {network} --bits {example} --target onnx\n      emqdeploy bench {network} --device cpu"
-    )
-    if result.trained == (FLOAT,):
-        hints = f"next: emqdeploy quantize {result.run} --data {chosen.data} --model {chosen.model}"
-    shown = accuracy_table(title, accuracy, trained, fidelity=values["fidelity"])
-    finish(values, json_, shown, *([] if result.wrong else [hints]))
-    if result.wrong:
-        raise EmqError(result.wrong)
+    values = training_values(done[1])
+    finish(values, json_, *training_parts(*done, values))
+    if done[1].wrong:
+        raise EmqError(done[1].wrong)
 
 
 @app.command(cls=lazily(_train, _classes, with_off=True))
