@@ -247,7 +247,7 @@ def test_predict_classifies_a_picture(run: Run, tmp_path: Path) -> None:
     Image.fromarray(test.images[0, 0]).save(tmp_path / "digit.png")
     exported = "runs/digits-resnet8-001/bundle/model-w4.onnx"
     for arguments in (["--bits", "8"], ["--bits", "2"], [exported]):
-        values = run("predict", str(tmp_path / "digit.png"), *arguments, "--json").json
+        values = run("predict", str(tmp_path / "digit.png"), *arguments, "--json").json["images"][0]
         assert sum(entry["probability"] for entry in values["predictions"]) <= 1 + 1e-9
         assert values["class"] == values["predictions"][0]["class"]
     assert values["class"] == str(test.labels[0])

@@ -150,28 +150,3 @@ def bench() -> None:
 
       emqdeploy bench runs/digits-resnet8-001 --resume bench.json
     """
-
-
-@app.command()
-def predict(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
-    path: PathArgument = None,
-    bits: Annotated[str | None, typer.Option(help="Bit-width or child; the widest stored one by default.")] = None,
-    json_: JsonOption = False,
-) -> None:
-    """Classify one image.
-
-    Examples:
-      emqdeploy predict shoe.png
-
-      emqdeploy predict shoe.png runs/fashion-mnist-resnet20-001 --bits 2
-    """
-    from emqdeploy.format.child import in_words
-    from emqdeploy.report.terminal import percent, table
-    from emqdeploy.runtimes import use
-
-    result = use.predict(path, image, bits)
-    rows = table(f"{result['image']} at {in_words(result['child'])}", "class", "probability")
-    for entry in result["predictions"]:
-        rows.add_row(entry["class"], percent(100 * entry["probability"]))
-    finish(result, json_, rows)

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from emqdeploy.cli.app import app
-from emqdeploy.cli.common import JsonOption, PathArgument, finish, say
+from emqdeploy.cli.common import JsonOption, finish, say
 from emqdeploy.cli.lazy import lazily
 from emqdeploy.ending import exit_code
+from emqdeploy.errors import EmqError
 
 
 def _classes() -> Sequence[type]:
@@ -21,11 +22,15 @@ def _classes() -> Sequence[type]:
 
 
 def _run(
-    source: Annotated[
-        Path, typer.Option(help="Folder of images; folders in it that are named like classes label them.")
-    ],
-    path: PathArgument = None,
+    items: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PATH|IMAGE", help="The network, the latest run by default, and images."),
+    ] = None,
     *,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Images, a folder of them, a video, or a camera by its number; may be given several times."),
+    ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Choose by this bench result; by default every setting is timed first.")
     ] = None,
@@ -35,21 +40,26 @@ def _run(
     from emqdeploy.options import from_flags
     from emqdeploy.report.live import LiveView
     from emqdeploy.report.run_table import run_parts
+    from emqdeploy.serving.predict import separated
     from emqdeploy.serving.serve import serve
     from emqdeploy.serving.settings import ServeSettings
     from emqdeploy.workflows.results import read_result
 
-    settings = ServeSettings(path, source, **from_flags(ServeSettings, flags))
+    path, more = separated(items or [])
+    sources = (*(source or ()), *map(str, more))
+    settings = ServeSettings(path, sources, **from_flags(ServeSettings, flags))
     with LiveView() as view:
         result = serve(settings, None if table is None else read_result(table), view, say)
     finish(result, json_, *run_parts(result))
+    if result["ended"] is not None:
+        raise EmqError(result["ended"])
     if result["interrupted"] and not (settings.watch or settings.repeat):  # which end in no other way
         raise typer.Exit(exit_code(1))
 
 
 @app.command(cls=lazily(_run, _classes))
 def run() -> None:
-    """Classify a folder of images, or what arrives in it, and choose bit-width and threads by a policy meanwhile.
+    """Classify pictures of a folder, a video or a camera, and choose bit-width and threads by a policy meanwhile.
 
     A policy is a list of budgets: latency_p99=20ms,accuracy>=97 serves the most accurate setting that keeps 99 of 100
     inferences below 20 ms and never goes below 97 % (by the measured table). prefer=latency, energy or memory optimises
@@ -62,7 +72,50 @@ def run() -> None:
       emqdeploy run runs/digits-resnet8-001 --source camera --watch --fps 30 --policy "latency_p99=5ms,accuracy>=98"
 
       emqdeploy run --source photos --repeat --seconds 60 --policy temperature=75C,prefer=accuracy --log run.jsonl
+
+      emqdeploy run --source 0 --fps 10 --policy latency_p99=50ms
     """
+
+
+@app.command()
+def predict(
+    items: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE|PATH", help="Images, folders of them, and the network, the latest run by default."
+        ),
+    ],
+    bits: Annotated[str | None, typer.Option(help="Bit-width or child; the widest stored one by default.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Classify images.
+
+    The network may stand before or behind them.
+
+    Examples:
+      emqdeploy predict shoe.png
+
+      emqdeploy predict shoe.png runs/fashion-mnist-resnet20-001 --bits 2
+
+      emqdeploy predict runs/fashion-mnist-resnet20-001 photos --json
+    """
+    from emqdeploy.format.child import in_words
+    from emqdeploy.report.run_table import predictions_table
+    from emqdeploy.serving.predict import predict as classify
+    from emqdeploy.serving.predict import separated
+
+    path, images = separated(items)
+    result = classify(path, images, bits, report=say)
+    found, at = result["images"], in_words(result["child"])
+    if len(found) == 1:
+        listed = [{**found[0], **one} for one in found[0]["predictions"]]
+        shown = predictions_table(f"The likeliest classes at {at}", listed)
+    else:
+        shown = predictions_table(f"{len(found)} images at {at}", found)
+    finish(result, json_, shown)
+    lost = len(result["unreadable"])
+    if lost:
+        raise EmqError(f"{lost} of {lost + len(found)} images could not be read; replace or remove them")
 
 
 @app.command()

@@ -26,8 +26,11 @@ DEEPEST = 32
 _OUTSIDE = "in no class folder"
 _READ = ", ".join(sorted(SUFFIXES))
 
-_NUMBERED = re.compile(r"(.*[^\W\d_])[\s_.-]*\(?\d+\)?$")
-"""A name that is a class and a number, as ``cat.17`` and ``red panda (3)``."""
+_NUMBERED = re.compile(r"(n\d{8}|\D*[^\W\d_])[\s_.-]+\(?\d+\)?$")
+"""A name that is a class and a number, as ``cat.17``, ``red panda (3)`` and ImageNet's ``n01440764_10026``."""
+
+_CAMERAS = frozenset(("img", "dsc", "dscn", "dscf", "pxl", "mvi", "image", "photo", "frame", "screenshot"))
+"""What stands before the number where it says nothing of the picture."""
 
 
 @DATASETS.register("imagefolder")
@@ -106,8 +109,9 @@ def _one_place(root: Path) -> Dataset:
     for name in names:
         numbered = _NUMBERED.match(os.path.splitext(os.path.basename(name))[0])
         by_class[numbered[1] if numbered is not None else ""].append(name)
-    # A class of one image is a name of its own, and one class is what a camera calls all of its pictures.
-    if "" in by_class or len(by_class) < 2 or min(map(len, by_class.values())) < 2:
+    # A class of one image is a name of its own, and one class is what somebody calls all of his pictures.
+    strange = "" in by_class or bool({name.lower() for name in by_class} & _CAMERAS)
+    if strange or len(by_class) < 2 or min(map(len, by_class.values())) < 2:
         return _without_labels(root, names, notes)
     classes = tuple(sorted(by_class))
     train, test = with_test_split(labelled_files(root, by_class, classes, USUAL))

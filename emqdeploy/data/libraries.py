@@ -36,10 +36,11 @@ def _torchvision(request: DataRequest) -> Dataset:
     vision = module.VisionDataset
     known = {n: getattr(module, n) for n in module.__all__ if isinstance(getattr(module, n), type)}
     known = {name: kind for name, kind in known.items() if issubclass(kind, vision) and kind is not vision}
-    name = request.argument
+    spelled = {one.lower(): one for one in known}
+    name = spelled.get(request.argument.lower(), request.argument)
     if name not in known:
         raise UsageError(
-            f"torchvision has no data set {name!r}{nearest(name, known)}; write for example torchvision:MNIST"
+            f"torchvision has no data set {name!r}{nearest(name, spelled)}; write for example torchvision:MNIST"
         )
     root = request.data_dir or cache_folder()
     parts = [_torchvision_part(known[name], part, root) for part in _PARTS]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from emqdeploy.data import Preprocessing
+from emqdeploy.data.frames import Frames
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.bundle import Bundle, is_bundle
 from emqdeploy.format.card import Card
@@ -172,6 +173,25 @@ class Runtime(ABC):
     def preprocessing(self) -> Preprocessing:
         """How images become the network's input; of a network that was opened by `from_bundle`."""
         return Preprocessing.of(self._opened_card.preprocessing)
+
+    def preprocess(self, frames: Frames, channel_order: str = "rgb") -> Floats:
+        """Returns what `run` takes for frames of a camera; needs neither Pillow nor OpenCV.
+
+        Args:
+            frames: one uint8 array (H, W, 3) or (H, W), an array (N, H, W, C), or a sequence of arrays of any sizes.
+            channel_order: of the frames: ``rgb``, or ``bgr`` as OpenCV gives them.
+
+        Returns:
+            Inputs (N, C, H, W), float32.
+
+        Raises:
+            UsageError: one sentence: these are no such arrays.
+        """
+        return self._seen.prepare(frames, channel_order)
+
+    @functools.cached_property
+    def _seen(self) -> Preprocessing:
+        return self.preprocessing
 
     @property
     def classes(self) -> list[str]:

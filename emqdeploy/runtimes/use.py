@@ -1,4 +1,4 @@
-"""Using a network here: its accuracy on a test set, and the class of one image."""
+"""Using a network here: its accuracy on a test set."""
 
 from __future__ import annotations
 
@@ -71,20 +71,4 @@ def evaluate(
         "accuracy": accuracy,
         "unproven": network.unproven,
         "note": test.note,
-    }
-
-
-def predict(path: Path | None, image: Path, child: ChildLike | None, top: int = 5) -> dict[str, Any]:
-    """Classifies one image file."""
-    source = open_source(path, None if child is None else (child,))
-    network = source.runtime
-    logits = network(source.preprocessing.load_image(image))[0]
-    ranking = CLASSIFICATION.ranking(logits, source.card.classes, top)
-    return {
-        "image": str(image),
-        "checkpoint": str(source.path),
-        "child": network.child.name,
-        "bits": network.bits,
-        "class": ranking[0]["class"],
-        "predictions": ranking,
     }

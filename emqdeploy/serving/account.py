@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,9 @@ from emqdeploy.serving.sensors import Sensors
 
 RECENT = 200
 """Inferences whose latency the live view shows."""
+
+KEPT = 1000
+"""Decisions that the summary lists, the latest ones."""
 
 
 @dataclass
@@ -29,15 +32,25 @@ class State:
     labelled: int = 0
     correct: int = 0
     unreadable: int = 0
+    first_unreadable: str = ""
     switches: int = 0
     latest: dict[str, Any] = field(default_factory=dict)
     recent_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     latencies_ms: list[float] = field(default_factory=list)
+    reading_ms: list[float] = field(default_factory=list)
+    classes_seen: Counter[str] = field(default_factory=Counter)
+    decisions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT))
     by_setting: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def count(self, setting: str, latency_ms: float, correct: bool | None) -> None:
-        """Takes one classified image."""
+    def decided(self, name: str, class_: str, probability: float) -> None:
+        """Notes what a picture was taken for."""
+        self.classes_seen[class_] += 1
+        self.decisions.append({"image": name, "class": class_, "probability": probability})
+
+    def count(self, setting: str, latency_ms: float, reading_ms: float, correct: bool | None) -> None:
+        """Takes one classified image: how long the network took, and before it reading and preprocessing."""
         self.images += 1
+        self.reading_ms.append(reading_ms)
         self.recent_ms.append(latency_ms)
         self.latencies_ms.append(latency_ms)
         account = self.by_setting.setdefault(setting, {"images": 0, "labelled": 0, "correct": 0})
@@ -103,7 +116,10 @@ def summary(state: State, options: Sequence[Option], interrupted: bool) -> dict[
         "seconds": round(state.seconds, 3),
         "accuracy": state.accuracy,
         "labelled": state.labelled,
-        "latency_ms": {f"p{q}": float(np.percentile(taken, q)) for q in (50, 90, 95, 99)} if taken else None,
+        "latency_ms": _percentiles(taken),
+        "reading_ms": _percentiles(state.reading_ms),
+        "classes": dict(state.classes_seen.most_common()),
+        "predictions": list(state.decisions),
         "budgets": [_kept(budget, state, policy) for budget in policy.goals.budgets],
         "switches": state.switches,
         "by_setting": {
@@ -117,6 +133,10 @@ def summary(state: State, options: Sequence[Option], interrupted: bool) -> dict[
         "decisions": [{**entry.to_dict(), "at_s": round(entry.at_s - start, 4)} for entry in policy.log],
         "interrupted": interrupted,
     }  # fmt: skip
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
+    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 90, 95, 99)} if values else None
 
 
 def _kept(budget: Budget, state: State, policy: Policy) -> dict[str, Any]:

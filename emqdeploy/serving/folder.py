@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from emqdeploy.data.images import SUFFIXES
 from emqdeploy.errors import UsageError
+from emqdeploy.serving.arrival import Arrival
 
 POLL_S = 0.1
 """Between two looks for new files."""
@@ -17,22 +17,7 @@ SETTLED_S = 0.4
 """A new file counts when it has not been written to for so long."""
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """An image to classify.
-
-    Attributes:
-        path: of the file.
-        label: index of the class whose name the nearest folder has, or None.
-    """
-
-    path: Path
-    label: int | None
-
-
-def arrivals(
-    folder: Path, classes: Sequence[str], watch: bool, repeat: bool, stop: Callable[[], bool]
-) -> Iterator[Arrival | None]:
+def arrivals(folder: Path, classes: Sequence[str], watch: bool, stop: Callable[[], bool]) -> Iterator[Arrival | None]:
     """Yields the images of a folder and its folders, in alphabetical order, then in order of arrival.
 
     A file that is still being written is left for a later look.
@@ -41,7 +26,6 @@ def arrivals(
         folder: what to read.
         classes: names that make a folder a label.
         watch: go on and wait for new files; None is yielded where there are none at the moment.
-        repeat: begin again at the end.
         stop: says whether to end.
 
     Raises:
@@ -50,23 +34,20 @@ def arrivals(
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; name one that holds images, as they are or in folders per class")
     index = {name: number for number, name in enumerate(classes)}
-    found = [path for path in _images(folder) if not watch or _settled(path)]
+    found = [path for path in images_in(folder) if not watch or _settled(path)]
     if not found and not watch:
         kinds = ", ".join(sorted(SUFFIXES))
         raise UsageError(f"{folder} holds no images ({kinds}); add some, or wait for them with --watch")
-    while found and not stop():
-        for path in found:
-            if stop():
-                return
-            yield Arrival(path, _label(path, folder, index))
-        if not repeat:
-            break
+    for path in found:
+        if stop():
+            return
+        yield Arrival(str(path), _label(path, folder, index))
     seen = set(found)
     while watch and not stop():
-        ready = [path for path in _images(folder) if path not in seen and _settled(path)]
+        ready = [path for path in images_in(folder) if path not in seen and _settled(path)]
         seen.update(ready)
         for path in ready:
-            yield Arrival(path, _label(path, folder, index))
+            yield Arrival(str(path), _label(path, folder, index))
         if not ready:
             yield None
             time.sleep(POLL_S)
@@ -75,7 +56,7 @@ def arrivals(
 def unknown_folders(folder: Path, classes: Sequence[str]) -> list[str]:
     """Names of folders with images that are no class: their images count as unlabelled."""
     index = {name: number for number, name in enumerate(classes)}
-    unlabelled = (path for path in _images(folder) if _label(path, folder, index) is None)
+    unlabelled = (path for path in images_in(folder) if _label(path, folder, index) is None)
     return sorted({path.parent.name for path in unlabelled} - {folder.name})
 
 
@@ -85,7 +66,8 @@ def _label(path: Path, folder: Path, index: Mapping[str, int]) -> int | None:
     return next((index[name] for name in reversed(above) if name in index), None)
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder and its folders, in alphabetical order."""
     return sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
     )

@@ -1,4 +1,4 @@
-"""Classifies a stream of images under a policy and keeps account of what that costs."""
+"""Classifies a stream of pictures under a policy and keeps account of what that costs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from emqdeploy.runtimes.base import Runtime
 from emqdeploy.runtimes.policy import Governed, Option, parse_policy
 from emqdeploy.runtimes.source import Source, open_source
 from emqdeploy.serving.account import State, summary
-from emqdeploy.serving.folder import Arrival, arrivals, unknown_folders
+from emqdeploy.serving.arrival import Arrival, SourceEnded
 from emqdeploy.serving.sensors import Sensors
 from emqdeploy.serving.settings import ServeSettings
+from emqdeploy.serving.sources import pictures
 
 VIEW_S = 0.1
 """Between two looks of the live view."""
@@ -42,7 +43,7 @@ def serve(
     view: View = lambda _: None,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """Classifies until the folder, the limit or the user ends it.
+    """Classifies until the sources, the limit or the user end it.
 
     Args:
         settings: what to do.
@@ -54,7 +55,8 @@ def serve(
         the summary: settings, images, accuracy, latency, switches, energy, every decision.
 
     Raises:
-        EmqError: one sentence: a folder without images, a policy that cannot be kept, a damaged network.
+        EmqError: one sentence: a folder without images, a camera that is not there, a policy that cannot be kept, no
+            picture that could be read.
     """
     settings.check()
     parse_policy(settings.policy)
@@ -64,7 +66,7 @@ def serve(
         log = opened.enter_context(_log(settings.log))
         source, runtimes = _open(settings, table, opened)
         classes = list(source.card.classes)
-        stream = _stream(settings, classes, report, stop)
+        stream = pictures(settings.sources, classes, settings.watch, settings.repeat, stop, report)
         first = next(stream, None)  # nothing is timed for a folder that holds nothing
         options = _options(table, source, runtimes, report)
         sensors = Sensors(find_device(settings.device), settings.energy)
@@ -73,24 +75,20 @@ def serve(
         for entry in network.policy.log:
             report(entry.reason)
         seen_s = 0.0
-        for arrival in _paced(itertools.chain([first], stream), settings, state, stop):
-            if arrival is not None:
-                _classify(arrival, source, state, log, report)
-            if state.seconds - seen_s >= VIEW_S:
-                seen_s = state.seconds
-                view(state.shown())
-        return {"network": str(source.path), "folder": str(settings.folder), **summary(state, options, stop())}
-
-
-def _stream(
-    settings: ServeSettings, classes: list[str], report: Report, stop: Callable[[], bool]
-) -> Iterator[Arrival | None]:
-    if settings.folder.is_dir():
-        unknown = unknown_folders(settings.folder, classes)
-        if unknown:
-            named = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-            report(f"{named}: no class of this network has that name, so these images count as unlabelled")
-    return arrivals(settings.folder, classes, settings.watch, settings.repeat, stop)
+        ended = None
+        try:
+            for arrival in _paced(itertools.chain([first], stream), settings, state, stop):
+                if arrival is not None:
+                    _classify(arrival, source, state, log, report)
+                if state.seconds - seen_s >= VIEW_S:
+                    seen_s = state.seconds
+                    view(state.shown())
+        except SourceEnded as error:
+            ended = str(error)
+        if state.unreadable and not state.images:
+            raise EmqError(f"none of {state.unreadable} pictures could be read; {state.first_unreadable}")
+        sources = list(settings.sources)
+        return {"network": str(source.path), "source": sources, **summary(state, options, stop()), "ended": ended}
 
 
 def _open(
@@ -146,7 +144,7 @@ def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | Non
     network = state.network
     began = time.perf_counter()
     try:
-        image = source.preprocessing.load_image(arrival.path)
+        image = arrival.read(source.preprocessing)
         read_ms = 1e3 * (time.perf_counter() - began)
         setting = network.setting
         logits = network(image)
@@ -154,19 +152,22 @@ def _classify(arrival: Arrival, source: Source, state: State, log: IO[str] | Non
     except Exception as error:  # whatever a picture causes ends at this picture: more are waiting
         why = str(error) if isinstance(error, EmqError) else f"{type(error).__name__}: {error}"
         state.unreadable += 1
-        report(f"{arrival.path} is passed over: {why}")
-        _write(log, {"event": "unreadable", "t_s": round(state.seconds, 4), "file": str(arrival.path), "why": why})
+        state.first_unreadable = state.first_unreadable or why
+        report(f"{arrival.name} is passed over: {why}")
+        _write(log, {"event": "unreadable", "t_s": round(state.seconds, 4), "file": arrival.name, "why": why})
         return
     assert network.last is not None
     taken = network.last.latency_ms
     correct = None if arrival.label is None else found == arrival.label
-    state.count(str(setting), taken, correct)
+    odds = round(float(CLASSIFICATION.odds(logits[0])[found]), 4)
+    state.count(str(setting), taken, read_ms, correct)
+    state.decided(arrival.name, state.classes[found], odds)
     state.latest = {
         "event": "image",
         "t_s": round(state.seconds, 4),
-        "file": str(arrival.path),
+        "file": arrival.name,
         "class": state.classes[found],
-        "probability": round(float(CLASSIFICATION.odds(logits[0])[found]), 4),
+        "probability": odds,
         "label": None if arrival.label is None else state.classes[arrival.label],
         "correct": correct,
         "child": setting.child.name,

@@ -15,7 +15,7 @@ class ServeSettings:
 
     Attributes:
         path: the network; None takes the latest run.
-        folder: of images.
+        sources: files and folders of images, videos, the number of a camera.
         policy: budgets, as text.
         bits: which children to choose from, as a person writes it; None takes every one.
         runtime: the adapter.
@@ -31,7 +31,7 @@ class ServeSettings:
     """
 
     path: Path | None
-    folder: Path
+    sources: tuple[str, ...]
     policy: str = option(
         "prefer=accuracy", "Budgets: latency_p50 .. latency_p99, energy, power, temperature, memory, accuracy."
     )

@@ -21,7 +21,8 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes import Runtime
 from emqdeploy.runtimes.native_library import library_path
 from emqdeploy.runtimes.source import other_classes
-from emqdeploy.runtimes.use import evaluate, predict
+from emqdeploy.runtimes.use import evaluate
+from emqdeploy.serving.predict import predict
 
 from ..conftest import deploy
 from ..mixing import mixed_network
@@ -106,13 +107,14 @@ def test_an_image_is_classified_at_a_child(path: Path, tmp_path: Path) -> None:
     """Best class first; the widest child without a wish."""
     image = tmp_path / "eight.png"
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(image)
-    found = predict(path, image, "mixed", top=3)
-    assert (found["child"], found["bits"]) == ("mixed", 4)
+    result = predict(path, [image], "mixed", top=3)
+    found = result["images"][0]
+    assert (result["child"], result["bits"]) == ("mixed", 4)
     odds = [entry["probability"] for entry in found["predictions"]]
     assert len(odds) == 3
     assert odds == sorted(odds, reverse=True)
     assert found["class"] == found["predictions"][0]["class"]
-    assert predict(path, image, None)["child"] == "8"
+    assert predict(path, [image])["child"] == "8"
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

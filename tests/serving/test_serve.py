@@ -60,7 +60,8 @@ def photos(tmp_path: Path) -> Path:
 
 def settings(network: Path, folder: Path, **more: Any) -> ServeSettings:
     """Two children, one thread, no sensors."""
-    return ServeSettings(network, folder, "latency_p99=5s,accuracy>=92", "2,8", threads=1, energy="none", **more)
+    sources = (str(folder),)
+    return ServeSettings(network, sources, "latency_p99=5s,accuracy>=92", "2,8", threads=1, energy="none", **more)
 
 
 def test_a_folder_is_classified_and_logged(network: Path, photos: Path, tmp_path: Path) -> None:
@@ -120,10 +121,10 @@ def test_new_files_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("emqdeploy.serving.folder.time", camera)
     found: list[Path] = []
     looks = itertools.count()
-    for arrival in arrivals(tmp_path / "camera", (), True, False, lambda: next(looks) > 100):
+    for arrival in arrivals(tmp_path / "camera", (), True, lambda: next(looks) > 100):
         if arrival is not None:
-            assert Image.open(arrival.path).size == (8, 8)
-            found.append(arrival.path)
+            assert Image.open(arrival.name).size == (8, 8)
+            found.append(Path(arrival.name))
     assert camera.pieces == []
     assert [path.name for path in found] == ["first.png", "second.png"]
 
@@ -131,7 +132,7 @@ def test_new_files_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_bad_input_is_one_sentence(network: Path, photos: Path, tmp_path: Path) -> None:
     """Folders, rates, policies, tables and logs that cannot be."""
     (tmp_path / "empty").mkdir()
-    for folder, says in ((tmp_path / "nowhere", "is not a folder"), (tmp_path / "empty", "holds no images")):
+    for folder, says in ((tmp_path / "nowhere", "is not there; name images"), (tmp_path / "empty", "holds no images")):
         with pytest.raises(UsageError, match=says):
             serve(settings(network, folder))
     for more, says in (({"fps": 0.0}, "--fps is 0"), ({"repeat": True, "watch": True}, "one of them")):
