@@ -158,7 +158,9 @@ def _read(path: Path, data: bytes) -> TestSet:
 
 def _check(test: TestSet, card: Card, labelled: bool) -> None:
     if labelled and not test.classes:
-        raise UsageError(f"the images of {test.name} have no labels, so accuracy cannot be measured; name labelled ones")
+        raise UsageError(
+            f"the images of {test.name} have no labels, so accuracy cannot be measured; name labelled ones"
+        )
     strange = other_classes(test.name, test.classes, card) if labelled else None
     if strange is not None:
         raise UsageError(f"{strange}; name its own data set with --data")
