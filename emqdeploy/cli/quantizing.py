@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +22,17 @@ def _classes() -> Sequence[type]:
 
 
 def _quantize(
-    file: Annotated[Path, typer.Argument(help="Float weights: .safetensors, .pth, .pt, or a run directory.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A float network (.onnx), float weights (.safetensors, .pth, .pt), or a run directory."),
+    ],
     *,
     data: Annotated[
         str, typer.Option(help="Data set; its training images calibrate, its test images measure accuracy.")
     ],
-    model: Annotated[str, typer.Option(help="The model that the weights belong to.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model that weights belong to; an .onnx file is its own.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="torch's threads; one for tiny images, else every core.")
     ] = None,
@@ -41,7 +47,7 @@ def _quantize(
     from emqdeploy.training.posttraining.quantize import advice, quantize
 
     config = QuantizeConfig(file, model, data, **from_flags(QuantizeConfig, flags))
-    result = quantize(config, out or next_run_path(RUNS_ROOT, data, model), say, threads)
+    result = quantize(config, out or next_run_path(RUNS_ROOT, data, model or file.stem), say, threads)
     values = {
         "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
         "float_accuracy": result.float_accuracy,
@@ -49,6 +55,7 @@ def _quantize(
         "fidelity": {child.name: found.to_dict() for child, found in result.fidelity.items()},
         "wrong": result.wrong,
         "usable": [child.name for child in result.usable],
+        "verdicts": {child.name: asdict(one) for child, one in result.verdicts.items()},
         "calibration_images": result.images,
         "seconds": round(result.seconds, 3),
         "recipe": config.to_dict(),
@@ -69,6 +76,8 @@ def quantize() -> None:
     unlike the float model stops it with the layer where that begins, and nothing is written: exit code 1.
 
     [bold]Examples[/bold]
+
+      emqdeploy quantize mobilenet.onnx --data imagefolder:photos
 
       emqdeploy quantize resnet20.pth --data cifar10 --model resnet20
 

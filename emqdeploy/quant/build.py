@@ -10,6 +10,7 @@ from torch import nn
 
 from emqdeploy.format.child import Child
 from emqdeploy.models import create_model, trust
+from emqdeploy.models.described import DescribedNetwork
 from emqdeploy.options import plain_values
 from emqdeploy.quant.families.base import family_options
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
@@ -28,6 +29,7 @@ class NetworkSpec:
         trained: the children that training visits.
         unseen: those that come with them.
         insertion: where and how quantizers stand.
+        description: the network itself, as plain data, where it came from a file and ``model`` is only its name.
     """
 
     model: str
@@ -37,6 +39,13 @@ class NetworkSpec:
     trained: tuple[Child, ...]
     unseen: tuple[Child, ...] = ()
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
+    description: dict[str, Any] | None = None
+
+    def float_model(self) -> nn.Module:
+        """Creates the float model with fresh weights."""
+        if self.description is not None:
+            return DescribedNetwork(self.description)
+        return create_model(self.model, self.classes, *self.input_shape)
 
     def build(self, initial: Callable[[nn.Module], object] | None = None, users_code: bool = False) -> MultiBitNetwork:
         """Creates the network with fresh float weights.
@@ -47,11 +56,11 @@ class NetworkSpec:
         """
         if users_code:
             trust(self.model)
-        shape = self.input_shape
-        model = create_model(self.model, self.classes, *shape)
+        model = self.float_model()
         if initial is not None:
             initial(model)
-        return insert_quantizers(model, self.insertion, self.trained, self.unseen, self.input_range, shape)
+        children = (self.trained, self.unseen)
+        return insert_quantizers(model, self.insertion, *children, self.input_range, self.input_shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for metadata."""
@@ -74,4 +83,5 @@ class NetworkSpec:
             trained=tuple(Child.from_dict(child) for child in values["trained"]),
             unseen=tuple(Child.from_dict(child) for child in values["unseen"]),
             insertion=InsertionConfig(**insertion),
+            description=values.get("description"),
         )

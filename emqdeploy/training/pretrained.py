@@ -50,19 +50,108 @@ class _Entry:
         return (repr(self.name) if self.name else "those in no entry") + (" (averaged weights)" if averaged else "")
 
 
-def load_pretrained(model: nn.Module, path: Path, fresh_head: bool = True, entry: str | None = None) -> list[str]:
-    """Loads float weights into a model, in place.
+@dataclass(frozen=True)
+class Pretrained:
+    """Float weights in a file, as a model wants them.
 
-    Wrapping (``state_dict``, ``model``, ...) and whatever stands before all names (``module.``, ``backbone.``, ...) is
-    taken off. A last layer of another number of classes, or none, keeps the model's fresh weights. Anything else must
-    match by name and shape.
+    Attributes:
+        path: of the file.
+        tensors: by the names of the model.
+        where: which of the file's weights they are, as notes say it; empty for what needs no word.
+        notes: what the user should know about the choice.
+    """
+
+    path: Path
+    tensors: State
+    where: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def find(cls, model: nn.Module, path: Path, entry: str | None = None) -> Pretrained:
+        """Finds the weights of a model in a file.
+
+        Wrapping (``state_dict``, ``model``, ...) and whatever stands before all names (``module.``, ``backbone.``, ...)
+        is taken off. A last layer by another name is taken for the model's.
+
+        Args:
+            model: freshly created.
+            path: ``.safetensors``, ``.pth`` or ``.pt``; or a run directory, whose latent weights are taken.
+            entry: which weights to take of a file that holds several, ``model_ema`` for example; None takes those that
+                are not averaged.
+
+        Raises:
+            EmqError: the file cannot be read, holds no tensor by a name of the model, or several weights of which none
+                is the usual one.
+        """
+        wanted = model.state_dict()
+        states = read_states(path)
+        entries = _entries(states, wanted, path, type(model).__name__)
+        chosen = _choose(entries, entry, path)
+        others = [one for one in entries if one is not chosen]
+        state = states[chosen.group]
+        behind = tuple(one.prefix for one in others if one.group == chosen.group)
+        inside = tuple(prefix for prefix in behind if prefix.startswith(chosen.prefix))
+        left_out = [name for name in state if not name.startswith(chosen.prefix) or name.startswith(inside)]
+        found = {
+            name.removeprefix(chosen.prefix): tensor for name, tensor in state.items() if name not in set(left_out)
+        }
+        # What a run's quantizers learned is of no use to a float model.
+        found = {name: _plain(tensor, name, path) for name, tensor in found.items() if f".{QUANTIZER}." not in name}
+        unused = {name: state[name] for name in left_out if not name.startswith(behind)}
+        notes = _rename_head(model, found, unused)
+        if unused:
+            verb = "do" if len(unused) > 1 else "does"
+            notes.append(f"left out {_some(list(unused))}, which {verb} not belong to the model")
+        where = "" if chosen.plain and not others else f", {chosen.about()}"
+        if others:
+            where += f"; it also holds {', '.join(one.about() for one in others)}, see --weights-entry"
+        return cls(path, found, where, tuple(notes))
+
+    def classes(self, model: nn.Module) -> int | None:
+        """How many classes the last layer has; None where the file has none by the model's name."""
+        stored = self.tensors.get(next(iter(_head(model)), ""))
+        return None if stored is None else len(stored)
+
+    def load(self, model: nn.Module, fresh_head: bool) -> list[str]:
+        """Loads the weights into a model, in place.
+
+        Args:
+            model: the one that they were found for, or one with another number of classes.
+            fresh_head: whether the last layer may stay fresh; False where no training follows.
+
+        Returns:
+            What happened, a sentence each.
+
+        Raises:
+            EmqError: a name or shape does not match; nothing was loaded then.
+        """
+        wanted, found, path = model.state_dict(), self.tensors, self.path
+        head = _head(model)
+        fresh = [name for name in head if name not in found or _other_classes(found[name], wanted[name])]
+        _check(found, {name: tensor for name, tensor in wanted.items() if name not in fresh}, head, path, model)
+        if fresh and not fresh_head:
+            raise EmqError(_describe_head(fresh, found, wanted, path) + "; train it with: emqdeploy train --pretrained")
+        loaded = [name for name in wanted if name in found and name not in fresh]
+        with torch.no_grad():
+            for name in loaded:
+                wanted[name].copy_(found[name])
+        notes = [f"loaded {len(loaded)} of {len(wanted)} tensors from {path}{self.where}", *self.notes]
+        if fresh:
+            notes.append(_describe_head(fresh, found, wanted, path) + ": it starts from fresh weights")
+        return notes
+
+
+def load_pretrained(model: nn.Module, path: Path, fresh_head: bool = True, entry: str | None = None) -> list[str]:
+    """Loads float weights into a model, in place, see `Pretrained`.
+
+    A last layer of another number of classes, or none, keeps the model's fresh weights. Anything else must match by
+    name and shape.
 
     Args:
         model: freshly created.
         path: ``.safetensors``, ``.pth`` or ``.pt``; or a run directory, whose latent weights are taken.
         fresh_head: whether the last layer may stay fresh; False where no training follows.
-        entry: which weights to take of a file that holds several, ``model_ema`` for example; None takes those that are
-            not averaged.
+        entry: which weights to take of a file that holds several.
 
     Returns:
         What happened, a sentence each.
@@ -71,37 +160,29 @@ def load_pretrained(model: nn.Module, path: Path, fresh_head: bool = True, entry
         EmqError: the file cannot be read, does not belong to this model, or holds several weights of which none is the
             usual one; nothing was loaded then.
     """
+    return Pretrained.find(model, path, entry).load(model, fresh_head)
+
+
+def _rename_head(model: nn.Module, found: State, unused: State) -> list[str]:
+    """Takes the one linear layer that the model does not know for its last one, where it lacks that; says so."""
     wanted = model.state_dict()
-    states = read_states(path)
-    entries = _entries(states, wanted, path, type(model).__name__)
-    chosen = _choose(entries, entry, path)
-    others = [one for one in entries if one is not chosen]
-    state = states[chosen.group]
-    behind = tuple(one.prefix for one in others if one.group == chosen.group)
-    inside = tuple(prefix for prefix in behind if prefix.startswith(chosen.prefix))
-    left_out = [name for name in state if not name.startswith(chosen.prefix) or name.startswith(inside)]
-    found = {name.removeprefix(chosen.prefix): tensor for name, tensor in state.items() if name not in set(left_out)}
-    # What a run's quantizers learned is of no use to a float model.
-    found = {name: _plain(tensor, name, path) for name, tensor in found.items() if f".{QUANTIZER}." not in name}
-    head = _head(model)
-    fresh = [name for name in head if name not in found or _other_classes(found[name], wanted[name])]
-    _check(found, {name: tensor for name, tensor in wanted.items() if name not in fresh}, head, path, model)
-    if fresh and not fresh_head:
-        raise EmqError(_describe_head(fresh, found, wanted, path) + "; train it with: emqdeploy train --pretrained")
-    loaded = [name for name in wanted if name in found and name not in fresh]
-    with torch.no_grad():
-        for name in loaded:
-            wanted[name].copy_(found[name])
-    where = "" if chosen.plain and not others else f", {chosen.about()}"
-    notes = [f"loaded {len(loaded)} of {len(wanted)} tensors from {path}{where}"]
-    if others:
-        notes[0] += f"; it also holds {', '.join(one.about() for one in others)}, see --weights-entry"
-    unused = [name for name in left_out if not name.startswith(behind)]
-    if unused:
-        notes.append(f"left out {_some(unused)}, which {'do' if len(unused) > 1 else 'does'} not belong to the model")
-    if fresh:
-        notes.append(_describe_head(fresh, found, wanted, path) + ": it starts from fresh weights")
-    return notes
+    head = [name for name in _head(model) if name in wanted]
+    if not head or any(name in found for name in head):
+        return []
+    features = wanted[head[0]].shape[1]
+    candidates = [
+        (source, name.removesuffix(".weight"))
+        for source in (found, unused)
+        for name, tensor in source.items()
+        if name.endswith(".weight") and name not in wanted and tensor.dim() == 2 and tensor.shape[1] == features
+    ]
+    if len(candidates) != 1:
+        return []
+    source, layer = candidates[0]
+    mine = head[0].rpartition(".")[0]
+    for name in [name for name in source if name.startswith(f"{layer}.")]:
+        found[mine + name.removeprefix(layer)] = source.pop(name)
+    return [f"the last layer is {layer!r} there and {mine!r} here"]
 
 
 def _entries(states: dict[tuple[str, ...], State], wanted: State, path: Path, kind: str) -> list[_Entry]:

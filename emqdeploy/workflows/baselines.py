@@ -18,7 +18,7 @@ from emqdeploy.format.precision import FLOAT32, INT8, LayerPrecision
 from emqdeploy.format.tasks import CLASSIFICATION, TASKS
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import create_session, session_options
-from emqdeploy.runtimes.source import dataset_of
+from emqdeploy.runtimes.source import dataset_of, images_of
 from emqdeploy.workflows.comparing import BATCH, Prover
 from emqdeploy.workflows.handlers import Proven
 
@@ -47,7 +47,7 @@ def baseline_products(job: Job, run: Path) -> Iterator[Product]:
     """
     job.report("exporting the float network")
     card = job.checkpoint.card
-    dataset = dataset_of(card, job.settings.data_dir)
+    dataset = images_of(card, job.settings.data_dir)
     preprocessing = Preprocessing.of(card.preprocessing)
     images = preprocessing.normalize(dataset.train.images[:STATISTICS_IMAGES])
     data = float_onnx(card, run / LATENT_FILE, images)
@@ -87,12 +87,11 @@ def float_onnx(card: Card, weights: Path, images: Floats) -> bytes:
     require("torch", "train")
     import torch
 
-    from emqdeploy.models import create_model
+    from emqdeploy.quant.build import NetworkSpec
     from emqdeploy.training.pretrained import QUANTIZER
     from emqdeploy.training.weights_file import read_states
 
-    channels, height, _ = card.input_shape
-    model = create_model(card.model, len(card.classes), channels, height)
+    model = NetworkSpec.from_dict(card.structure).float_model()
     state = read_states(weights)[()]
     try:
         # What a run's quantizers learned is of no use to the float network.

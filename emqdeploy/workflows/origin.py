@@ -123,7 +123,7 @@ class Origin:
             images: what is compared on.
         """
         card, made_of_it = checkpoint.card, checkpoint.card.method == POST_TRAINING
-        judged = made_of_it and images.labels is not None
+        judged = made_of_it and not images.missing
         if given is not None:
             return cls(card, FloatModel.open(checkpoint, given, images), judged)
         if not made_of_it:

@@ -266,13 +266,20 @@ def test_tables_of_training_take_names(printed: Any) -> None:
     assert "calibrated" in printed(accuracy_table("Accuracy", {"8": 99.0}, [], "post-training"))
     result = {
         **{"checkpoint": "model.emq", "seconds": 3.0, "calibration_images": 512, "float_accuracy": 99.1},
-        **{"accuracy": {"8": 99.0, "mixed": 90.0}, "usable": ["8"]},
+        "accuracy": {"8": 99.0, "mixed": 90.0},
+        "verdicts": {
+            "8": {"lost": 0.1, "least": -0.3, "most": 0.5, "word": "usable"},
+            "mixed": {"lost": 9.1, "least": 7.0, "most": 11.2, "word": "lost"},
+        },
         "fidelity": {"8": FIDELITY, "mixed": FIDELITY | {"snr_db": 200.0}},
     }
     text = printed(quantize_table(result, 1.0))
-    assert "usable" in text
-    assert "loses more than 1: train it" in text
-    assert "-9.10" in text
+    assert "0.10 (-0.3 to 0.5)" in text
+    assert [line.split("│")[-2].strip() for line in text.splitlines() if "(" in line and "│" in line] == [
+        *("usable", "train it")
+    ]
+    unlabelled = {**result, "float_accuracy": None, "accuracy": {}}
+    assert "9.10 (7.0 to 11.2)" in printed(quantize_table(unlabelled, 1.0))
     assert re.search(r"31.3 dB │ +99.2 % │", text)
     assert " equal │" in text
     text = printed(accuracy_table("Accuracy", {"8": 99.0}, ["8"], fidelity={"8": FIDELITY}))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.data.wishes import PixelOptions
+from emqdeploy.errors import UsageError
 from emqdeploy.format.card import POST_TRAINING
 from emqdeploy.format.child import Child
 from emqdeploy.format.levels import HALF, LEVELS, Levels
@@ -32,13 +33,13 @@ class QuantizeConfig(PixelOptions):
     """One quantization of a trained model.
 
     Attributes:
-        weights: the float weights, or a run directory.
-        model: name of the model that they belong to.
+        weights: the float weights, a run directory, or a network with its weights.
+        model: name of the model that weights belong to; None for a network.
         data: name of a data set; its training images calibrate, its test images measure.
     """
 
     weights: Path
-    model: str
+    model: str | None
     data: str
     bits: tuple[int | str, ...] = option(
         (4, 5, 6, 7, 8), "Children: weight bit-widths, 2a4 for 4-bit activations; those between come for free.",
@@ -83,6 +84,12 @@ class QuantizeConfig(PixelOptions):
         parse=one_of("levels", *LEVELS)
     )  # fmt: skip
     usable_drop: float = option(1.0, "Points of accuracy that a usable child may lose.", least=0)
+    expect: float | None = option(
+        None, "Percent that the float model is known to reach; far less stops with the likely causes.", least=0
+    )
+    unlabelled: bool = option(
+        False, "The labels are not those of the network: judge by the float model's decisions alone."
+    )
     weights_entry: str | None = option(
         None, "Which weights to take of a file that holds several, model_ema for example."
     )
@@ -94,6 +101,8 @@ class QuantizeConfig(PixelOptions):
         settle(self)
         hold_anywhere(self)
         assert self.trained  # reading them raises what is wrong with them
+        if self.unlabelled and self.expect is not None:
+            raise UsageError("--expect needs labels, and --unlabelled says that there are none; leave one of them out")
 
     @property
     def trained(self) -> tuple[Child, ...]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emqdeploy.data import Dataset, load_dataset
+from emqdeploy.data import Dataset, Preprocessing
 from emqdeploy.data.splits import stratified
+from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.card import DataSource, FidelityRecord
@@ -21,6 +22,7 @@ from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.format.frozen import UNIT_SUFFIX, FrozenNetwork
 from emqdeploy.format.runs import CHECKPOINT_FILE
 from emqdeploy.graph.fidelity import FLOAT_MODEL
+from emqdeploy.options import options_of
 from emqdeploy.progress import Report, silent
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
@@ -30,18 +32,27 @@ from emqdeploy.quant.proof import prove
 from emqdeploy.training.api import SMALL_IMAGE
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.deployment import make_card, write_checkpoint
-from emqdeploy.training.evaluate import accuracies
 from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong, measure_fidelity
 from emqdeploy.training.norms import measure_input_means
 from emqdeploy.training.posttraining.clips import calibrate_clips
 from emqdeploy.training.posttraining.config import FEWEST_IMAGES, QuantizeConfig
+from emqdeploy.training.posttraining.given import open_given
+from emqdeploy.training.posttraining.judging import (
+    LOST,
+    UNSURE,
+    USABLE,
+    Verdict,
+    decisions,
+    percent_right,
+    verdict,
+    why_implausible,
+)
 from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS, LearnedWeights
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
-from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.run import RunDirectory
 
 BATCH, BATCH_PIXELS = 128, 2**20
-"""Images and pixels of a calibration batch at most: what a network computes in between fills the memory."""
+"""Images and pixels of a batch at most."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,9 @@ class QuantizeResult:
 
     Attributes:
         checkpoint: the ``.emq`` file; None where it was not written, because it is wrong.
-        accuracy: percent of the test set per child, of the deployed network.
-        float_accuracy: percent of the test set, of the model as it came.
-        usable: the children that lose at most the allowed points.
+        accuracy: percent of the test set per child, of the deployed network; empty where the labels are unknown.
+        float_accuracy: percent of the test set, of the model as it came; None where the labels are unknown.
+        verdicts: per child, what it loses against the float model, with bounds.
         images: how many images calibrated.
         seconds: without loading and measuring.
         notes: what loading the weights had to say.
@@ -62,13 +73,18 @@ class QuantizeResult:
 
     checkpoint: Path | None
     accuracy: dict[Child, float]
-    float_accuracy: float
-    usable: tuple[Child, ...]
+    float_accuracy: float | None
+    verdicts: dict[Child, Verdict]
     images: int
     seconds: float
     notes: list[str]
     fidelity: dict[Child, FidelityRecord]
     wrong: str | None = None
+
+    @property
+    def usable(self) -> tuple[Child, ...]:
+        """The children that lose at most the allowed points, with 95 % confidence."""
+        return tuple(child for child, one in self.verdicts.items() if one.word == USABLE)
 
 
 def quantize(config: QuantizeConfig, out: Path, report: Report = silent, threads: int | None = None) -> QuantizeResult:
@@ -95,52 +111,70 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     if (out / CHECKPOINT_FILE).exists():
         raise UsageError(f"{out} already holds a checkpoint; choose another --out")
     torch.manual_seed(config.seed)
-    dataset = load_dataset(config.data, config.data_dir, config.image_size)
-    pre = dataset.preprocessing
+    given, dataset = open_given(config)
+    pre, children = dataset.preprocessing, in_order(config.stored)
     torch.set_num_threads(threads or (1 if pre.height <= SMALL_IMAGE else usable_cores()))
-    children = in_order(config.stored)
-    # All of them count as trained here, because each gets clips of its own.
+    labelled = not config.unlabelled and given.classes == len(dataset.classes)
+    # All children count as trained here, because each gets clips of its own.
     shape = (pre.channels, pre.height, pre.width)
     insertion = InsertionConfig(keep_8bit=config.keep_8bit, keep_float=config.keep_float, levels=config.levels)
-    spec = NetworkSpec(config.model, len(dataset.classes), shape, pre.input_range, children, insertion=insertion)
+    structure: dict[str, Any] = {"insertion": insertion, "description": given.description}
+    spec = NetworkSpec(given.model, given.classes, shape, pre.input_range, children, **structure)
     notes: list[str] = []
-    load = partial(load_pretrained, path=config.weights, fresh_head=False, entry=config.weights_entry)
-    model, network = build_both(spec, lambda model: notes.extend(load(model)), users_code=True)
+    model, network = build_both(spec, lambda model: notes.extend(given.load(model)), users_code=True)
     model.eval()
     network.eval()
-    for note in (*dataset.notes, *notes, *network.notes):
-        report(note)
     batches = calibration_batches(dataset, config.images, config.seed)
+    notes += given.check(model, batches[0])
+    for note in (*dataset.notes, *notes, *network.notes, *_about_labels(config, labelled, given.classes, dataset)):
+        report(note)
     images = sum(map(len, batches))
-    check_rewrite(config.model, model, network, batches[0])
+    check_rewrite(given.model, model, network, batches[0])
     prove(network, shape)
     test = image_source(dataset.test, pre, "none", torch.device("cpu"))
-    report(f"accuracy of the float model on {len(dataset.test)} test images")
-    float_accuracy = accuracies({FLOAT: model}, test)[FLOAT]
-    if float_accuracy < 200 / len(dataset.classes):
-        report(f"the float model reaches {float_accuracy:.1f} %: are these its weights, and its data and classes?")
+    labels = np.asarray(dataset.test.labels) if labelled else None
+    report(f"decisions of the float model on {len(dataset.test)} test images")
+    decided = decisions({FLOAT: model}, test, batch_of(pre))[FLOAT]
+    if labels is not None:
+        doubt = why_implausible(decided, dataset, config.expect)
+        if doubt is not None:
+            raise EmqError(doubt)
     started = time.perf_counter()
     report(f"calibrating {len(children)} children on {images} training images")
     frozen = calibrate(network, batches, config, report)
     seconds = time.perf_counter() - started
-    report(f"accuracy of {len(children)} children on {len(dataset.test)} test images")
+    report(f"decisions of {len(children)} children on {len(dataset.test)} test images")
     deployed = {child: deployed_reference(network, frozen, child) for child in children}
-    accuracy = accuracies(deployed, test)
-    usable = tuple(child for child, percent in accuracy.items() if percent >= float_accuracy - config.usable_drop)
+    found = decisions(deployed, test, batch_of(pre))
+    verdicts = {child: verdict(one, decided, labels, config.usable_drop) for child, one in found.items()}
+    accuracy = {} if labels is None else {child: percent_right(one, labels) for child, one in found.items()}
+    float_accuracy = None if labels is None else percent_right(decided, labels)
     fidelity = measure_fidelity(dict.fromkeys(children, model), deployed, test, FLOAT_MODEL)
-    found = find_wrong(fidelity, network, deployed, test)
+    fault = find_wrong(fidelity, network, deployed, test)
     path = None
-    if found is None or config.accept_difference:
-        known = {"float_accuracy": round(float_accuracy, 4), "calibration_images": images, "seconds": round(seconds, 2)}
-        source, asked = DataSource(config.data, config.image_size), in_order(config.trained)
-        card = make_card(spec, dataset, source, asked, accuracy, fidelity, config.to_dict(), known)
+    if fault is None or config.accept_difference:
+        known: dict[str, Any] = {"calibration_images": images, "seconds": round(seconds, 2)}
+        known |= {} if float_accuracy is None else {"float_accuracy": round(float_accuracy, 4)}
+        source, asked = DataSource(config.data, given.image_size, labelled), in_order(config.trained)
+        named = dataset if labelled else replace(dataset, classes=tuple(map(str, range(given.classes))))
+        card = make_card(spec, named, source, asked, accuracy, fidelity, config.to_dict(), known)
         # Copies, because a file of tensors has no word for two names of one.
         RunDirectory(out).save_latent({name: tensor.clone() for name, tensor in model.state_dict().items()}, pre)
         path = write_checkpoint(out / CHECKPOINT_FILE, network, frozen, card)
-    wrong = None if found is None else found.sentence
-    if found is not None and path is None:
-        wrong = f"{wrong}; {_remedy(config, found.layer, network)}"
-    return QuantizeResult(path, accuracy, float_accuracy, usable, images, seconds, notes, fidelity, wrong)
+    wrong = None if fault is None else fault.sentence
+    if fault is not None and path is None:
+        wrong = f"{wrong}; {_remedy(config, fault.layer, network)}"
+    measured = (accuracy, float_accuracy, verdicts)
+    return QuantizeResult(path, *measured, images, seconds, notes, fidelity, wrong)
+
+
+def _about_labels(config: QuantizeConfig, labelled: bool, classes: int, dataset: Dataset) -> list[str]:
+    if labelled or config.unlabelled:
+        return []
+    return [
+        f"the network has {classes} classes and {dataset.name} {len(dataset.classes)}: its labels are left aside, and"
+        " children are judged by the float model's decisions"
+    ]
 
 
 def _remedy(config: QuantizeConfig, layer: str, network: MultiBitNetwork) -> str:
@@ -174,9 +208,13 @@ def calibration_batches(dataset: Dataset, images: int, seed: int) -> list[Tensor
     if count < FEWEST_IMAGES:
         raise EmqError(f"{dataset.name} has {count} training images; calibration needs {FEWEST_IMAGES} or more")
     chosen = np.random.default_rng(seed).permutation(stratified(dataset.train.labels, count, seed)[0])
-    pixels = dataset.preprocessing.height * dataset.preprocessing.width
-    parts = np.array_split(chosen, -(-count // max(1, min(BATCH, BATCH_PIXELS // pixels))))
+    parts = np.array_split(chosen, -(-count // batch_of(dataset.preprocessing)))
     return [torch.from_numpy(dataset.preprocessing.normalize(dataset.train.subset(part).images[:])) for part in parts]
+
+
+def batch_of(pixels: Preprocessing) -> int:
+    """Images that are computed at once: what a network computes in between must not fill the memory."""
+    return max(1, min(BATCH, BATCH_PIXELS // (pixels.height * pixels.width)))
 
 
 def advice(config: QuantizeConfig, result: QuantizeResult, children_file: str | None = None) -> str:
@@ -187,27 +225,45 @@ def advice(config: QuantizeConfig, result: QuantizeResult, children_file: str | 
         result: what came of it.
         children_file: where the user's children with widths per layer stand.
     """
-    lost = [child for child in result.accuracy if child not in result.usable]
+    by_word = {word: [child for child, one in result.verdicts.items() if one.word == word] for word in (LOST, UNSURE)}
+    lost, unsure = by_word[LOST], by_word[UNSURE]
+    labelled = result.float_accuracy is not None
+    allowed = f"{config.usable_drop:g} points" if labelled else f"{config.usable_drop:g} % decided otherwise"
     lines = []
-    if lost:
-        top = in_order(config.trained)[-1]
-        wanted = in_order({*lost, top})
-        plain = ",".join(child.name for child in wanted if child not in config.children) or "none"
-        options = {
-            "--data": config.data,
-            "--image-size": config.image_size,
-            "--model": config.model,
-            "--pretrained": config.weights,
-            "--weights-entry": config.weights_entry,
-            "--bits": plain,
-            "--children": (children_file or "FILE") if any(child in config.children for child in wanted) else None,
-        }
-        given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-        lost_names = ", ".join(child.name for child in lost)
-        lines.append(f"more than {config.usable_drop:g} points lost at: {lost_names}; train from the same weights:")
-        lines.append(f"      emqdeploy train {shlex.join(given)}")
+    if lost and labelled:
+        lines.append(f"more than {allowed} lost at: {_names(lost)}; train from the same weights:")
+        lines.append(f"      emqdeploy train {shlex.join(_training_options(config, lost, children_file))}")
+    elif lost:
+        lines.append(f"more than {allowed} at: {_names(lost)}; training needs images with the network's own labels")
+    if unsure:
+        lines.append(f"perhaps more than {allowed} at: {_names(unsure)}; more test images would tell")
     if result.usable and result.checkpoint is not None:
         run = result.checkpoint.parent
         lines.append(f"next: emqdeploy export {run} --bits {in_order(result.usable)[0].name} --target onnx")
         lines.append(f"      emqdeploy bench {run} --device cpu")
     return "\n".join(lines)
+
+
+def _names(children: list[Child]) -> str:
+    return ", ".join(child.name for child in children)
+
+
+def _training_options(config: QuantizeConfig, lost: list[Child], children_file: str | None) -> list[str]:
+    """What `train` needs to begin where this began; options at their defaults are left out."""
+    wanted = in_order({*lost, in_order(config.trained)[-1]})
+    plain = ",".join(child.name for child in wanted if child not in config.children) or "none"
+    options: dict[str, Any] = {"--data": config.data, "--data-dir": config.data_dir}
+    pixels = {f"--{one.flag}": getattr(config, one.name) for one in options_of(PixelOptions)}
+    options |= {
+        flag: ",".join(map(str, value)) if isinstance(value, tuple) else value for flag, value in pixels.items()
+    }
+    options |= {"--model": config.model or config.weights, "--pretrained": config.weights}
+    options |= {"--weights-entry": config.weights_entry, "--bits": plain}
+    usual = {one.name: one.default for one in options_of(type(config))}
+    for flag, name in (("--act-bits", "activation_bits"), ("--keep-8bit", "keep_8bit"), ("--keep-float", "keep_float")):
+        value = getattr(config, name)
+        if value != usual[name]:
+            options[flag] = (",".join(value) or "none") if isinstance(value, tuple) else value
+    own = any(child in config.children for child in wanted)
+    options["--children"] = (children_file or "FILE") if own else None
+    return [str(part) for pair in options.items() if pair[1] is not None for part in pair]

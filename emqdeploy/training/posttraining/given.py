@@ -1,0 +1,120 @@
+"""What a user brings to be quantized: a network in a file, or a model by name and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emqdeploy.data import Dataset, load_dataset
+from emqdeploy.data.wishes import Expected, PixelOptions, wishes_of
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.graph.fidelity import SAME_DECIBELS, snr_db
+from emqdeploy.models import trust
+from emqdeploy.models.onnx import SUFFIX, OnnxNetwork, read_network
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.training.expectations import expected_pixels
+from emqdeploy.training.fidelity import FEW_IMAGES
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class Given:
+    """A float network and its weights.
+
+    Attributes:
+        model: what it is called.
+        classes: how many logits it gives.
+        image_size: what the data set was asked for.
+        description: the network as plain data, None where ``model`` names it.
+        load: puts the weights into a fresh model; returns what there is to say.
+        check: raises where the model is not the function of the file, which it compares on images; returns what there
+            is to say.
+    """
+
+    model: str
+    classes: int
+    image_size: int | None
+    description: dict[str, Any] | None
+    load: Callable[[nn.Module], list[str]]
+    check: Callable[[nn.Module, Tensor], list[str]]
+
+
+def open_given(config: QuantizeConfig) -> tuple[Given, Dataset]:
+    """Reads what is to be quantized, and the images of its size.
+
+    Raises:
+        EmqError: the file is no network or no weights of the model, or the images are not those that it takes.
+    """
+    if config.weights.suffix.lower() == SUFFIX:
+        if config.model is not None:
+            raise UsageError(f"{config.weights} is a network with its weights; leave out --model {config.model}")
+        network = read_network(config.weights, config.image_size)
+        size, dataset = _images(config, network)
+        return _of_file(config.weights, network, size), dataset
+    if config.model is None:
+        raise UsageError(f"{config.weights} holds weights alone; name the network that they belong to with --model")
+    dataset = _pictures(config, expected_pixels(config.model, config.weights))
+    return _by_name(config, config.model, dataset), dataset
+
+
+def _pictures(config: QuantizeConfig, expected: Expected) -> Dataset:
+    """The data set as the user says that its pictures are seen, else as the weights expect."""
+    return load_dataset(config.data, config.data_dir, pixels=wishes_of(config), expected=expected)
+
+
+def _of_file(path: Path, network: OnnxNetwork, size: int | None) -> Given:
+    """A network that a file holds as a whole."""
+
+    def load(model: nn.Module) -> list[str]:
+        model.load_state_dict(network.state)
+        return [f"read {len(network.description['steps'])} steps and {len(network.state)} tensors from {path}"]
+
+    def check(model: nn.Module, images: Tensor) -> list[str]:
+        some = images[:FEW_IMAGES]
+        wanted = network.answer(some.numpy())
+        with torch.inference_mode():
+            found = model(some[: len(wanted)]).numpy()
+        same = snr_db(wanted, found)
+        if same < SAME_DECIBELS:
+            raise EmqError(
+                f"{path} was not understood: the network that was read answers {same:.1f} dB away from the file in"
+                f" onnxruntime, below {SAME_DECIBELS:g}; export it again, with a free number of images"
+            )
+        return [*network.notes, f"the network answers as {path} does in onnxruntime: {same:.1f} dB, {len(some)} images"]
+
+    name = path.name.replace(":", "_")
+    return Given(name, network.classes, size, network.description, load, check)
+
+
+def _images(config: QuantizeConfig, network: OnnxNetwork) -> tuple[int | None, Dataset]:
+    """The data set at the size of the images that a network takes, and the size that it had to be asked for."""
+    height, width = network.sides
+    size = config.image_size or (height if height == width else None)
+    dataset = _pictures(config, Expected(PixelOptions(image_size=size), str(config.weights)))
+    pixels = dataset.preprocessing
+    have, want = (pixels.channels, pixels.height, pixels.width), (network.channels, height, width)
+    if have != want:
+        raise UsageError(
+            f"{config.weights} takes images of {' x '.join(map(str, want))}, and those of {dataset.name} are"
+            f" {' x '.join(map(str, have))}; name other data, or resize these with --image-size {height}"
+        )
+    return size, dataset
+
+
+def _by_name(config: QuantizeConfig, model: str, dataset: Dataset) -> Given:
+    """A model by its name, with weights from a file, and as many classes as these have."""
+    trust(model)
+    pixels = dataset.preprocessing
+    shape = (pixels.channels, pixels.height, pixels.width)
+    fresh = NetworkSpec(model, max(2, len(dataset.classes)), shape, pixels.input_range, ()).float_model()
+    found = Pretrained.find(fresh, config.weights, config.weights_entry)
+    load = partial(found.load, fresh_head=False)
+    classes = found.classes(fresh) or len(dataset.classes)
+    return Given(model, classes, config.image_size, None, load, lambda *_: [])

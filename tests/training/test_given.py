@@ -1,0 +1,158 @@
+"""What users bring to be quantized: a network in an ONNX file, weights of other classes, images of unknown classes."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+from emqdeploy.cli import main
+from emqdeploy.data import load_dataset
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.child import Child
+from emqdeploy.format.emq import load_checkpoint
+from emqdeploy.models import create_model
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.judging import LOST, UNSURE, USABLE, share, verdict
+from emqdeploy.training.posttraining.quantize import QuantizeResult, quantize
+
+FOUR, EIGHT = Child.of(4), Child.of(8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-8 trained on the digits for a few seconds: as weights, and as ONNX files for any and for one image."""
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("given")
+    digits = load_dataset("digits")
+    images = torch.from_numpy(digits.preprocessing.normalize(digits.train.images[:]))
+    labels = torch.from_numpy(digits.train.labels)
+    model = create_model("resnet8", 10, 1, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(110):
+        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(step))[:64]
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+    safetensors.torch.save_file(model.state_dict(), place / "digits.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, axes in (("any", {"x": {0: "n"}}), ("one", None)):
+            path = place / f"{name}.onnx"
+            torch.onnx.export(model.eval(), (images[:1],), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    return place
+
+
+def made(folder: Path, out: Path, **options: Any) -> tuple[QuantizeResult, list[str]]:
+    """The result for the weights, and what was told."""
+    lines: list[str] = []
+    weights, model = options.pop("weights", folder / "digits.safetensors"), options.pop("model", "resnet8")
+    config = QuantizeConfig(weights, model, "digits", **({"bits": (4, 8), "images": 200} | options))
+    return quantize(config, out, lines.append, threads=1), lines
+
+
+def test_a_network_in_a_file_goes_all_the_way(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read, compared with onnxruntime, quantized, exported beside its float baseline, and verified."""
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["quantize", str(folder / "one.onnx"), "--data", "digits", "--bits", "4,8", "--out", "run", "--threads", "1"],
+        ["export", "run", "--bits", "4,8", "--target", "onnx", "--with-baselines"],
+        ["verify", "run", "--images", "64"],
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main([*command, "--json"])
+    captured = capsys.readouterr()
+    assert "the network answers as" in captured.err
+    assert "onnxruntime: 1" in captured.err  # more than 100 dB
+    quantized, exported, verified = map(json.loads, captured.out.splitlines())
+    assert quantized["float_accuracy"] > 95
+    assert quantized["verdicts"]["8"]["word"] == USABLE
+    assert [row["parity"]["differing_codes"] for row in exported["artefacts"] if row["parity"].get("codes")] == [0, 0]
+    baselines = {
+        row["flavour"]: row["parity"]["accuracy"] for row in exported["artefacts"] if row["role"] == "baseline"
+    }
+    assert baselines["float32"] == pytest.approx(quantized["float_accuracy"], abs=0.01)
+    assert verified["ok"]
+    card = load_checkpoint(tmp_path / "run" / "model.emq").card
+    assert card.model == "one.onnx"
+    assert card.structure["description"]["steps"]
+
+
+def test_a_network_in_a_file_is_its_own_model(folder: Path, tmp_path: Path) -> None:
+    """And weights alone need one."""
+    with pytest.raises(UsageError, match="leave out --model resnet8"):
+        made(folder, tmp_path / "run", weights=folder / "any.onnx")
+    with pytest.raises(UsageError, match="name the network that they belong to with --model"):
+        made(folder, tmp_path / "run", model=None)
+    config = QuantizeConfig(folder / "any.onnx", None, "cifar10", images=64)
+    with pytest.raises(EmqError):
+        quantize(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_of_other_classes_is_judged_by_its_own_decisions(folder: Path, tmp_path: Path) -> None:
+    """The labels mean nothing to it; the file says so, and comparing goes on without them."""
+    state = safetensors.torch.load_file(folder / "digits.safetensors")
+    state["head.weight"], state["head.bias"] = state.pop("fc.weight")[:7], state.pop("fc.bias")[:7]
+    safetensors.torch.save_file(state, tmp_path / "seven.safetensors")
+    result, lines = made(folder, tmp_path / "run", weights=tmp_path / "seven.safetensors")
+    assert (result.float_accuracy, result.accuracy) == (None, {})
+    assert any("the last layer is 'head' there and 'fc' here" in line for line in lines)
+    assert any("the network has 7 classes and digits 10" in line for line in lines)
+    assert result.verdicts[EIGHT].lost < 2
+    card = load_checkpoint(tmp_path / "run" / "model.emq").card
+    assert card.classes == tuple("0123456")
+    assert not card.data.labelled
+    assert card.accuracy == {}
+
+
+def test_a_network_that_guesses_stops_with_the_causes(folder: Path, tmp_path: Path) -> None:
+    """Before any calibration; what the user knows of it, or that labels are others', lets it go on."""
+    state = safetensors.torch.load_file(folder / "digits.safetensors")
+    order = [3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    state["fc.weight"], state["fc.bias"] = state["fc.weight"][order].clone(), state["fc.bias"][order].clone()
+    safetensors.torch.save_file(state, tmp_path / "mixed.safetensors")
+    mixed = {"weights": tmp_path / "mixed.safetensors", "bits": (8,)}
+    with pytest.raises(EmqError, match=r"always naming the commonest class.*classes in another order.*--unlabelled"):
+        made(folder, tmp_path / "run", **mixed)
+    with pytest.raises(EmqError, match=r"--expect says 99"):
+        made(folder, tmp_path / "run", **mixed, expect=99.0)
+    assert not (tmp_path / "run").exists()
+    result, _ = made(folder, tmp_path / "run", **mixed, unlabelled=True)
+    assert result.verdicts[EIGHT].lost < 2
+    with pytest.raises(UsageError, match="leave one of them out"):
+        made(folder, tmp_path / "run", expect=99.0, unlabelled=True)
+
+
+def test_bounds_hold_what_was_seen() -> None:
+    """And are as narrow as the number of images allows."""
+    assert share(0, 100) == pytest.approx((0, 2.63), abs=0.01)  # z^2 / (n + z^2)
+    least, most = share(50, 100)
+    assert (least + most) / 2 == pytest.approx(50)
+    assert share(5000, 10000)[1] - share(5000, 10000)[0] < (most - least) / 9
+    labels = np.zeros(1000, np.int64)
+    model = np.r_[np.zeros(900, np.int64), np.ones(100, np.int64)]
+    same = verdict(model, model, labels, 1.0)
+    assert (same.lost, same.word) == (0, USABLE)
+    assert same.least < 0 < same.most < 0.3
+    worse = model.copy()
+    worse[:50] = 1
+    assert verdict(worse, model, labels, 1.0).word == LOST
+    worse[10:50] = 0
+    close = verdict(worse, model, labels, 1.0)
+    assert (close.lost, close.word) == (1.0, UNSURE)
+    assert close.least < 1 < close.most
+    # As many lost as gained: nothing is lost, but it is less sure.
+    worse[900:910] = 0
+    assert verdict(worse, model, labels, 1.0).lost == 0
+    assert verdict(worse, model, labels, 1.0).most > same.most
+    assert verdict(worse, model, None, 1.0).lost == 2.0  # of 1,000 decisions 20 are others
