@@ -25,6 +25,10 @@ from emqdeploy.format.card import (
 from emqdeploy.format.child import Child
 
 METADATA_KEY = "emqdeploy"
+
+PIXELS_KEY = "emqdeploy_preprocessing"
+"""Says once more how a picture becomes the input, as JSON of `Pixels`: for programs in any language."""
+
 _DIGEST_KEY = "emqdeploy_digest"
 _BLANK = "0" * 32
 _SEALED = re.compile(rb"emqdeploy_digest\x12\x20([0-9a-f]{32})")
@@ -55,9 +59,10 @@ class Sealed(Record, frozen=True, kw_only=True):
 
 def seal(model: Any, about: Sealed) -> bytes:
     """Serialises an ONNX model with what it says about itself and a digest, taken with the digest's own place blank."""
-    for key, value in ((METADATA_KEY, encode(about).decode()), (_DIGEST_KEY, _BLANK)):
+    said = {PIXELS_KEY: encode(about.card.preprocessing), METADATA_KEY: encode(about), _DIGEST_KEY: _BLANK.encode()}
+    for key, value in said.items():
         entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+        entry.key, entry.value = key, value.decode()
     data: bytes = model.SerializeToString(deterministic=True)
     start, end = list(_SEALED.finditer(data))[-1].span(1)
     return data[:start] + _digest(data).encode() + data[end:]
