@@ -223,23 +223,28 @@ size_t Layer::bytes() const {
     return total;
 }
 
-size_t Layer::shared_scratch_bytes(int child) const {
-    return aligned(depthwise_ ? 0 : method_of(child).scratch_bytes(windows_.window) + slack);
+size_t Layer::scratch_bytes(int child, int pixels) const {
+    Window some = windows_.window;
+    some.pixels = pixels;
+    return aligned(depthwise_ ? 0 : method_of(child).scratch_bytes(some) + slack);
+}
+
+size_t Layer::prepared_bytes(int child, int pixels) const {
+    return scratch_bytes(child, pixels) + aligned(count(pixels) * sizeof(int32_t));
 }
 
 size_t Layer::panel_bytes(int child) const {
     return aligned(depthwise_ ? 0 : method_of(child).panel_bytes(windows_.window));
 }
 
-size_t Layer::scratch_bytes(int child, int parts) const {
-    return shared_scratch_bytes(child) + count(parts) * panel_bytes(child);
+Range Layer::pixels_of(Range positions) const {
+    const Window &w = windows_.window;
+    return {w.position[positions.from] + w.tap[0], w.position[positions.to - 1] + w.tap[w.taps - 1] + 1};
 }
-
-size_t Layer::sums_count() const { return count(windows_.window.pixels + windows_.window.positions); }
 
 const LayerMethod &Layer::method_of(int child) const { return *kernels_.methods[children_[count(child)].method]; }
 
-LayerCall Layer::call(int child, int group, const LayerData &data, int part, Range blocks) const {
+LayerCall Layer::call(int child, int group, const LayerData &data, Range blocks) const {
     const Numbers &numbers = children_[count(child)];
     const Window &w = windows_.window;
     const int skipped = blocks.from * block_channels;
@@ -264,24 +269,27 @@ LayerCall Layer::call(int child, int group, const LayerData &data, int part, Ran
     call.output = data.output + group * windows_.group_outputs + skipped;
     call.answer = data.answer == nullptr ? nullptr : data.answer + group * windows_.group_outputs + skipped;
     call.answer_row = outputs();
-    call.scratch = data.scratch;
-    call.panel = data.scratch + shared_scratch_bytes(child) + count(part) * panel_bytes(child);
-    call.sums = data.sums;
+    call.scratch = data.prepared;
+    const size_t scratch = scratch_bytes(child, data.pixels.to - data.pixels.from);
+    call.sums = reinterpret_cast<int32_t *>(data.prepared + scratch);
+    call.panel = data.panel;
+    call.totals = data.totals;
+    call.origin = data.pixels.from;
     return call;
 }
 
 void Layer::prepare(int child, const LayerData &data, Range pixels) const {
     // What is prepared for one group would overwrite that of the one before: `run` does it where there are several.
     if (depthwise_ || windows_.groups > 1) return;
-    method_of(child).prepare(call(child, 0, data, 0, {0, blocks()}), pixels.from, pixels.to);
+    method_of(child).prepare(call(child, 0, data, {0, blocks()}), pixels.from, pixels.to);
 }
 
 void Layer::sum(int child, const LayerData &data, Range positions) const {
     if (depthwise_ || windows_.groups > 1) return;
-    kernels_.sum_positions(call(child, 0, data, 0, {0, blocks()}), positions.from, positions.to);
+    kernels_.sum_positions(call(child, 0, data, {0, blocks()}), positions.from, positions.to);
 }
 
-void Layer::run(int child, const LayerData &data, int part, Range positions, Range blocks) const {
+void Layer::run(int child, const LayerData &data, Range positions, Range blocks) const {
     const Numbers &numbers = children_[count(child)];
     const Window &w = windows_.window;
     if (depthwise_) {
@@ -296,9 +304,9 @@ void Layer::run(int child, const LayerData &data, int part, Range positions, Ran
         return;
     }
     for (int group = 0; group < windows_.groups; group++) {
-        const LayerCall one = call(child, group, data, part, blocks);
+        const LayerCall one = call(child, group, data, blocks);
         if (windows_.groups > 1) {
-            method_of(child).prepare(one, 0, w.pixels);
+            method_of(child).prepare(one, data.pixels.from, data.pixels.to);
             kernels_.sum_positions(one, positions.from, positions.to);
         }
         method_of(child).run(one, positions.from, positions.to);
@@ -308,7 +316,7 @@ void Layer::run(int child, const LayerData &data, int part, Range positions, Ran
 // What methods are timed with: made-up codes, and an answer in float, so that no tensor of the network is written.
 struct Layer::Trial {
     Array<int8_t> input;
-    Array<int32_t> sums;
+    Array<int32_t> totals;
     Array<float> answer;
 };
 
@@ -346,7 +354,7 @@ std::vector<size_t> Layer::able_methods(int child) {
     std::vector<size_t> able;
     for (size_t index = 0; kernels_.methods[index] != nullptr; index++) {
         children_[count(child)].method = index;
-        if (kernels_.methods[index]->able(call(child, 0, LayerData{}, 0, {0, blocks()}))) able.push_back(index);
+        if (kernels_.methods[index]->able(call(child, 0, LayerData{}, {0, blocks()}))) able.push_back(index);
     }
     return able;
 }
@@ -356,7 +364,7 @@ size_t Layer::fastest(int child, const std::vector<size_t> &able, Trial &trial) 
     const Window &w = windows_.window;
     if (trial.input.size() == 0) {
         trial.input = Array<int8_t>(count(w.pixels) * count(w.stride));
-        trial.sums = Array<int32_t>(sums_count());
+        trial.totals = Array<int32_t>(count(w.positions));
         trial.answer = Array<float>(count(w.positions) * count(outputs()));
     }
     const int codes = numbers.largest - numbers.smallest + 1;
@@ -368,13 +376,14 @@ size_t Layer::fastest(int child, const std::vector<size_t> &able, Trial &trial) 
     for (const size_t index : able) {
         numbers.method = index;
         pack_tables(index);
-        Array<uint8_t> scratch(scratch_bytes(child, 1));
-        const LayerData data = {trial.input.data(), nullptr, trial.answer.data(), scratch.data(), trial.sums.data()};
+        Array<uint8_t> prepared(prepared_bytes(child, w.pixels)), panel(panel_bytes(child));
+        const LayerData data = {trial.input.data(), nullptr,        trial.answer.data(), trial.totals.data(),
+                                prepared.data(),    {0, w.pixels}, panel.data()};
         for (int round = 0; round < tuning_rounds; round++) {
             const auto start = std::chrono::steady_clock::now();
             prepare(child, data, {0, w.pixels});
             sum(child, data, {0, w.positions});
-            run(child, data, 0, {0, w.positions}, {0, blocks()});
+            run(child, data, {0, w.positions}, {0, blocks()});
             const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
             if (taken.count() >= least) continue;
             least = taken.count();

@@ -22,13 +22,15 @@ struct Range {
     int from, to;
 };
 
-// What a layer computes with. `answer`, channels position by position, is null or `output` is.
+// What a layer computes with.
 struct LayerData {
     const int8_t *input;
-    int8_t *output;
-    float *answer;
-    uint8_t *scratch;
-    int32_t *sums;
+    int8_t *output;     // or null
+    float *answer;      // instead: channels, position by position
+    int32_t *totals;    // one for each position
+    uint8_t *prepared;  // `prepared_bytes` of the layer, for these pixels
+    Range pixels;
+    uint8_t *panel;  // `panel_bytes` of the layer
 };
 
 class Layer {
@@ -42,10 +44,9 @@ class Layer {
     int positions() const { return windows_.window.positions; }
     int blocks() const { return (windows_.group_outputs + block_channels - 1) / block_channels; }  // of one group
     int64_t fan_in() const { return static_cast<int64_t>(windows_.window.taps) * windows_.window.channels; }
-    bool grouped() const { return windows_.groups > 1 && !depthwise_; }
     size_t bytes() const;
-    size_t scratch_bytes(int child, int parts) const;
-    size_t sums_count() const;
+    size_t prepared_bytes(int child, int pixels) const;
+    size_t panel_bytes(int child) const;
 
     // Sets what depends on the grids around the layer: `scale` of its input, and of its output or 1.
     void set_grids(int child, float input_scale, float output_scale, int smallest, int largest, float low, float high);
@@ -54,11 +55,13 @@ class Layer {
     const char *method(int child) const;
 
     int pixels() const { return windows_.window.pixels; }
-    // First `prepare` over all pixels of the input, then `sum` over all positions, then `run` over all positions and
-    // blocks of channels; each in any number of parts.
+    // The pixels that positions need.
+    Range pixels_of(Range positions) const;
+    // First `prepare` over the pixels of the data, in any number of parts, then `sum` over positions that need no others,
+    // then `run` over those and blocks of channels.
     void prepare(int child, const LayerData &data, Range pixels) const;
     void sum(int child, const LayerData &data, Range positions) const;
-    void run(int child, const LayerData &data, int part, Range positions, Range blocks) const;
+    void run(int child, const LayerData &data, Range positions, Range blocks) const;
 
   private:
     struct Numbers {
@@ -81,13 +84,12 @@ class Layer {
     void pack(const emq_layer &source);
     void pack_tables(size_t method);
     void pack_depthwise(const emq_layer &source, Numbers &numbers) const;
-    LayerCall call(int child, int group, const LayerData &data, int part, Range blocks) const;
+    LayerCall call(int child, int group, const LayerData &data, Range blocks) const;
     const LayerMethod &method_of(int child) const;
     struct Trial;
     std::vector<size_t> able_methods(int child);
     size_t fastest(int child, const std::vector<size_t> &able, Trial &trial);
-    size_t shared_scratch_bytes(int child) const;  // the rest is panels
-    size_t panel_bytes(int child) const;
+    size_t scratch_bytes(int child, int pixels) const;
     size_t padded_outputs() const;  // of one group
 
     std::string name_;

@@ -194,7 +194,6 @@ void Network::bind(const emq_source &source) {
                                    static_cast<float>(out.high));
         }
         bound.layer->tune();
-        sums_count_ = std::max(sums_count_, bound.layer->sums_count());
     }
 }
 
@@ -233,7 +232,6 @@ std::unique_ptr<Network::Workspace> Network::borrow(Crew &crew) {
     for (const Tensor &tensor : program_.tensors) {
         work->tensors.emplace_back(at(tensor.pixels()) * at(tensor.stride()));
     }
-    work->sums = Array<int32_t>(sums_count_);
     return work;
 }
 
@@ -277,11 +275,11 @@ void Network::run_image(int child, const Ends &ends, Workspace &work, Workers &w
         const void *in = port < ends.inputs.size() ? ends.inputs[port] : nullptr;
         void *out = port < ends.outputs.size() ? ends.outputs[port] : nullptr;
         switch (bound.step.kind) {
-            case Kind::quantize: quantize(bound, child, static_cast<const float *>(in), work); break;
+            case Kind::quantize: quantize(bound, child, static_cast<const float *>(in), work, workers); break;
             case Kind::take: take(bound, child, static_cast<const uint8_t *>(in), work); break;
             case Kind::layer: run_layer(bound, child, static_cast<float *>(out), work, workers); break;
-            case Kind::add: add(bound, child, work); break;
-            case Kind::maximum: maximum(bound, work); break;
+            case Kind::add: add(bound, child, work, workers); break;
+            case Kind::maximum: maximum(bound, work, workers); break;
             case Kind::mean: mean(bound, child, work); break;
             case Kind::join: join(bound, child, work); break;
             case Kind::answer: answer(bound, child, work, static_cast<float *>(out)); break;

@@ -62,7 +62,7 @@ class Network {
     struct Workspace {
         std::vector<Array<int8_t>> tensors;
         Array<uint8_t> scratch;
-        Array<int32_t> sums;
+        Array<int32_t> totals;
     };
 
     // What requests share: threads, and workspaces that none of them uses.
@@ -85,10 +85,10 @@ class Network {
                     void *context);
     void run_image(int child, const Ends &ends, Workspace &work, Workers &workers, emq_watch watch, void *context);
     void run_layer(const Bound &bound, int child, float *values, Workspace &work, Workers &workers);
-    void quantize(const Bound &bound, int child, const float *image, Workspace &work);
+    void quantize(const Bound &bound, int child, const float *image, Workspace &work, Workers &workers);
     void take(const Bound &bound, int child, const uint8_t *codes, Workspace &work);
-    void add(const Bound &bound, int child, Workspace &work);
-    void maximum(const Bound &bound, Workspace &work);
+    void add(const Bound &bound, int child, Workspace &work, Workers &workers);
+    void maximum(const Bound &bound, Workspace &work, Workers &workers);
     void mean(const Bound &bound, int child, Workspace &work);
     void join(const Bound &bound, int child, Workspace &work);
     void answer(const Bound &bound, int child, const Workspace &work, float *values) const;
@@ -101,7 +101,6 @@ class Network {
     Program program_;
     std::vector<Bound> steps_;
     std::vector<std::unique_ptr<Layer>> layers_;
-    size_t sums_count_ = 0;
     const int threads_;
     std::atomic<Crew *> crew_;
 };

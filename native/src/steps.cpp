@@ -31,6 +31,15 @@ void in_order(const Port &port, const Tensor &tensor, Visit &&visit) {
     }
 }
 
+// Runs work(y) for every row, by several threads where there are enough values in all rows together.
+template <typename Work>
+void every_row(Workers &workers, int rows, int64_t values, const Work &work) {
+    const int parts = values < shared_work ? 1 : std::min(rows, workers.threads());
+    workers.run(parts, [&](int part) {
+        for (int y = rows * part / parts; y < rows * (part + 1) / parts; y++) work(y);
+    });
+}
+
 int8_t rounded(float value, float low, float high) {
     return static_cast<int8_t>(std::nearbyint(std::min(std::max(value, low), high)));
 }
@@ -43,41 +52,52 @@ void Network::run_layer(const Bound &bound, int child, float *values, Workspace 
     data.input = work.tensors[at(bound.step.inputs[0])].data();
     data.output = bound.step.output < 0 ? nullptr : work.tensors[at(bound.step.output)].data();
     data.answer = data.output == nullptr ? values : nullptr;
-    // Where several threads can share a step, each takes several parts, so that one that is late holds up less.
-    const auto parts_of = [&](int items, int64_t products) {
-        const int wanted = workers.threads() == 1 || products < shared_work ? 1 : workers.threads() * parts_per_thread;
-        return std::min(items, wanted);
-    };
-    const auto shared = [&](int items, int parts, const auto &part) {
-        workers.run(parts, [&](int index) {
-            const auto edge = [&](int of) { return static_cast<int>(static_cast<int64_t>(items) * of / parts); };
-            part(index, Range{edge(index), edge(index + 1)});
-        });
-    };
-    const int positions = layer.positions(), blocks = layer.blocks();
+    const int positions = layer.positions(), blocks = layer.blocks(), pixels = layer.pixels();
     const int64_t products = static_cast<int64_t>(positions) * layer.fan_in() * layer.outputs();
     // Parts with few positions would each read all weights for little work: there they share the channels.
     const bool by_channels = positions < few_positions && blocks >= workers.threads();
-    // Groups prepare and compute in turns with one scratch, so one thread does them.
-    const int parts = layer.grouped() ? 1 : parts_of(by_channels ? blocks : positions, products);
-    const size_t scratch = layer.scratch_bytes(child, parts);
-    if (work.scratch.size() < scratch) work.scratch = Array<uint8_t>(scratch);
-    data.scratch = work.scratch.data();
-    data.sums = work.sums.data();
-    shared(layer.pixels(), parts_of(layer.pixels(), layer.pixels() * int64_t{16}),
-           [&](int, Range pixels) { layer.prepare(child, data, pixels); });
-    if (by_channels) {
-        layer.sum(child, data, {0, positions});
-        shared(blocks, parts, [&](int part, Range some) { layer.run(child, data, part, {0, positions}, some); });
-    } else {
-        shared(positions, parts, [&](int part, Range some) {
-            layer.sum(child, data, some);
-            layer.run(child, data, part, some, {0, blocks});
-        });
+    // Where several threads can share a step, each takes several parts, so that one that is late holds up less.
+    const int most = workers.threads() == 1 || products < shared_work ? 1 : workers.threads() * parts_per_thread;
+    const int parts = std::min(by_channels ? blocks : positions, most);
+    const auto share = [&](int items, int part) {
+        const auto edge = [&](int of) { return static_cast<int>(static_cast<int64_t>(items) * of / parts); };
+        return Range{edge(part), edge(part + 1)};
+    };
+    int most_pixels = by_channels ? pixels : 0;
+    for (int part = 0; part < parts && !by_channels; part++) {
+        const Range some = layer.pixels_of(share(positions, part));
+        most_pixels = std::max(most_pixels, some.to - some.from);
     }
+    const size_t prepared = layer.prepared_bytes(child, most_pixels), panel = layer.panel_bytes(child);
+    const size_t wanted = (by_channels ? prepared : at(parts) * prepared) + at(parts) * panel;
+    if (work.scratch.size() < wanted) work.scratch = Array<uint8_t>(wanted);
+    if (work.totals.size() < at(positions)) work.totals = Array<int32_t>(at(positions));
+    uint8_t *const panels = work.scratch.data() + wanted - at(parts) * panel;
+    data.totals = work.totals.data();
+    data.prepared = work.scratch.data();
+    data.pixels = {0, pixels};
+    if (by_channels) {
+        layer.prepare(child, data, data.pixels);
+        layer.sum(child, data, {0, positions});
+    }
+    workers.run(parts, [&](int part) {
+        LayerData own = data;
+        own.panel = panels + at(part) * panel;
+        if (by_channels) {
+            layer.run(child, own, {0, positions}, share(blocks, part));
+            return;
+        }
+        // Each part prepares what it needs in memory of its own: what another thread wrote would have to travel.
+        const Range some = share(positions, part);
+        own.prepared = data.prepared + at(part) * prepared;
+        own.pixels = layer.pixels_of(some);
+        layer.prepare(child, own, own.pixels);
+        layer.sum(child, own, some);
+        layer.run(child, own, some, {0, blocks});
+    });
 }
 
-void Network::quantize(const Bound &bound, int child, const float *image, Workspace &work) {
+void Network::quantize(const Bound &bound, int child, const float *image, Workspace &work, Workers &workers) {
     const Tensor &tensor = program_.tensors[at(bound.step.output)];
     const Port &port = program_.inputs[at(bound.step.port)];
     int8_t *output = work.tensors[at(bound.step.output)].data();
@@ -90,22 +110,23 @@ void Network::quantize(const Bound &bound, int child, const float *image, Worksp
         for (float &value : kept) value = value > low ? std::min(value, high) : low;
         image = kept.data();
     }
-    QuantizeCall call{};
-    call.scale = grid.scale;
-    call.zero = bound.output->zero_point;
+    QuantizeCall all{};
+    all.scale = grid.scale;
+    all.zero = bound.output->zero_point;
     // Along what lies together in the port: rows of planes, or the channels of one pixel after the other.
-    call.channels = port.planes ? shape.channels : 1;
-    call.width = port.planes ? shape.width : shape.channels;
-    call.stride = port.planes ? tensor.stride() : 1;
-    call.apart = static_cast<ptrdiff_t>(shape.height) * shape.width;
-    for (int y = 0; y < shape.height; y++) {
+    all.channels = port.planes ? shape.channels : 1;
+    all.width = port.planes ? shape.width : shape.channels;
+    all.stride = port.planes ? tensor.stride() : 1;
+    all.apart = static_cast<ptrdiff_t>(shape.height) * shape.width;
+    every_row(workers, shape.height, static_cast<int64_t>(shape.values()), [&](int y) {
+        QuantizeCall call = all;
         int8_t *row = output + (tensor.first() + y * tensor.row()) * tensor.stride();
         for (int x = 0; x < (port.planes ? 1 : shape.width); x++) {
             call.input = image + (port.planes ? int64_t{y} * shape.width : int64_t{x} * shape.channels);
             call.output = row + x * tensor.stride();
             kernels_.quantize(call);
         }
-    }
+    });
 }
 
 void Network::take(const Bound &bound, int child, const uint8_t *codes, Workspace &work) {
@@ -118,45 +139,47 @@ void Network::take(const Bound &bound, int child, const uint8_t *codes, Workspac
     });
 }
 
-void Network::add(const Bound &bound, int child, Workspace &work) {
+void Network::add(const Bound &bound, int child, Workspace &work, Workers &workers) {
     const Tensor &out = program_.tensors[at(bound.step.output)], &a = program_.tensors[at(bound.step.inputs[0])],
                  &b = program_.tensors[at(bound.step.inputs[1])];
     const Site &site_a = *bound.inputs[0], &site_b = *bound.inputs[1];
     const float scale = bound.output->children[at(child)].scale;
-    AddCall call{};
-    call.ratio_a = site_a.children[at(child)].scale / scale;
-    call.ratio_b = site_b.children[at(child)].scale / scale;
-    call.zero_a = site_a.zero_point;
-    call.zero_b = site_b.zero_point;
-    call.zero = bound.output->zero_point;
+    AddCall all{};
+    all.ratio_a = site_a.children[at(child)].scale / scale;
+    all.ratio_b = site_b.children[at(child)].scale / scale;
+    all.zero_a = site_a.zero_point;
+    all.zero_b = site_b.zero_point;
+    all.zero = bound.output->zero_point;
     // Each product and sum rounded by itself, as the reference does it.
-    const float zeros_a = call.ratio_a * static_cast<float>(call.zero_a);
-    const float zeros_b = call.ratio_b * static_cast<float>(call.zero_b);
+    const float zeros_a = all.ratio_a * static_cast<float>(all.zero_a);
+    const float zeros_b = all.ratio_b * static_cast<float>(all.zero_b);
     const float zeros = zeros_a + zeros_b;
-    call.fixed = static_cast<float>(call.zero) - zeros;
+    all.fixed = static_cast<float>(all.zero) - zeros;
     const Grid grid = bounds(bound, child);
-    call.low = static_cast<float>(grid.low + call.zero);
-    call.high = static_cast<float>(grid.high + call.zero);
-    call.count = at(out.shape.width) * at(out.stride());
-    for (int y = 0; y < out.shape.height; y++) {
+    all.low = static_cast<float>(grid.low + all.zero);
+    all.high = static_cast<float>(grid.high + all.zero);
+    all.count = at(out.shape.width) * at(out.stride());
+    every_row(workers, out.shape.height, static_cast<int64_t>(out.shape.values()), [&](int y) {
+        AddCall call = all;
         call.a = work.tensors[at(bound.step.inputs[0])].data() + (a.first() + y * a.row()) * a.stride();
         call.b = work.tensors[at(bound.step.inputs[1])].data() + (b.first() + y * b.row()) * b.stride();
         call.output = work.tensors[at(bound.step.output)].data() + (out.first() + y * out.row()) * out.stride();
         kernels_.add(call);
-    }
+    });
 }
 
-void Network::maximum(const Bound &bound, Workspace &work) {
+void Network::maximum(const Bound &bound, Workspace &work, Workers &workers) {
     const Tensor &in = program_.tensors[at(bound.step.inputs[0])], &out = program_.tensors[at(bound.step.output)];
     const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
     int8_t *output = work.tensors[at(bound.step.output)].data();
     const Geometry &g = bound.step.geometry;
-    MaximumCall call{};
-    call.channels = in.shape.channels;
-    call.output_step = out.stride();
-    call.input_step = in.stride() * g.stride_width;
+    MaximumCall all{};
+    all.channels = in.shape.channels;
+    all.output_step = out.stride();
+    all.input_step = in.stride() * g.stride_width;
     const int last_x = (out.shape.width - 1) * g.stride_width - g.left;
-    for (int y = 0; y < out.shape.height; y++) {
+    every_row(workers, out.shape.height, static_cast<int64_t>(in.shape.values()), [&](int y) {
+        MaximumCall call = all;
         int8_t *row = output + (out.first() + y * out.row()) * out.stride();
         for (int x = 0; x < out.shape.width; x++) std::fill_n(row + x * out.stride(), call.channels, int8_t{-128});
         // Only what of the windows lies in the input, however large they are.
@@ -175,7 +198,7 @@ void Network::maximum(const Bound &bound, Workspace &work) {
                 kernels_.maximum(call);
             }
         }
-    }
+    });
 }
 
 void Network::mean(const Bound &bound, int child, Workspace &work) {

@@ -46,7 +46,7 @@ struct Int8 {
         }
         __m256i kept[2 * rows];
         for (int i = 0; i < rows; i++) {
-            const __m256i centre = _mm256_set1_epi32(128 * call.sums[w.pixels + first + i]);
+            const __m256i centre = _mm256_set1_epi32(128 * call.totals[first + i]);
             for (int h = 0; h < 2; h++) kept[2 * i + h] = _mm256_add_epi32(sums[i][h], centre);
         }
         finish(call, kept, rows, 2, first, channel);
@@ -60,12 +60,12 @@ size_t word_bytes(const Window &w) { return 2 * static_cast<size_t>(w.pixels) * 
 void widen_pixels(const LayerCall &call, int from, int to) {
     sum_pixels(call, from, to);
     const ptrdiff_t first = static_cast<ptrdiff_t>(from) * call.window.stride;
+    uint8_t *words = call.scratch + 2 * static_cast<ptrdiff_t>(from - call.origin) * call.window.stride;
     // Of the last pixel only what the group has: the memory behind that of the last group may end.
     const ptrdiff_t last = static_cast<ptrdiff_t>(to - 1) * call.window.stride + call.window.depth;
     for (ptrdiff_t i = first; i < last; i += 16) {
-        // Those beyond the last are written again by who has them, with the same words.
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(call.input + i));
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(call.scratch + 2 * i), _mm256_cvtepi8_epi16(bytes));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(words + 2 * (i - first)), _mm256_cvtepi8_epi16(bytes));
     }
 }
 
@@ -89,7 +89,7 @@ struct Whole {
         __m256i sums[rows][2];
 #pragma GCC unroll 4
         for (int i = 0; i < rows; i++) {
-            row[i] = call.scratch + 2 * static_cast<ptrdiff_t>(w.position[first + i]) * w.stride;
+            row[i] = call.scratch + 2 * static_cast<ptrdiff_t>(w.position[first + i] - call.origin) * w.stride;
             sums[i][0] = sums[i][1] = _mm256_setzero_si256();
         }
         for (int r = 0; r < w.runs; r++) {
@@ -173,7 +173,7 @@ void run(const LayerCall &call, int from, int to) {
 template <bool dropped>
 void finish_sums(const LayerCall &call, const __m256i *sums, int rows, int halves, int first, int channel) {
     const Scaling &s = call.scaling;
-    const int32_t *plain = call.sums + call.window.pixels + first;
+    const int32_t *plain = call.totals + first;
     for (int j = 0; j < halves; j++) {
         const int n = channel + half_vector * j, left = call.window.outputs - n;
         if (left <= 0) return;
@@ -223,7 +223,7 @@ void sum_pixels(const LayerCall &call, int from, int to) {
         int sum = 0;
         for (const int lane : lanes) sum += lane;
         for (; c < w.channels; c++) sum += pixel[c];
-        call.sums[p] = sum;
+        call.sums[p - call.origin] = sum;
     }
 }
 

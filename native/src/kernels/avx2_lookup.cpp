@@ -67,7 +67,7 @@ void prepare(const LayerCall &call, int from, int to) {
     sum_pixels(call, from, to);
     for (int p = from; p < to; p++) {
         const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
-        uint8_t *table = call.scratch + static_cast<size_t>(p) * static_cast<size_t>(groups(w)) * 16;
+        uint8_t *table = call.scratch + static_cast<size_t>(p - call.origin) * static_cast<size_t>(groups(w)) * 16;
         int c = 0;
         for (; c + 2 * group <= w.channels; c += 2 * group, table += 32) {
             int64_t eight;
@@ -101,7 +101,7 @@ __attribute__((noinline)) void Sums<bits>::tile(const LayerCall &call, const uin
     __m256i words[rows][2], wide[rows * 4];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        row[i] = call.scratch + w.position[first + i] * pixel_bytes;
+        row[i] = call.scratch + (w.position[first + i] - call.origin) * pixel_bytes;
         words[i][0] = words[i][1] = _mm256_setzero_si256();
         for (int part = 0; part < 4; part++) wide[4 * i + part] = _mm256_setzero_si256();
     }

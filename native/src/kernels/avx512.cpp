@@ -77,7 +77,7 @@ void sum_small_pixels(const LayerCall &call, int from, int to) {
     for (int p = from; p < to; p += 16) {
         const __mmask16 valid = static_cast<__mmask16>((1u << std::min(16, to - p)) - 1);
         const __m512i pixels = _mm512_maskz_loadu_epi32(valid, call.input + static_cast<ptrdiff_t>(p) * 4);
-        _mm512_mask_storeu_epi32(call.sums + p, valid, _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, pixels));
+        _mm512_mask_storeu_epi32(call.sums + (p - call.origin), valid, _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, pixels));
     }
 }
 
@@ -108,7 +108,7 @@ void sum_pixels(const LayerCall &call, int from, int to) {
                 four[i] = _mm512_dpbusd_epi32(four[i], ones, _mm512_maskz_loadu_epi8(valid, pixel + c));
             }
         }
-        _mm_mask_storeu_epi32(call.sums + p, static_cast<__mmask8>((1 << count) - 1), sums_of(four));
+        _mm_mask_storeu_epi32(call.sums + (p - call.origin), static_cast<__mmask8>((1 << count) - 1), sums_of(four));
     }
 }
 
@@ -130,7 +130,7 @@ void store_four(int8_t *output, const __m512i *codes, int left) {
 template <bool dropped>
 void finish_sums(const LayerCall &call, __m512i *sums, int rows, int vectors, int first, int channel) {
     const Scaling &s = call.scaling;
-    const int32_t *plain = call.sums + call.window.pixels + first;
+    const int32_t *plain = call.totals + first;
     const __m512 low = _mm512_set1_ps(s.low), high = _mm512_set1_ps(s.high);
     for (int j = 0; j < vectors; j++) {
         const int n = channel + vector_channels * j, left = call.window.outputs - n;

@@ -63,15 +63,17 @@ struct LayerCall {
     int8_t *output;
     float *answer;    // instead of `output`: the sums times `scale`, for the last layer
     int answer_row;   // numbers from one position of it to the next
-    uint8_t *scratch; // `scratch_bytes` of the method, shared by all parts of a run
-    uint8_t *panel;   // `panel_bytes` of the method, of this part alone
-    int32_t *sums;    // sums of the input per pixel and then per position: pixels + positions numbers
+    uint8_t *scratch; // `scratch_bytes` of the method, for pixels from `origin` on
+    uint8_t *panel;   // `panel_bytes` of the method
+    int32_t *sums;    // of the channels of each pixel from `origin` on
+    int32_t *totals;  // of the window of each position
+    int origin;
 };
 
 using LayerKernel = void (*)(const LayerCall &call, int from, int to);
 
-// A way to compute layers. `prepare` runs over ranges of all pixels of the input, when that is done the kernels'
-// `sum_positions` over ranges of positions, and then `run` over ranges of positions, of all channels or whole blocks.
+// A way to compute layers. `prepare` runs over pixels of the input, when that is done the kernels' `sum_positions` over
+// the positions that need no others, and then `run` over those, of all channels or whole blocks.
 struct LayerMethod {
     const char *name;
     bool (*able)(const LayerCall &call);
@@ -135,15 +137,15 @@ static inline void add_each(int32_t *sums, const int32_t *numbers, int count, in
                 : add_each<0>(sums, numbers, count, step);
 }
 
-// The sum of the window of every position in a range, behind those of the pixels in call.sums.
+// The sum of the window of every position in a range, into call.totals.
 static inline void sum_positions(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
     constexpr int longest = 512;
     int32_t columns[longest];  // sums of pixels one below the other, over the width of a row of windows
     for (int p = from; p < to;) {
         const int end = std::min(to, (p / w.columns + 1) * w.columns), count = end - p;
-        const int32_t *pixels = call.sums + w.position[p];
-        int32_t *sums = call.sums + w.pixels + p;
+        const int32_t *pixels = call.sums + (w.position[p] - call.origin);
+        int32_t *sums = call.totals + p;
         const int width = (count - 1) * w.step + w.run;
         std::fill_n(sums, count, 0);
         if (w.run > 1 && width <= longest) {

@@ -205,7 +205,7 @@ void sum_pixels(const LayerCall &call, int from, int to) {
         for (; c + 16 <= w.channels; c += 16) sums = vpadalq_s16(sums, vpaddlq_s8(vld1q_s8(pixel + c)));
         int sum = vaddvq_s32(sums);
         for (; c < w.channels; c++) sum += pixel[c];
-        call.sums[p] = sum;
+        call.sums[p - call.origin] = sum;
     }
 }
 

@@ -36,7 +36,7 @@ void sum_pixels(const LayerCall &call, int from, int to);
 // the sum of a position.
 template <bool negative>
 static inline int32x4_t taken(const LayerCall &call, int position) {
-    return vdupq_n_s32(negative ? 128 * call.sums[call.window.pixels + position] : 0);
+    return vdupq_n_s32(negative ? 128 * call.totals[position] : 0);
 }
 
 // Those bits of four activations that belong to channels from `c` on: what fills up the depth meets such codes as well.
@@ -63,7 +63,7 @@ static inline void finish(const LayerCall &call, const int32x4_t *sums, int posi
     const Scaling &s = call.scaling;
     const int left = std::min(call.window.outputs - channel, lanes * registers);
     if (left <= 0) return;
-    const int32_t plain = call.sums[call.window.pixels + position];
+    const int32_t plain = call.totals[position];
     float32x4_t values[4] = {};
     for (int j = 0; j < registers; j++) {
         const int n = channel + lanes * j;

@@ -52,7 +52,7 @@ void prepare(const LayerCall &call, int from, int to) {
     };
     for (int p = from; p < to; p++) {
         const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
-        uint8_t *table = call.scratch + static_cast<size_t>(p) * static_cast<size_t>(groups(w)) * entries;
+        uint8_t *table = call.scratch + static_cast<size_t>(p - call.origin) * static_cast<size_t>(groups(w)) * entries;
         for (int c = 0; c < w.channels; c += group, table += entries) {
             uint8_t a[group] = {};
             __builtin_memcpy(a, pixel + c, static_cast<size_t>(std::min(group, w.channels - c)));
@@ -76,7 +76,7 @@ __attribute__((noinline)) void tile(const LayerCall &call, int vector, int first
     uint32x4_t wide[rows][width][4];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
-        row[i] = call.scratch + static_cast<size_t>(w.position[std::min(first + i, last - 1)]) * pixel_bytes;
+        row[i] = call.scratch + static_cast<size_t>(w.position[std::min(first + i, last - 1)] - call.origin) * pixel_bytes;
 #pragma GCC unroll 2
         for (int j = 0; j < width; j++) {
             words[i][j][0] = words[i][j][1] = vdupq_n_u16(0);

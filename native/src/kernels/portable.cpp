@@ -15,7 +15,7 @@ void sum_pixels(const LayerCall &call, int from, int to) {
     const Window &w = call.window;
     for (int p = from; p < to; p++) {
         const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
-        call.sums[p] = std::accumulate(pixel, pixel + w.channels, 0);
+        call.sums[p - call.origin] = std::accumulate(pixel, pixel + w.channels, 0);
     }
 }
 
@@ -24,7 +24,7 @@ void run(const LayerCall &call, int from, int to) {
     const Scaling &s = call.scaling;
     for (int p = from; p < to; p++) {
         for (int n = 0; n < w.outputs; n++) {
-            const int32_t plain = call.sums[w.pixels + p];
+            const int32_t plain = call.totals[p];
             int32_t sum = 0;
             for (int t = 0; t < w.taps; t++) {
                 const int8_t *a = call.input + static_cast<ptrdiff_t>(w.position[p] + w.tap[t]) * w.stride;

@@ -72,7 +72,7 @@ void prepare(const LayerCall &call, int first, int last) {
     avx512::sum_pixels(call, first, last);
     for (int p = first; p < last; p++) {
         const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
-        uint8_t *table = call.scratch + static_cast<size_t>(p) * static_cast<size_t>(groups(w)) * 64;
+        uint8_t *table = call.scratch + static_cast<size_t>(p - call.origin) * static_cast<size_t>(groups(w)) * 64;
         for (int c = 0; c < w.channels; c += group, table += 64) {
             const __mmask16 valid = static_cast<__mmask16>((1 << std::min(group, w.channels - c)) - 1);
             const __m512i ten = _mm512_castsi128_si512(_mm_maskz_loadu_epi8(valid, pixel + c));
@@ -106,7 +106,7 @@ __attribute__((noinline)) void Sums<bits>::tile(const LayerCall &call, const uin
     __m512i wide[rows][2 * width], words[rows][width];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
-        row[i] = call.scratch + static_cast<size_t>(w.position[first + i]) * pixel_bytes;
+        row[i] = call.scratch + static_cast<size_t>(w.position[first + i] - call.origin) * pixel_bytes;
 #pragma GCC unroll 4
         for (int j = 0; j < width; j++) wide[i][2 * j] = wide[i][2 * j + 1] = words[i][j] = _mm512_setzero_si512();
     }

@@ -81,7 +81,7 @@ void prepare(const LayerCall &call, int first, int last) {
     avx512::sum_pixels(call, first, last);
     for (int p = first; p < last; p++) {
         const int8_t *pixel = call.input + static_cast<ptrdiff_t>(p) * w.stride;
-        uint8_t *table = call.scratch + static_cast<size_t>(p) * pixel_bytes(w, halves);
+        uint8_t *table = call.scratch + static_cast<size_t>(p - call.origin) * pixel_bytes(w, halves);
         for (int c = 0; c < w.channels; c += group, table += halves ? 128 : 64) {
             const __mmask16 valid = static_cast<__mmask16>((1 << std::min(group, w.channels - c)) - 1);
             const __m128i activations = _mm_maskz_loadu_epi8(valid, pixel + c);
@@ -108,7 +108,7 @@ struct Form {
         __m512i sums[rows][width];
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
-            row[i] = call.scratch + w.position[first + i] * bytes;
+            row[i] = call.scratch + (w.position[first + i] - call.origin) * bytes;
 #pragma GCC unroll 4
             for (int j = 0; j < width; j++) sums[i][j] = _mm512_setzero_si512();
         }
