@@ -47,6 +47,24 @@ def expected_pixels(model: str | None, weights: Path | None) -> Expected:
     return _by_torchvision(canonical(model), file)
 
 
+def class_names(model: str | None, count: int) -> tuple[str, ...]:
+    """What the classes of a network are called whose images have no labels; empty where nobody says.
+
+    A network of a library with ImageNet's number of classes has ImageNet's.
+
+    Args:
+        model: the name of the network.
+        count: how many classes it has.
+    """
+    try:
+        models = import_torchvision().models
+        library = model is not None and (model.startswith(TIMM) or canonical(model) in models.list_models())
+        names = tuple(map(str, models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+    except EmqError:
+        return ()
+    return names if library and len(names) == count else ()
+
+
 def _of_run(weights: Path) -> Expected | None:
     """What `emqdeploy train` or `quantize` wrote into float weights."""
     try:

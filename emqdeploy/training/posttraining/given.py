@@ -97,7 +97,7 @@ def _images(config: QuantizeConfig, network: OnnxNetwork) -> tuple[int | None, D
     """The data set at the size of the images that a network takes, and the size that it had to be asked for."""
     height, width = network.sides
     size = config.image_size or (height if height == width else None)
-    dataset = _pictures(config, Expected(PixelOptions(image_size=size), str(config.weights)))
+    dataset = _pictures(config, Expected(PixelOptions(image_size=size), f"the size in {config.weights}"))
     pixels = dataset.preprocessing
     have, want = (pixels.channels, pixels.height, pixels.width), (network.channels, height, width)
     if have != want:

@@ -32,6 +32,7 @@ from emqdeploy.quant.proof import prove
 from emqdeploy.training.api import SMALL_IMAGE
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.deployment import make_card, write_checkpoint
+from emqdeploy.training.expectations import class_names
 from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong, measure_fidelity
 from emqdeploy.training.norms import measure_input_means
 from emqdeploy.training.posttraining.clips import calibrate_clips
@@ -126,9 +127,15 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     network.eval()
     batches = calibration_batches(dataset, config.images, config.seed)
     notes += given.check(model, batches[0])
-    for note in (*dataset.notes, *notes, *network.notes, *_about_labels(config, labelled, given.classes, dataset)):
-        report(note)
+    names = (tuple(dataset.classes) if labelled else class_names(config.model, given.classes)) or tuple(
+        map(str, range(given.classes))
+    )
     images = sum(map(len, batches))
+    notes += _about_labels(config, labelled, given.classes, dataset)
+    if images < config.images:
+        notes.append(f"all {images} training images calibrate, {config.images} were asked for")
+    for note in (*dataset.notes, *notes, *network.notes):
+        report(note)
     check_rewrite(given.model, model, network, batches[0])
     prove(network, shape)
     test = image_source(dataset.test, pre, "none", torch.device("cpu"))
@@ -156,8 +163,9 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
         known: dict[str, Any] = {"calibration_images": images, "seconds": round(seconds, 2)}
         known |= {} if float_accuracy is None else {"float_accuracy": round(float_accuracy, 4)}
         source, asked = DataSource(config.data, given.image_size, labelled), in_order(config.trained)
-        named = dataset if labelled else replace(dataset, classes=tuple(map(str, range(given.classes))))
-        card = make_card(spec, named, source, asked, accuracy, fidelity, config.to_dict(), known)
+        card = make_card(
+            spec, replace(dataset, classes=names), source, asked, accuracy, fidelity, config.to_dict(), known
+        )
         # Copies, because a file of tensors has no word for two names of one.
         RunDirectory(out).save_latent({name: tensor.clone() for name, tensor in model.state_dict().items()}, pre)
         path = write_checkpoint(out / CHECKPOINT_FILE, network, frozen, card)
@@ -171,6 +179,8 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
 def _about_labels(config: QuantizeConfig, labelled: bool, classes: int, dataset: Dataset) -> list[str]:
     if labelled or config.unlabelled:
         return []
+    if not dataset.labelled:
+        return ["children are judged by the float model's decisions, because the images have no labels"]
     return [
         f"the network has {classes} classes and {dataset.name} {len(dataset.classes)}: its labels are left aside, and"
         " children are judged by the float model's decisions"
