@@ -50,6 +50,31 @@ class TrainResult(Shown):
         return dict(self.values["accuracy"])
 
 
+class QuantizeResult(Shown):
+    """What `quantize` made: ``values`` is what ``emqdeploy quantize --json`` prints."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The ``.emq``."""
+        return Path(self.values["checkpoint"])
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Percent of the test set, by child; empty where the labels are unknown."""
+        return dict(self.values["accuracy"])
+
+    @property
+    def float_accuracy(self) -> float | None:
+        """Percent of the test set, of the model as it came; None where the labels are unknown."""
+        found: float | None = self.values["float_accuracy"]
+        return found
+
+    @property
+    def usable(self) -> list[str]:
+        """The children that are as good as the float model, within the allowed loss."""
+        return list(self.values["usable"])
+
+
 class ExportResult(Shown):
     """What `export` wrote: ``values`` is what ``emqdeploy export --json`` prints."""
 
@@ -146,6 +171,41 @@ def train(
     if done[1].wrong:
         raise EmqError(done[1].wrong)
     return TrainResult(values, training_parts(done[0], done[1], values))
+
+
+def quantize(
+    file: Where, *, data: str, model: str | None = None, out: Where | None = None, threads: int | None = None,
+    report: Report = silent, **options: Any,
+) -> QuantizeResult:  # fmt: skip
+    """Makes a checkpoint of a trained float model, without training, as ``emqdeploy quantize`` does.
+
+    Args:
+        file: a float network (``.onnx``), float weights, or a run directory.
+        data: the data set; its training images calibrate, its test images measure accuracy.
+        model: the model that weights belong to; an ``.onnx`` file is its own.
+        out: the directory; ``runs/DATA-MODEL-NNN`` by default.
+        threads: torch's threads.
+        report: receives a line about what is being done.
+        **options: as the command has them: ``bits``, ``images``, ``reconstruct``, ``mean``, ``image_size``, ...
+
+    Raises:
+        EmqError: one sentence; also where the 8-bit child answers unlike the float model: nothing is written then.
+    """
+    from emqdeploy.format.runs import RUNS_ROOT, next_run_path
+    from emqdeploy.options import from_flags
+    from emqdeploy.report.quantize_values import quantize_parts, quantize_values
+    from emqdeploy.training.posttraining.config import QuantizeConfig
+    from emqdeploy.training.posttraining.quantize import advice
+    from emqdeploy.training.posttraining.quantize import quantize as run
+
+    _check_options(options, [QuantizeConfig])
+    config = QuantizeConfig(Path(file), model, data, **from_flags(QuantizeConfig, options))
+    place = _path(out) or next_run_path(RUNS_ROOT, data, model or Path(file).stem)
+    made = run(config, place, report, threads)
+    if made.checkpoint is None:
+        raise EmqError(str(made.wrong))
+    hint = advice(config, made, options.get("children")) if made.wrong is None else ""
+    return QuantizeResult(quantize_values(config, made), quantize_parts(config, made, hint))
 
 
 def export(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,26 +41,14 @@ def _quantize(
 ) -> None:
     from emqdeploy.format.runs import RUNS_ROOT, next_run_path
     from emqdeploy.options import from_flags
-    from emqdeploy.report.terminal import quantize_table
+    from emqdeploy.report.quantize_values import quantize_parts, quantize_values
     from emqdeploy.training.posttraining.config import QuantizeConfig
     from emqdeploy.training.posttraining.quantize import advice, quantize
 
     config = QuantizeConfig(file, model, data, **from_flags(QuantizeConfig, flags))
     result = quantize(config, out or next_run_path(RUNS_ROOT, data, model or file.stem), say, threads)
-    values = {
-        "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
-        "float_accuracy": result.float_accuracy,
-        "accuracy": {child.name: percent for child, percent in result.accuracy.items()},
-        "fidelity": {child.name: found.to_dict() for child, found in result.fidelity.items()},
-        "wrong": result.wrong,
-        "usable": [child.name for child in result.usable],
-        "verdicts": {child.name: asdict(one) for child, one in result.verdicts.items()},
-        "calibration_images": result.images,
-        "seconds": round(result.seconds, 3),
-        "recipe": config.to_dict(),
-    }
-    hints = [] if result.wrong is not None else [advice(config, result, flags["children"])]
-    finish(values, json_, quantize_table(values, config.usable_drop), *hints)
+    hint = advice(config, result, flags["children"]) if result.wrong is None else ""
+    finish(quantize_values(config, result), json_, *quantize_parts(config, result, hint))
     if result.wrong is not None and result.checkpoint is None:
         raise EmqError(result.wrong)
     if result.wrong is not None:
