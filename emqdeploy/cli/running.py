@@ -100,7 +100,9 @@ def predict(
       emqdeploy predict runs/fashion-mnist-resnet20-001 photos --json
     """
     from emqdeploy.format.child import in_words
+    from emqdeploy.report.fitting import table
     from emqdeploy.report.run_table import predictions_table
+    from emqdeploy.report.units import percent
     from emqdeploy.serving.predict import predict as classify
     from emqdeploy.serving.predict import separated
 
@@ -108,8 +110,9 @@ def predict(
     result = classify(path, images, bits, report=say)
     found, at = result["images"], in_words(result["child"])
     if len(found) == 1:
-        listed = [{**found[0], **one} for one in found[0]["predictions"]]
-        shown = predictions_table(f"The likeliest classes at {at}", listed)
+        shown = table(f"{found[0]['image']} at {at}", "class", "confidence")
+        for one in found[0]["predictions"]:
+            shown.add_row(one["class"], percent(100 * one["probability"]))
     else:
         shown = predictions_table(f"{len(found)} images at {at}", found)
     finish(result, json_, shown)

@@ -89,7 +89,7 @@ def _of_run(weights: Path) -> Expected | None:
         interpolation=seen.interpolation,
         channel_order=seen.channel_order,
     )
-    return Expected(pixels, f"the run that {weights} comes from", certain=True)
+    return Expected(pixels, str(weights), certain=True)
 
 
 def _config_beside(weights: Path) -> Mapping[str, Any] | None:
