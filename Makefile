@@ -26,7 +26,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all sanitize arm soak architectures lint format clean
+.PHONY: help demo test test-all sanitize arm soak architectures docs lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -67,6 +67,9 @@ lint: $(VENV)/.emqdeploy-dev ## check style, format and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+docs: $(VENV)/.emqdeploy-docs ## build the pages and the API reference into build/site
+	$(VENV)/bin/mkdocs build --strict
+
 format: $(VENV)/.emqdeploy-dev ## bring the code into shape
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
@@ -82,6 +85,9 @@ $(VENV)/.emqdeploy-all: pyproject.toml | $(RUN)
 $(VENV)/.emqdeploy-dev: pyproject.toml | $(RUN)
 	$(call install,all$(comma)dev)
 	@touch $(VENV)/.emqdeploy-all
+
+$(VENV)/.emqdeploy-docs: pyproject.toml $(VENV)/.emqdeploy-all
+	$(call install,docs)
 
 # The compiled part is built here; where that is not possible everything else works, and this says what is lost.
 NATIVE := $(wildcard native/*.txt native/*.toml native/include/* native/src/* native/src/kernels/*)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,20 @@ README = (ROOT / "README.md").read_text()
 
 def _blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def _ship(home: Path) -> None:
+    """Puts what the section about devices has copied there beside the runs: the bundle, once there is one, and photos."""
+    made = home / "runs" / "digits-resnet8-001" / "bundle"
+    if made.exists() and not (home / "bundle").exists():
+        from PIL import Image
+
+        from emqdeploy.data import load_dataset
+
+        shutil.copytree(made, home / "bundle")
+        (home / "photos").mkdir()
+        for place, image in enumerate(load_dataset("digits").test.images[:3, 0]):
+            Image.fromarray(image).save(home / "photos" / f"{place}.png")
 
 
 LESS = {
@@ -45,6 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("readme")
     for arguments in _commands(home):
         more = next((less for less in LESS.get(arguments[0], []) if less[0] not in arguments), ())
+        _ship(home)
         printed, complaints = io.StringIO(), io.StringIO()
         with (
             contextlib.chdir(home),
@@ -62,6 +78,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_run_to_the_letter(tmp_path: Path) -> None:
     """In a process each, with nothing added."""
     for arguments in _commands(tmp_path):
+        _ship(tmp_path)
         run = [sys.executable, "-m", "emqdeploy", *arguments]
         result = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{arguments}: {result.stderr}"
@@ -72,10 +89,14 @@ def test_commands_leave_what_the_readme_shows(home: Path) -> None:
     """A trained checkpoint, a proven 4-bit file, and one of a child with widths per layer."""
     assert (home / "runs/digits-resnet8-001/model.emq").exists()
     assert (home / "runs/digits-resnet8-001/bundle/model-w4.onnx").exists()
+    assert (home / "bundle/test-images.npz").exists()
     assert (home / "runs/mixed/bundle/model-mixed.onnx").exists()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/runtimes.md", "docs/export.md", "docs/policy.md"])
+DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in ("runtimes", "export", "policy", "python", "data"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_python_examples_run(home: Path, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are executed beside the run that the commands made."""
     from PIL import Image

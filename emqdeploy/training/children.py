@@ -34,8 +34,9 @@ def read_bits(value: Any) -> Bits:
         value = f"{WEIGHT_BITS[0]}-{WEIGHT_BITS[-1]}" if value == ALL else value
         parts = [] if value == "none" else [part.strip() for part in value.split(",")]
         return tuple(int(part) if part.isdecimal() else part for part in parts)
-    if isinstance(value, (list, tuple)) and all(type(part) in (int, str) for part in value):
-        return tuple(value)
+    parts = [value] if type(value) is int else value
+    if isinstance(parts, (list, tuple)) and all(type(part) in (int, str) for part in parts):
+        return tuple(parts)
     raise UsageError(f'bits is {value!r}; it must be a list of children, for example [1, 2, "2a4"], or text like "2-8"')
 
 
