@@ -27,7 +27,7 @@ def _quantize(
     ],
     *,
     data: Annotated[
-        str, typer.Option(help="Data set; its training images calibrate, its test images measure accuracy.")
+        str, typer.Option(help="Images: a folder, a CSV file, or a data set by name.")
     ],
     model: Annotated[
         str | None, typer.Option(help="The model that weights belong to; an .onnx file is its own.")

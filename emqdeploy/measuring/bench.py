@@ -141,10 +141,22 @@ def _images(settings: BenchSettings, source: Source, report: Report) -> tuple[An
             raise
         note = f"accuracy is not measured: {error}"
         report(note)
+        pictures = _unlabelled(settings, source)
+        if pictures is not None:
+            return pictures, None, [note]
         noise = np.random.default_rng(settings.seed).integers(0, 256, (TIMED_IMAGES, *source.input_shape))
         return source.preprocessing.normalize(noise.astype(np.uint8)), None, [note, "latency is timed on noise images"]
     notes = [] if test.note is None else [test.note]
     return source.preprocessing.normalize(np.asarray(test.split.images[:TIMED_IMAGES])), test, notes
+
+
+def _unlabelled(settings: BenchSettings, source: Source) -> Any:
+    """Images to time with where their labels are unknown; None where there are none at all."""
+    try:
+        test = find_test_set(source.card, None, settings.data_dir, source.path, labelled=False)
+    except EmqError:
+        return None
+    return source.preprocessing.normalize(np.asarray(test.split.images[:TIMED_IMAGES]))
 
 
 def _accuracy(bench: Workbench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,16 @@ def test_memory_matches_the_floating_point_path() -> None:
         torch.from_numpy(grey.normalize(split.images[indices])), torch.Generator().manual_seed(9)
     )
     assert torch.equal(next(source.stream([BatchRequest(indices, 9)])), expected)
+
+
+def test_blue_goes_first_where_the_network_takes_it_so(files: Split) -> None:
+    """On the training device as in numpy, from memory and from files."""
+    seen = replace(COLOUR, channel_order="bgr", interpolation="bicubic")
+    split = Split(files.images.as_seen(seen), files.labels)
+    wanted = torch.from_numpy(seen.normalize(split.images[:]))
+    for augmentation in ("none", "resized-crop-flip"):
+        source = image_source(split, seen, augmentation, CPU, workers=0)
+        assert torch.equal(source.plain(np.arange(COUNT)), wanted)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
