@@ -1,68 +1,181 @@
-"""The native runtime beside onnxruntime's int8: latency of every child, interleaved in one run, one thread.
+"""The native kernels beside onnxruntime's int8: every child on every instruction set, in both hosts.
 
-``python -m benchmarks.native`` takes what ``EMQ_ISA`` names, else the best instruction set of the processor. Ratios are
-time in onnxruntime at 8 bits by time of the child in the native runtime: above 1 is faster. Networks are made anew
-between creations, and intervals are taken over those.
+``python -m benchmarks.native`` times, interleaved and one image at a time, every instruction set of this processor (or
+``--isa NAME``) with one thread, the best one with two as well, and our operators inside onnxruntime. Ratios above 1 are
+faster: to onnxruntime at 8 bits with as many threads, and to child 8 of the same kernels. Networks are made anew between
+creations, and intervals are taken over those.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from statistics import median
 from typing import Any
 
-from benchmarks.common import arguments, interleave_anew, show, subject, with_interval, write
+import numpy as np
+import onnxruntime
+
+from benchmarks.common import Subject, arguments, interleave_anew, show, subject, with_interval, write
+from emqdeploy.exporters.native_graph import native_model
 from emqdeploy.format.child import Child, parse_children
+from emqdeploy.format.emq import Checkpoint
+from emqdeploy.format.grid import Floats
 from emqdeploy.measuring.statistics import median_ratio, percentiles
 from emqdeploy.runtimes.adapters.native_runtime import NativeRuntime
 from emqdeploy.runtimes.base import open_runtime
 from emqdeploy.runtimes.native_library import NativeNetwork, instruction_sets
+from emqdeploy.runtimes.native_operators import register_operators
 
-CHILDREN = parse_children("1a2,1a4,2a2,2a4,4a4,1,2,4,8")
-NETWORKS = ("resnet18", "resnet20")
+CHILDREN = parse_children("1a2,1a4,2a2,2a4,4a4,1,2,3,4,8")
+ALONE = ("resnet18", "resnet20", "mobilenet_v2")
+INSIDE = ("resnet18", "timm/vit_tiny_patch16_224")
 BASE = "onnxruntime, 8"
+LAST = "8"
+
+Runs = Mapping[str, Callable[[], object]]
 
 
-def measure(model: str, quick: bool) -> list[dict[str, Any]]:
-    """The rows of a network."""
-    found = subject(model)
+def alone(checkpoint: Checkpoint, image: Floats, threads: int) -> tuple[Runs, dict[str, str]]:
+    """Runs of every child in the library itself, and how its layers are computed."""
+    runtime = NativeRuntime(checkpoint, threads=threads)
+    kernels = {}
+    for child in CHILDREN:
+        ways = Counter(layer.computed_as for layer in runtime.precision(child))
+        kernels[child.name] = ", ".join(f"{count} {way}" for way, count in ways.most_common())
+    return {child.name: partial(runtime.run, image, child) for child in CHILDREN}, kernels
+
+
+def inside(checkpoint: Checkpoint, image: Floats, threads: int) -> tuple[Runs, dict[str, str]]:
+    """Runs of every child of one graph with our operators in onnxruntime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    register_operators(options)
+    model = native_model(checkpoint, CHILDREN).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def run(place: int) -> object:
+        return session.run(None, {"images": image, "bits": np.array([place], np.int64)})
+
+    # Children that no width tells apart are chosen by their place.
+    return {child.name: partial(run, place) for place, child in enumerate(CHILDREN)}, {}
+
+
+def measure(found: Subject, host: str, isa: str, threads: int, quick: bool) -> list[dict[str, Any]]:
+    """The rows of a network in a host."""
     checkpoint, image = found.checkpoint_of(CHILDREN), found.images(1)
-    kernels: dict[Child, str] = {}
+    kernels: dict[str, str] = {}
 
-    def opened() -> dict[str, Callable[[], object]]:
-        native = NativeRuntime(checkpoint, threads=1)
-        base = open_runtime(checkpoint, "onnxruntime", children=["8"], threads=1)
-        for child in CHILDREN:
-            ways = Counter(layer.computed_as for layer in native.precision(child))
-            kernels[child] = ", ".join(f"{count} {way}" for way, count in ways.most_common())
-        runs: dict[str, Callable[[], object]] = {BASE: partial(base.run, image)}
-        return runs | {child.name: partial(native.run, image, child) for child in CHILDREN}
+    def opened() -> Runs:
+        base = open_runtime(checkpoint, "onnxruntime", children=[LAST], threads=threads)
+        runs, ways = (alone if host == "alone" else inside)(checkpoint, image, threads)
+        kernels.update(ways)
+        return {BASE: partial(base.run, image), **runs}
 
+    os.environ["EMQ_ISA"] = isa
     creations, rounds, block = (2, 2, 2) if quick else (10, 4, 4)
     taken = interleave_anew(opened, creations, rounds, block)
-    size_mb = NativeNetwork(checkpoint, threads=1).size_bytes / 1e6
     rows = []
     for child in CHILDREN:
-        ratio = median_ratio(taken[BASE], taken[child.name], block=rounds * block)
-        row = {"model": model, "child": child.name, "latency_ms": percentiles(taken[child.name]), "ratio": ratio}
-        rows.append(row | {"base_ms": percentiles(taken[BASE]), "kernels": kernels[child], "all_children_mb": size_mb})
+        row = {"model": found.model, "host": host, "instructions": isa, "threads": threads, "child": child.name}
+        row |= {"latency_ms": percentiles(taken[child.name]), "base_ms": percentiles(taken[BASE])}
+        row["ratio"] = median_ratio(taken[BASE], taken[child.name], block=rounds * block)
+        row["own_ratio"] = median_ratio(taken[LAST], taken[child.name], block=rounds * block)
+        rows.append(row | {"kernels": kernels.get(child.name)})
     return rows
+
+
+def cost(found: Subject, quick: bool) -> dict[str, Any]:
+    """What opening takes, what all children weigh, and what the first inference after a switch takes."""
+    image = found.images(1)
+    one, every, all_widths = (found.checkpoint_of(c) for c in (parse_children(LAST), CHILDREN, parse_children("1-8")))
+    opening = {}
+    for name, checkpoint in (("one child", one), (f"{len(CHILDREN)} children", every)):
+        times = []
+        for _ in range(3 if quick else 11):
+            start = time.perf_counter()
+            NativeRuntime(checkpoint, threads=1).run(image, checkpoint.network.children[0])
+            times.append(1e3 * (time.perf_counter() - start))
+        opening[name] = median(times)
+    return {
+        "model": found.model,
+        "first_output_ms": opening,
+        "eight_widths_mb": NativeNetwork(all_widths, threads=1).size_bytes / 1e6,
+        "first_after_switch": after_switches(every, image, rounds=2 if quick else 40),
+    }
+
+
+def after_switches(checkpoint: Checkpoint, image: Floats, rounds: int) -> dict[str, float]:
+    """Of all pairs of children: what the call takes at most, and the first inference after it by a steady one."""
+    runtime = NativeRuntime(checkpoint, threads=1)
+    steady: dict[Child, list[float]] = {child: [] for child in CHILDREN}
+    first: dict[tuple[Child, Child], list[float]] = {}
+    switches: list[float] = []
+    for _ in range(rounds):
+        for before in CHILDREN:
+            for after in CHILDREN:
+                runtime.use(before)
+                runtime.run(image)
+                start = time.perf_counter_ns()
+                runtime.use(after)
+                switched = time.perf_counter_ns()
+                runtime.run(image)
+                ended = time.perf_counter_ns()
+                runtime.run(image)
+                steady[after].append(time.perf_counter_ns() - ended)
+                first.setdefault((before, after), []).append(ended - switched)
+                switches.append((switched - start) / 1e3)
+    ratios = [median(taken) / median(steady[after]) for (_, after), taken in first.items()]
+    return {"switch_us": median(switches), "largest_ratio": max(ratios), "median_ratio": median(ratios)}
+
+
+def slower_than_wider(rows: list[dict[str, Any]]) -> float:
+    """By how much a child is slower at most than one that is at least as wide in weights and activations."""
+    worst = 1.0
+    for one in rows:
+        for other in rows:
+            same = all(one[key] == other[key] for key in ("model", "host", "instructions", "threads"))
+            narrow, wide = (parse_children(row["child"])[0] for row in (one, other))
+            if same and narrow.bits <= wide.bits and narrow.activations.default <= wide.activations.default:
+                worst = max(worst, one["latency_ms"]["p50"] / other["latency_ms"]["p50"])
+    return worst
 
 
 def main() -> None:
     """Measures, prints and writes."""
-    options = arguments(__doc__, "native").parse_args()
-    instructions = os.environ.get("EMQ_ISA") or instruction_sets()[0]
-    rows = [row for model in NETWORKS for row in measure(model, options.quick)]
+    parser = arguments(__doc__, "native")
+    parser.add_argument("--isa", choices=instruction_sets(), help="this instruction set alone")
+    options = parser.parse_args()
+    best = options.isa or instruction_sets()[0]
+    named = [options.isa] if options.isa else [name for name in instruction_sets() if name != "portable"]
+    rows: list[dict[str, Any]] = []
+    costs = []
+    for model in dict.fromkeys((*ALONE, *INSIDE)):
+        found = subject(model)
+        if model in ALONE:
+            for isa in named:
+                rows += measure(found, "alone", isa, 1, options.quick)
+            rows += measure(found, "alone", best, 2, options.quick)
+            costs.append(cost(found, options.quick))
+        if model in INSIDE:
+            rows += measure(found, "inside", best, 1, options.quick)
     shown = [
-        (row["model"], row["child"], row["latency_ms"]["p50"], with_interval(row["ratio"]), row["kernels"])
+        (
+            *(row[key] for key in ("model", "host", "instructions", "threads", "child")),
+            row["latency_ms"]["p50"],
+            *(with_interval(row[key]) for key in ("ratio", "own_ratio")),
+        )
         for row in rows
     ]
-    columns = ("network", "child", "p50, ms", "onnxruntime int8 / native", "layers")
-    show(f"Native kernels ({instructions}) and onnxruntime's int8, one thread", columns, shown)
-    write(options.json, "native", options.quick, rows, instructions=instructions)
+    columns = ("network", "host", "isa", "threads", "child", "p50, ms", "onnxruntime int8 / native", "own 8 / native")
+    show("Native kernels and onnxruntime's int8, one image at a time", columns, shown)
+    print(f"a child is slower than a wider one by at most {100 * (slower_than_wider(rows) - 1):.1f} %")
+    for one in costs:
+        print(one)
+    write(options.json, "native", options.quick, rows, costs=costs)
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ size_t Layer::prepared_bytes(int child, int pixels) const {
 }
 
 size_t Layer::panel_bytes(int child) const {
-    return aligned(depthwise_ ? 0 : method_of(child).panel_bytes(windows_.window));
+    return aligned(depthwise_ ? depthwise_panel_bytes(windows_.window.taps) : method_of(child).panel_bytes(windows_.window));
 }
 
 Range Layer::pixels_of(Range positions) const {
@@ -299,7 +299,8 @@ void Layer::run(int child, const LayerData &data, Range positions, Range blocks)
                                          numbers.depthwise.data(), numbers.bias.data(),
                                          numbers.scale.data(),     numbers.low,
                                          numbers.high,     data.input,
-                                         data.output};
+                                         data.output,
+                                         data.panel};
         kernels_.depthwise(depthwise, positions.from, positions.to);
         return;
     }

@@ -57,14 +57,19 @@ class Calls {
     const Api &api_;
 };
 
-// The threads of a session, for one run. onnxruntime does not tell how many there are: `known`, which starts at 1, grows
-// to as many as ever took part in one step.
+// How many threads a session was seen to have, and in how many shared steps.
+struct SeenThreads {
+    std::atomic<int> most{1}, steps{0};
+};
+
+// The threads of a session, for one run. onnxruntime does not tell how many there are: as many as ever took part in one
+// step; the first steps are shared as if there were two, to find out.
 class Threads : public Workers {
   public:
-    Threads(const Calls &calls, const Context *context, std::atomic<int> &known)
-        : calls_(calls), context_(context), known_(known) {}
+    Threads(const Calls &calls, const Context *context, SeenThreads &seen)
+        : calls_(calls), context_(context), seen_(seen) {}
 
-    int threads() const override { return known_; }
+    int threads() const override { return seen_.steps < steps_to_see ? std::max<int>(2, seen_.most) : seen_.most.load(); }
 
     void run(int chunks, const std::function<void(int)> &work) override {
         if (chunks == 1) return work(0);
@@ -83,16 +88,17 @@ class Threads : public Workers {
         };
         const size_t total = static_cast<size_t>(chunks);
         calls_(parallel_for, context_, one, total, total, static_cast<void *>(&turn));
+        seen_.steps += seen_.steps < steps_to_see ? 1 : 0;
         const int most = std::min(turn.threads.load(), most_threads);
-        for (int seen = known_; seen < most && !known_.compare_exchange_weak(seen, most);) continue;
+        for (int seen = seen_.most; seen < most && !seen_.most.compare_exchange_weak(seen, most);) continue;
     }
 
   private:
-    static constexpr int most_threads = 64;
+    static constexpr int most_threads = 64, steps_to_see = 100;
 
     const Calls &calls_;
     const Context *context_;
-    std::atomic<int> &known_;
+    SeenThreads &seen_;
 };
 
 }  // namespace emq::onnxruntime

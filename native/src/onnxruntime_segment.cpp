@@ -104,7 +104,7 @@ class Segment {
     const std::vector<emq::Value> inputs_, outputs_;
     const std::vector<int64_t> values_;
     Network network_;
-    std::atomic<int> threads_{1};
+    SeenThreads threads_;
 };
 
 // Runs a call of onnxruntime's; whatever goes wrong becomes a status with a sentence.

@@ -15,19 +15,30 @@ constexpr int few_positions = 200;
 
 size_t at(int index) { return static_cast<size_t>(index); }
 
-// Visits the values of a tensor in the order in which a port has them: place in the port, byte of the tensor.
+// Visits the values of a tensor in the order in which a port has them, in runs: their place in the port, where one lies
+// behind the other, and in the tensor, the bytes from one to the next, and how many they are.
 template <typename Visit>
-void in_order(const Port &port, const Tensor &tensor, Visit &&visit) {
+void in_order(const Port &port, const Tensor &tensor, const Visit &visit) {
     const Shape &shape = port.shape;
-    size_t next = 0;
     const auto pixel = [&](int y, int x) { return at((tensor.first() + y * tensor.row() + x) * tensor.stride()); };
+    size_t next = 0;
     for (int c = 0; port.planes && c < shape.channels; c++) {
-        for (int y = 0; y < shape.height; y++) {
-            for (int x = 0; x < shape.width; x++) visit(next++, pixel(y, x) + at(c));
+        for (int y = 0; y < shape.height; y++, next += at(shape.width)) {
+            visit(next, pixel(y, 0) + at(c), tensor.stride(), shape.width);
         }
     }
-    for (int x = 0; !port.planes && x < shape.width; x++) {
-        for (int c = 0; c < shape.channels; c++) visit(next++, pixel(0, x) + at(c));
+    for (int x = 0; !port.planes && x < shape.width; x++, next += at(shape.channels)) {
+        visit(next, pixel(0, x), 1, shape.channels);
+    }
+}
+
+// Calls work(i, byte) for a run; steps of one by themselves, since those are what a compiler makes vectors of.
+template <typename Work>
+void each_of(int step, int count, const Work &work) {
+    if (step == 1) {
+        for (int i = 0; i < count; i++) work(i, i);
+    } else {
+        for (int i = 0; i < count; i++) work(i, i * step);
     }
 }
 
@@ -103,16 +114,11 @@ void Network::quantize(const Bound &bound, int child, const float *image, Worksp
     int8_t *output = work.tensors[at(bound.step.output)].data();
     const Grid grid = bounds(bound, child);
     const Shape &shape = tensor.shape;
-    std::vector<float> kept;
-    const float low = static_cast<float>(grid.low) * grid.scale, high = static_cast<float>(grid.high) * grid.scale;
-    if (bound.clamp != nullptr) {
-        kept.assign(image, image + shape.values());
-        for (float &value : kept) value = value > low ? std::min(value, high) : low;
-        image = kept.data();
-    }
     QuantizeCall all{};
     all.scale = grid.scale;
-    all.zero = bound.output->zero_point;
+    // Bounds of the values in front become the same bounds of the codes: division and rounding keep the order.
+    all.low = static_cast<float>(grid.low);
+    all.high = static_cast<float>(grid.high);
     // Along what lies together in the port: rows of planes, or the channels of one pixel after the other.
     all.channels = port.planes ? shape.channels : 1;
     all.width = port.planes ? shape.width : shape.channels;
@@ -133,9 +139,13 @@ void Network::take(const Bound &bound, int child, const uint8_t *codes, Workspac
     const Tensor &tensor = program_.tensors[at(bound.step.output)];
     int8_t *output = work.tensors[at(bound.step.output)].data();
     const Grid grid = bounds(bound, child);
-    in_order(program_.inputs[at(bound.step.port)], tensor, [&](size_t place, size_t byte) {
-        const int code = codes[place] - bound.output->zero_point;
-        output[byte] = static_cast<int8_t>(std::min(std::max(code, grid.low), grid.high));
+    const int zero = bound.output->zero_point;
+    in_order(program_.inputs[at(bound.step.port)], tensor, [&](size_t place, size_t byte, int step, int count) {
+        const uint8_t *from = codes + place;
+        int8_t *to = output + byte;
+        each_of(step, count, [=](int i, int b) {
+            to[b] = static_cast<int8_t>(std::min(std::max(from[i] - zero, grid.low), grid.high));
+        });
     });
 }
 
@@ -254,14 +264,22 @@ void Network::answer(const Bound &bound, int child, const Workspace &work, float
     const int8_t *codes = work.tensors[at(bound.step.inputs[0])].data();
     const float scale = bound.inputs[0]->children[at(child)].scale;
     in_order(program_.outputs[at(bound.step.port)], program_.tensors[at(bound.step.inputs[0])],
-             [&](size_t place, size_t byte) { values[place] = static_cast<float>(codes[byte]) * scale; });
+             [&](size_t place, size_t byte, int step, int count) {
+                 float *to = values + place;
+                 const int8_t *from = codes + byte;
+                 each_of(step, count, [=](int i, int b) { to[i] = static_cast<float>(from[b]) * scale; });
+             });
 }
 
 void Network::give(const Bound &bound, const Workspace &work, uint8_t *codes) const {
     const int8_t *centred = work.tensors[at(bound.step.inputs[0])].data();
     const int zero = bound.inputs[0]->zero_point;
     in_order(program_.outputs[at(bound.step.port)], program_.tensors[at(bound.step.inputs[0])],
-             [&](size_t place, size_t byte) { codes[place] = static_cast<uint8_t>(centred[byte] + zero); });
+             [&](size_t place, size_t byte, int step, int count) {
+                 uint8_t *to = codes + place;
+                 const int8_t *from = centred + byte;
+                 each_of(step, count, [=](int i, int b) { to[i] = static_cast<uint8_t>(from[b] + zero); });
+             });
 }
 
 void Network::show(const Bound &bound, const Workspace &work, emq_watch watch, void *context) const {

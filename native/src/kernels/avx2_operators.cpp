@@ -3,33 +3,64 @@
 
 namespace emq::avx2 {
 
-void depthwise(const DepthwiseCall &call, int from, int to) {
-    for (int p = from; p < to; p++) {
-        const ptrdiff_t position = call.position[p];
-        int c = 0;
-        for (; c + half_vector <= call.channels; c += half_vector) {
-            __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(call.bias + c));
-            for (int t = 0; t < call.taps; t++) {
-                const int8_t *a = call.input + (position + call.tap[t]) * call.stride + c;
-                const int8_t *z = call.weights + static_cast<ptrdiff_t>(t) * call.channels + c;
-                const __m256i product =
-                    _mm256_mullo_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(a))),
-                                       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(z))));
-                sum = _mm256_add_epi32(sum, product);
-            }
-            const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(call.scale + c));
-            store(call.output + call.target[p] + c, _mm256_cvtps_epi32(kept(value, call.low, call.high)), half_vector);
+namespace {
+
+__m256i widened(const int8_t *bytes) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes)));
+}
+
+__m256i joined(__m128i low, __m128i high) { return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1); }
+
+// Sixteen channels from `c` on, of which some may be beyond the last: two taps of each beside each other, so that one
+// product of pairs of words adds them. Part k of `low` has channels 8k to 8k + 3, part k of `high` the next four.
+void depthwise_strip(const DepthwiseCall &call, int c, int from, int to) {
+    const int left = std::min(16, call.channels - c), pairs = (call.taps + 1) / 2;
+    alignas(32) int32_t biases[16] = {};
+    alignas(32) float scales[16] = {};
+    std::copy_n(call.bias + c, left, biases);
+    std::copy_n(call.scale + c, left, scales);
+    const __m128i *b = reinterpret_cast<const __m128i *>(biases);
+    const __m256i bias_low = joined(b[0], b[2]), bias_high = joined(b[1], b[3]);
+    const __m128i *s = reinterpret_cast<const __m128i *>(scales);
+    const __m256 scale_low = _mm256_castsi256_ps(joined(s[0], s[2])), scale_high = _mm256_castsi256_ps(joined(s[1], s[3]));
+    __m256i *weights = reinterpret_cast<__m256i *>(call.panel);
+    for (int pair = 0; pair < pairs; pair++) {
+        alignas(16) int8_t taps[2][16] = {};
+        for (int i = 0; i < 2 && 2 * pair + i < call.taps; i++) {
+            std::copy_n(call.weights + static_cast<ptrdiff_t>(2 * pair + i) * call.channels + c, left, taps[i]);
         }
-        for (; c < call.channels; c++) {
-            int32_t sum = call.bias[c];
-            for (int t = 0; t < call.taps; t++) {
-                sum += call.input[(position + call.tap[t]) * call.stride + c] * call.weights[t * call.channels + c];
-            }
-            const float value = static_cast<float>(sum) * call.scale[c];
-            call.output[call.target[p] + c] =
-                static_cast<int8_t>(_mm_cvtss_si32(_mm_set_ss(std::min(std::max(value, call.low), call.high))));
+        weights[2 * pair] = _mm256_unpacklo_epi16(widened(taps[0]), widened(taps[1]));
+        weights[2 * pair + 1] = _mm256_unpackhi_epi16(widened(taps[0]), widened(taps[1]));
+    }
+    for (int p = from; p < to; p++) {
+        const int8_t *input = call.input + static_cast<ptrdiff_t>(call.position[p]) * call.stride + c;
+        __m256i low = bias_low, high = bias_high;
+        for (int pair = 0; pair < pairs; pair++) {
+            // Beyond the last tap weights are zero, whatever is read.
+            const ptrdiff_t one = call.tap[2 * pair], other = call.tap[std::min(2 * pair + 1, call.taps - 1)];
+            const __m256i a = widened(input + one * call.stride), z = widened(input + other * call.stride);
+            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, z), weights[2 * pair]));
+            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, z), weights[2 * pair + 1]));
+        }
+        low = _mm256_cvtps_epi32(kept(_mm256_mul_ps(_mm256_cvtepi32_ps(low), scale_low), call.low, call.high));
+        high = _mm256_cvtps_epi32(kept(_mm256_mul_ps(_mm256_cvtepi32_ps(high), scale_high), call.low, call.high));
+        const __m256i words = _mm256_packs_epi32(low, high);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        int8_t *output = call.output + call.target[p] + c;
+        if (left == 16) {
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(output), bytes);
+        } else {
+            alignas(16) int8_t all[16];
+            _mm_store_si128(reinterpret_cast<__m128i *>(all), bytes);
+            for (int i = 0; i < left; i++) output[i] = all[i];
         }
     }
+}
+
+}  // namespace
+
+void depthwise(const DepthwiseCall &call, int from, int to) {
+    for (int c = 0; c < call.channels; c += 16) depthwise_strip(call, c, from, to);
 }
 
 void add(const AddCall &call) {
@@ -82,7 +113,7 @@ int8_t code_of(float input, float scale, float low, float high) {
 
 void quantize(const QuantizeCall &call) {
     constexpr int packed = 4;  // channels of a pixel that are written together
-    const float low = static_cast<float>(-call.zero), high = static_cast<float>(255 - call.zero);
+    const float low = call.low, high = call.high;
     const __m256 step = _mm256_set1_ps(call.scale);
     const __m256i byte = _mm256_set1_epi32(255);
     int x = 0;
@@ -99,9 +130,14 @@ void quantize(const QuantizeCall &call) {
         int8_t *output = call.output + c;
         ptrdiff_t i = x;
         for (; i + half_vector <= call.width; i += half_vector) {
-            alignas(32) int32_t codes[half_vector];
-            _mm256_store_si256(reinterpret_cast<__m256i *>(codes), codes_of(input + i, step, low, high));
-            for (int k = 0; k < half_vector; k++) output[(i + k) * call.stride] = static_cast<int8_t>(codes[k]);
+            const __m256i codes = codes_of(input + i, step, low, high);
+            if (call.stride == 1) {
+                store(output + i, codes, half_vector);
+                continue;
+            }
+            alignas(32) int32_t all[half_vector];
+            _mm256_store_si256(reinterpret_cast<__m256i *>(all), codes);
+            for (int k = 0; k < half_vector; k++) output[(i + k) * call.stride] = static_cast<int8_t>(all[k]);
         }
         for (; i < call.width; i++) output[i * call.stride] = code_of(input[i], call.scale, low, high);
     }

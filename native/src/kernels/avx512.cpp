@@ -176,26 +176,84 @@ void finish_looked_up(const LayerCall &call, __m512i *sums, int rows, int vector
 
 const LayerMethod direct = {"int8, VNNI", always, none, none, sum_pixels, run, none, nullptr};
 
+namespace {
+
+// Of four rows of 64 channels, per channel the four bytes: vector j has in its part k channels 16k + 4j to 16k + 4j + 3.
+void interleave(const __m512i *rows, __m512i *quads) {
+    const __m512i low[] = {_mm512_unpacklo_epi8(rows[0], rows[1]), _mm512_unpacklo_epi8(rows[2], rows[3])};
+    const __m512i high[] = {_mm512_unpackhi_epi8(rows[0], rows[1]), _mm512_unpackhi_epi8(rows[2], rows[3])};
+    quads[0] = _mm512_unpacklo_epi16(low[0], low[1]);
+    quads[1] = _mm512_unpackhi_epi16(low[0], low[1]);
+    quads[2] = _mm512_unpacklo_epi16(high[0], high[1]);
+    quads[3] = _mm512_unpackhi_epi16(high[0], high[1]);
+}
+
+// 64 numbers of 32 bits in the same order.
+void load_interleaved(const void *numbers, int count, __m512i *quads) {
+    __m512i in[4];
+    for (int k = 0; k < 4; k++) {
+        const int left = std::min(16, std::max(0, count - 16 * k));
+        in[k] = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << left) - 1), static_cast<const int32_t *>(numbers) + 16 * k);
+    }
+    const __m512i a = _mm512_shuffle_i32x4(in[0], in[1], 0x44), b = _mm512_shuffle_i32x4(in[2], in[3], 0x44);
+    const __m512i c = _mm512_shuffle_i32x4(in[0], in[1], 0xee), d = _mm512_shuffle_i32x4(in[2], in[3], 0xee);
+    quads[0] = _mm512_shuffle_i32x4(a, b, 0x88);
+    quads[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    quads[2] = _mm512_shuffle_i32x4(c, d, 0x88);
+    quads[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+}
+
+}  // namespace
+
+// Sixty-four channels at a time, four taps of each beside each other for one dot product. Activations are made unsigned
+// by adding 128; what that adds to the sum is taken off the bias.
 void depthwise(const DepthwiseCall &call, int from, int to) {
-    for (int c = 0; c < call.channels; c += 16) {
+    constexpr int four = 4;
+    const int groups = (call.taps + four - 1) / four;
+    const __m512i flip = _mm512_set1_epi8(-128);
+    const __m512 low = _mm512_set1_ps(call.low), high = _mm512_set1_ps(call.high);
+    __m512i *weights = reinterpret_cast<__m512i *>(call.panel);
+    for (int c = 0; c < call.channels; c += 64) {
         const int left = call.channels - c;
-        const __mmask16 valid = left >= 16 ? __mmask16(0xffff) : __mmask16((1 << left) - 1);
-        const __m512i bias = _mm512_maskz_loadu_epi32(valid, call.bias + c);
-        const __m512 scale = _mm512_maskz_loadu_ps(valid, call.scale + c);
+        const __mmask64 valid = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+        __m512i bias[four], scale[four];
+        load_interleaved(call.bias + c, left, bias);
+        load_interleaved(call.scale + c, left, scale);
+        for (int g = 0; g < groups; g++) {
+            __m512i rows[four];
+            for (int i = 0; i < four; i++) {
+                const int t = four * g + i;
+                rows[i] = _mm512_maskz_loadu_epi8(t < call.taps ? valid : 0, call.weights + t * call.channels + c);
+            }
+            interleave(rows, weights + four * g);
+            for (int j = 0; j < four; j++) {
+                const __m512i added = _mm512_dpbusd_epi32(_mm512_setzero_si512(), flip, weights[four * g + j]);
+                bias[j] = _mm512_sub_epi32(bias[j], added);
+            }
+        }
         for (int p = from; p < to; p++) {
             const int8_t *input = call.input + static_cast<ptrdiff_t>(call.position[p]) * call.stride + c;
-            const int8_t *weights = call.weights + c;
-            __m512i sum = bias;
-            for (int t = 0; t < call.taps; t++, weights += call.channels) {
-                // Both are 16-bit numbers in lanes of 32, the upper half of the weight zero: one product a lane.
-                const __m512i a = _mm512_cvtepi8_epi32(
-                    _mm_maskz_loadu_epi8(valid, input + static_cast<ptrdiff_t>(call.tap[t]) * call.stride));
-                const __m512i z = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(valid, weights));
-                sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_maskz_mov_epi16(0x55555555, z)));
+            __m512i sums[four] = {bias[0], bias[1], bias[2], bias[3]};
+            for (int g = 0; g < groups; g++) {
+                __m512i rows[four], quads[four];
+#pragma GCC unroll 4
+                for (int i = 0; i < four; i++) {
+                    // Beyond the last tap weights are zero, whatever is read.
+                    const ptrdiff_t tap = call.tap[std::min(four * g + i, call.taps - 1)];
+                    rows[i] = _mm512_xor_si512(_mm512_loadu_si512(input + tap * call.stride), flip);
+                }
+                interleave(rows, quads);
+#pragma GCC unroll 4
+                for (int j = 0; j < four; j++) sums[j] = _mm512_dpbusd_epi32(sums[j], quads[j], weights[four * g + j]);
             }
-            const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-            const __m512 kept = _mm512_min_ps(_mm512_max_ps(value, _mm512_set1_ps(call.low)), _mm512_set1_ps(call.high));
-            _mm512_mask_cvtepi32_storeu_epi8(call.output + call.target[p] + c, valid, _mm512_cvtps_epi32(kept));
+#pragma GCC unroll 4
+            for (int j = 0; j < four; j++) {
+                const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[j]), _mm512_castsi512_ps(scale[j]));
+                sums[j] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(value, low), high));
+            }
+            // Packing takes apart what interleaving put together.
+            const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(sums[0], sums[1]), _mm512_packs_epi32(sums[2], sums[3]));
+            _mm512_mask_storeu_epi8(call.output + call.target[p] + c, valid, bytes);
         }
     }
 }
@@ -241,8 +299,7 @@ void accumulate(int32_t *sums, const int8_t *input, size_t count) {
 }
 
 void quantize(const QuantizeCall &call) {
-    const __m512 step = _mm512_set1_ps(call.scale), low = _mm512_set1_ps(static_cast<float>(-call.zero)),
-                 high = _mm512_set1_ps(static_cast<float>(255 - call.zero));
+    const __m512 step = _mm512_set1_ps(call.scale), low = _mm512_set1_ps(call.low), high = _mm512_set1_ps(call.high);
     const auto codes_of = [&](int channel, int x, __mmask16 valid) {
         const float *input = call.input + channel * call.apart + x;
         const __m512 value = _mm512_div_ps(_mm512_maskz_loadu_ps(valid, input), step);
@@ -265,8 +322,13 @@ void quantize(const QuantizeCall &call) {
             continue;
         }
         for (int c = 0; c < call.channels; c++) {
+            const __m128i bytes = _mm512_cvtepi32_epi8(codes_of(c, x, valid));
+            if (call.stride == 1) {
+                _mm_mask_storeu_epi8(output + c, valid, bytes);
+                continue;
+            }
             alignas(16) int8_t codes[16];
-            _mm_store_si128(reinterpret_cast<__m128i *>(codes), _mm512_cvtepi32_epi8(codes_of(c, x, valid)));
+            _mm_store_si128(reinterpret_cast<__m128i *>(codes), bytes);
             for (int i = 0; i < left; i++) output[static_cast<ptrdiff_t>(i) * call.stride + c] = codes[i];
         }
     }

@@ -168,7 +168,10 @@ struct DepthwiseCall {
     float low, high;
     const int8_t *input;
     int8_t *output;
+    uint8_t *panel;  // `depthwise_panel_bytes`, for the weights of some channels as a kernel wants them
 };
+
+static inline size_t depthwise_panel_bytes(int taps) { return (static_cast<size_t>(taps) + 3) / 4 * 256; }
 
 struct AddCall {
     size_t count;
@@ -187,11 +190,11 @@ struct MaximumCall {
 };
 
 // A row of `width` pixels: channels that lie `apart` numbers from each other into pixels of `stride` bytes, as
-// round(x / scale), -128..127 after the zero point is taken off again.
+// round(x / scale) kept between `low` and `high`; what is no number becomes the lowest code.
 struct QuantizeCall {
-    int channels, width, stride, zero;
+    int channels, width, stride;
     ptrdiff_t apart;
-    float scale;
+    float scale, low, high;
     const float *input;
     int8_t *output;
 };

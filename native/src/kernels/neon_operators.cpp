@@ -82,7 +82,6 @@ void accumulate(int32_t *sums, const int8_t *input, size_t count) {
 }
 
 void quantize(const QuantizeCall &call) {
-    const float low = static_cast<float>(-call.zero), high = static_cast<float>(255 - call.zero);
     const float32x4_t step = vdupq_n_f32(call.scale);
     for (int c = 0; c < call.channels; c++) {
         const float *input = call.input + c * call.apart;
@@ -91,9 +90,9 @@ void quantize(const QuantizeCall &call) {
             const ptrdiff_t left = std::min<ptrdiff_t>(lanes, call.width - x);
             std::copy_n(input + x, left, pixels);
             // Of a pixel that is not a number the maximum takes the other operand: the lowest code.
-            const float32x4_t value = vmaxnmq_f32(vdivq_f32(vld1q_f32(pixels), step), vdupq_n_f32(low));
+            const float32x4_t value = vmaxnmq_f32(vdivq_f32(vld1q_f32(pixels), step), vdupq_n_f32(call.low));
             alignas(16) int32_t codes[lanes];
-            vst1q_s32(codes, vcvtnq_s32_f32(vminq_f32(value, vdupq_n_f32(high))));
+            vst1q_s32(codes, vcvtnq_s32_f32(vminq_f32(value, vdupq_n_f32(call.high))));
             for (int i = 0; i < left; i++) call.output[(x + i) * call.stride + c] = static_cast<int8_t>(codes[i]);
         }
     }

@@ -87,13 +87,12 @@ void accumulate(int32_t *sums, const int8_t *input, size_t count) {
 }
 
 void quantize(const QuantizeCall &call) {
-    const float low = static_cast<float>(-call.zero), high = static_cast<float>(255 - call.zero);
     for (int c = 0; c < call.channels; c++) {
         const float *input = call.input + c * call.apart;
         for (ptrdiff_t x = 0; x < call.width; x++) {
             const float code = std::nearbyint(input[x] / call.scale);
             // Comparisons in this order take a pixel that is not a number to the lowest code, as the runtimes do.
-            call.output[x * call.stride + c] = static_cast<int8_t>(code > low ? std::min(code, high) : low);
+            call.output[x * call.stride + c] = static_cast<int8_t>(code > call.low ? std::min(code, call.high) : call.low);
         }
     }
 }
