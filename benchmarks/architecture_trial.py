@@ -79,7 +79,8 @@ class _Trial:
         run = self.folder / "run"
         # All levels, as the naive int8 has them; and what is too far from the float model is written all the same, so
         # that all of them can be compared.
-        options: dict[str, Any] = {"bits": (8,), "levels": FULL, "image_size": self.size, "accept_difference": True}
+        options: dict[str, Any] = {"bits": (8,), "levels": FULL, "image_size": self.size}
+        options |= {"accept_difference": True, "unlabelled": True}
         config = QuantizeConfig(weights, self.model, data, **options)
         self.found.warning = quantize(config, run, self._note, threads=1).wrong or ""
         self._export(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,16 +30,15 @@ from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.distributed import World
 from emqdeploy.training.evaluate import accuracies, accuracy_per_child
-from emqdeploy.training.expectations import expected_pixels
 from emqdeploy.training.fidelity import FEW_IMAGES, build_both, check_rewrite, find_wrong, measure_fidelity
 from emqdeploy.training.loop import Trainer
 from emqdeploy.training.memory import keep_freed_memory
 from emqdeploy.training.methods import NetworkPlan
 from emqdeploy.training.norms import NORM_ADAPTATIONS, measure_input_means
-from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.recipes import stored_config, write_options
 from emqdeploy.training.run import RunDirectory
 from emqdeploy.training.settings import CommonOptions
+from emqdeploy.training.starting import expected_of, start_of
 
 CALIBRATION_IMAGES = 2048
 """Training images, unaugmented, over which statistics are estimated after training."""
@@ -155,13 +154,15 @@ def _train_one(
 ) -> TrainResult:
     """Trains one network."""
     dataset, images = material.dataset, material.train
-    spec = network_spec(config, dataset, plan)
+    few = images.plain(np.arange(min(FEW_IMAGES, len(images))))
+    start = start_of(config, dataset, images.plain(np.arange(min(CALIBRATION_IMAGES // 8, len(images)))))
+    spec = replace(network_spec(config, dataset, plan), model=start.model, description=start.description)
     cores = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else cores))
     torch.manual_seed(config.seed)
     notes: list[str] = []
-    model, network = build_both(spec, lambda model: notes.extend(_initial_weights(config, model)), users_code=True)
-    check_rewrite(config.model, model, network, images.plain(np.arange(min(FEW_IMAGES, len(images)))).cpu())
+    model, network = build_both(spec, lambda model: notes.extend(start.load(model)), users_code=True)
+    check_rewrite(start.model, model, network, few.cpu())
     prove(network, spec.input_shape)
     del model
     for note in (*dataset.notes, *notes, *network.notes):
@@ -200,10 +201,6 @@ def _train_one(
     return result
 
 
-def _initial_weights(config: TrainConfig, model: torch.nn.Module) -> list[str]:
-    return [] if config.pretrained is None else load_pretrained(model, config.pretrained, entry=config.weights_entry)
-
-
 def training_device(config: CommonOptions) -> torch.device:
     """The device that a configuration asks for."""
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -213,8 +210,7 @@ def training_device(config: CommonOptions) -> torch.device:
 
 
 def _material(config: TrainConfig, report_test: bool) -> Material:
-    expected = None if config.pretrained is None else expected_pixels(config.model, config.pretrained)
-    wishes = wishes_of(config)
+    wishes, expected = wishes_of(config), expected_of(config)
     dataset = load_dataset(config.data, config.data_dir, limit=config.limit, pixels=wishes, expected=expected)
     if not dataset.labelled:
         raise UsageError(

@@ -22,6 +22,9 @@ from emqdeploy.training.children import named_children, read_activation_bits, re
 from emqdeploy.training.norms import NORM_ADAPTATIONS
 from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES
 
+FRESH_RATE, PRETRAINED_RATE = 0.1, 0.01
+"""Peak learning rates: the first would destroy what trained weights know before it learns anything."""
+
 WHAT, SCHEDULE, NORMALIZATION = "What to train", "Schedule", "Normalization"
 
 _what, _schedule, _norm, _quantization, _speed, _run = (
@@ -56,6 +59,9 @@ def hold_anywhere(settings: Any) -> None:
         path = getattr(settings, name, None)
         if path is not None:
             object.__setattr__(settings, name, Path(os.path.abspath(path)))
+    model = getattr(settings, "model", None) or ""
+    if model.endswith(".onnx"):
+        object.__setattr__(settings, "model", os.path.abspath(model))
     object.__setattr__(settings, "data", located(settings.data, settings.data_dir))
 
 
@@ -69,8 +75,8 @@ class CommonOptions(PixelOptions):
 
     model: str = _what(
         "resnet8",
-        "resnet8, resnet20, preact-resnet20, vit-micro, resnet18, mobilenet_v2, vit_b_16, ..., timm/NAME, or your"
-        " own pkg.module:function.",
+        "resnet8, resnet20, preact-resnet20, vit-micro, resnet18, mobilenet_v2, vit_b_16, ..., timm/NAME, an"
+        " .onnx file, or your own pkg.module:function.",
     )
     data: str = _what("digits", "digits, cifar10, ..., a folder of pictures, or a CSV file of paths and labels.")
     data_dir: Path | None = option(None, "Where the data set's files lie.", panel=WHAT)
@@ -93,7 +99,7 @@ class CommonOptions(PixelOptions):
 
     epochs: int = _schedule(20, "Passes of every child over its images.", least=1)
     batch_size: int = _schedule(64, "Images in a step.", least=2)
-    learning_rate: float = _schedule(0.1, "Peak learning rate.", flag="lr")
+    learning_rate: float = _schedule(None, "Peak learning rate; by default 0.1, with --pretrained 0.01.", flag="lr")
     schedule: str = _schedule("cosine", "Learning rate over the run: cosine, step or constant.", parse=entry(SCHEDULES))
     optimizer: str = _schedule("sgd", "sgd (Nesterov), adam or adamw.", parse=entry(OPTIMIZERS))
     momentum: float = _schedule(0.9, "Momentum of sgd.")
@@ -153,6 +159,9 @@ class CommonOptions(PixelOptions):
 
     def __post_init__(self) -> None:
         """Checks every value, and what does not go together; the sentence names the flags."""
+        if self.learning_rate is None:
+            known = self.pretrained is not None or self.model.endswith(".onnx")
+            object.__setattr__(self, "learning_rate", PRETRAINED_RATE if known else FRESH_RATE)
         settle(self)
         hold_anywhere(self)
         if not self.learning_rate > 0:

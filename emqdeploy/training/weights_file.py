@@ -58,6 +58,7 @@ def read_states(path: Path) -> dict[tuple[str, ...], State]:
         path = path / LATENT_FILE
     if not path.exists():
         raise UsageError(f"there is no file {path}; give float weights as .safetensors, .pth or .pt")
+    check_no_program(path)
     if path.suffix.lower() not in SUFFIXES:
         hint = f"; the float weights of a run are in {LATENT_FILE} beside it" if path.suffix == ".emq" else ""
         raise UsageError(f"{path} is no file of float weights{hint}; known: {', '.join(SUFFIXES)}")
@@ -70,6 +71,15 @@ def read_states(path: Path) -> dict[tuple[str, ...], State]:
     if not states:
         raise EmqError(f"{path} holds no tensors by name; save a model's state_dict() in it")
     return states
+
+
+def check_no_program(path: Path) -> None:
+    """Raises for a program of `torch.export`: torch unpickles what stands in such a file, and evaluates its sizes."""
+    if path.suffix.lower() == ".pt2":
+        raise UsageError(
+            f"{path} is a program of torch.export, and opening one can run code that stands in it; where you trust it,"
+            f' make a file that is data alone: torch.onnx.export(torch.export.load("{path}"), f="{path.stem}.onnx")'
+        )
 
 
 def _groups(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], State]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,22 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from emqdeploy.cli import main
 from emqdeploy.data import load_dataset
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import load_checkpoint
-from emqdeploy.models import create_model
+from emqdeploy.models import create_model, import_torchvision
+from emqdeploy.training.api import train
 from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.given import open_given
 from emqdeploy.training.posttraining.judging import LOST, UNSURE, USABLE, share, verdict
 from emqdeploy.training.posttraining.quantize import QuantizeResult, quantize
+from emqdeploy.training.pretrained import load_pretrained
+from emqdeploy.training.published import is_published, published_weights
+from emqdeploy.training.recipes import resolve
 
 FOUR, EIGHT = Child.of(4), Child.of(8)
 
@@ -91,7 +98,7 @@ def test_a_network_in_a_file_is_its_own_model(folder: Path, tmp_path: Path) -> N
     """And weights alone need one."""
     with pytest.raises(UsageError, match="leave out --model resnet8"):
         made(folder, tmp_path / "run", weights=folder / "any.onnx")
-    with pytest.raises(UsageError, match="name the network that they belong to with --model"):
+    with pytest.raises(UsageError, match="holds weights alone; name the network that weights belong to with --model"):
         made(folder, tmp_path / "run", model=None)
     config = QuantizeConfig(folder / "any.onnx", None, "cifar10", images=64)
     with pytest.raises(EmqError):
@@ -156,3 +163,93 @@ def test_bounds_hold_what_was_seen() -> None:
     assert verdict(worse, model, labels, 1.0).lost == 0
     assert verdict(worse, model, labels, 1.0).most > same.most
     assert verdict(worse, model, None, 1.0).lost == 2.0  # of 1,000 decisions 20 are others
+
+
+def test_an_exported_program_is_made_data_first(folder: Path, tmp_path: Path) -> None:
+    """Opening one can run code; the sentence says how to make a file that cannot, and that file is taken."""
+    model = create_model("resnet8", 10, 1, 8)
+    model.load_state_dict(safetensors.torch.load_file(folder / "digits.safetensors"))
+    program = torch.export.export(
+        model.eval(), (torch.randn(2, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n")},)
+    )
+    path = tmp_path / "digits.pt2"
+    torch.export.save(program, path)
+    for name in (None, "resnet8"):
+        with pytest.raises(UsageError, match=r"can run code .*torch\.onnx\.export\(torch\.export\.load") as caught:
+            made(folder, tmp_path / "run", weights=path, model=name)
+    command = str(caught.value).partition("alone: ")[2].replace('f="', f'f="{tmp_path}/')
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(command, {"torch": torch})
+    result, _ = made(folder, tmp_path / "run", weights=tmp_path / "digits.onnx", model=None)
+    assert result.float_accuracy is not None
+    assert result.float_accuracy > 95
+
+
+def test_training_goes_on_from_a_network_in_a_file(folder: Path, tmp_path: Path) -> None:
+    """The command that `quantize` prints works, at a learning rate that leaves the weights what they know."""
+    config = resolve(None, None, {"model": str(folder / "any.onnx"), "data": "digits", "bits": "2,8", "epochs": 1})
+    assert config.learning_rate == 0.01
+    assert resolve(None, None, {"data": "digits"}).learning_rate == 0.1
+    assert resolve(None, None, {"pretrained": "w.pth", "lr": 0.3}).learning_rate == 0.3
+    result = train(config, tmp_path / "run", console=Console(quiet=True))
+    assert result.accuracy[Child.of(8)] > 95
+    again = replace(config, pretrained=tmp_path / "run", epochs=1)
+    assert train(again, tmp_path / "again", console=Console(quiet=True)).accuracy[Child.of(8)] > 95
+    with pytest.raises(EmqError, match="leave --image-size out"):
+        train(replace(config, image_size=16), tmp_path / "other", console=Console(quiet=True))
+
+
+def test_trained_weights_come_from_the_caches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of torch and of the hub that timm uses; elsewhere one sentence says which file is wanted, and where."""
+    import_torchvision()  # which timm imports
+    timm = pytest.importorskip("timm")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    found = hub.try_to_load_from_cache
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repo, file: found(repo, file, cache_dir=tmp_path))
+    for name, file in (("resnet18", "resnet18-f37072fd.pth"), ("timm/test_vit", "model.safetensors of timm/test_vit")):
+        with pytest.raises(EmqError, match=rf"{name} \({file}.* are not in .* quantize FILE --model {name}"):
+            published_weights(name)
+    with pytest.raises(EmqError, match="no trained weights of 'no_such_net'"):
+        published_weights("timm/no_such_net")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({}, tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    assert published_weights("resnet18").name == "resnet18-f37072fd.pth"
+    repository = timm.models.get_pretrained_cfg("test_vit").hf_hub_id
+    home = tmp_path / f"models--{repository.replace('/', '--')}"
+    (home / "snapshots" / "abc").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    weights = home / "snapshots" / "abc" / "model.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), weights)
+    assert published_weights("timm/test_vit") == weights
+    assert is_published("resnet18")
+    assert not is_published("resnet8")
+    config = QuantizeConfig(Path("timm/test_vit"), None, "digits", images=64)
+    with pytest.raises(EmqError, match="timm/test_vit does not take images of 1 x 8 x 8"):
+        open_given(config)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"epoch": 3, "state_dict": {f"model.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {"model": {f"module.{name}": tensor.half() for name, tensor in state.items()}},
+        lambda state: {"state_dict": state, "state_dict_ema": {name: tensor + 1 for name, tensor in state.items()}},
+        lambda state: {f"backbone.{name}".replace("backbone.fc", "head.fc"): tensor for name, tensor in state.items()},
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".ckpt"])
+def test_weights_come_in_every_usual_wrapping(wrap: Any, suffix: str, folder: Path, tmp_path: Path) -> None:
+    """The same numbers are loaded, but for what half precision rounds off."""
+    state = safetensors.torch.load_file(folder / "digits.safetensors")
+    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    torch.save(wrap(floats), tmp_path / f"weights{suffix}")
+    model = create_model("resnet8", 10, 1, 8)
+    load_pretrained(model, tmp_path / f"weights{suffix}", fresh_head=False)
+    for name, tensor in floats.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)

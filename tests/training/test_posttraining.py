@@ -325,7 +325,7 @@ def test_what_is_lost_is_recommended_for_training() -> None:
     )  # fmt: skip
     text = advice(made, lost, "my children.toml")
     assert "--data-dir /pictures --image-size 32 --std 0.5 --model resnet8 --pretrained 'my w.pth'" in text
-    assert "--weights-entry ema --bits 4a2,8 --act-bits 4" in text
+    assert "--weights-entry ema --bits 4a2,8a4 --act-bits 4" in text
     assert "--children 'my children.toml'\n" in text
 
 

@@ -25,7 +25,7 @@ from emqdeploy.models.onnx.folding import FOLDED, fold
 from emqdeploy.models.onnx.fusing import fuse
 from emqdeploy.models.onnx.layers import OPERATORS
 
-__all__ = ["SUFFIX", "OnnxNetwork", "read_network"]
+__all__ = ["SUFFIX", "OnnxNetwork", "read_network", "side_of"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,13 @@ def read_network(path: Path, image_size: int | None = None) -> OnnxNetwork:
     state = {name: one for name, one in net.state.items() if name in tensors or name.rpartition(".")[0] in owners}
     made = plain(Description(description.steps, tensors))
     return OnnxNetwork(made, state, answer.sizes[1], channels, sides, tuple(net.notes), _session(file, last))
+
+
+def side_of(path: Path) -> int | None:
+    """Height and width of the images that a file takes; None where it leaves them open, or they differ."""
+    _, second, third, fourth = read_file(path).shape
+    height, width = (second, third) if second not in (1, 3) else (third, fourth)
+    return height if height == width else None
 
 
 def _image(file: OnnxFile, image_size: int | None) -> tuple[int, tuple[int, int], bool]:

@@ -8,20 +8,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emqdeploy.data import Dataset, load_dataset
+from emqdeploy.data import Dataset, Preprocessing, load_dataset
+from emqdeploy.data.splits import stratified
 from emqdeploy.data.wishes import Expected, PixelOptions, wishes_of
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.graph.fidelity import SAME_DECIBELS, snr_db
 from emqdeploy.models import trust
 from emqdeploy.models.onnx import SUFFIX, OnnxNetwork, read_network
+from emqdeploy.models.unfolding import with_norms
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.training.expectations import expected_pixels
 from emqdeploy.training.fidelity import FEW_IMAGES
-from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.config import FEWEST_IMAGES, QuantizeConfig
 from emqdeploy.training.pretrained import Pretrained
+from emqdeploy.training.published import is_published, published_weights
+from emqdeploy.training.weights_file import check_no_program
+
+BATCH, BATCH_PIXELS = 128, 2**20
+"""Images and pixels of a batch at most."""
+
+STATISTICS_IMAGES = 256
+"""That normalizations get their statistics from, where an exporter has folded them away."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +68,17 @@ def open_given(config: QuantizeConfig) -> tuple[Given, Dataset]:
             raise UsageError(f"{config.weights} is a network with its weights; leave out --model {config.model}")
         network = read_network(config.weights, config.image_size)
         size, dataset = _images(config, network)
-        return _of_file(config.weights, network, size), dataset
-    if config.model is None:
-        raise UsageError(f"{config.weights} holds weights alone; name the network that they belong to with --model")
-    dataset = _pictures(config, expected_pixels(config.model, config.weights))
-    return _by_name(config, config.model, dataset), dataset
+        some = calibration_batches(dataset, min(config.images, STATISTICS_IMAGES), config.seed)
+        return _of_file(config.weights, network, size, some), dataset
+    check_no_program(config.weights)
+    model, weights = config.model, config.weights
+    if model is None and not weights.exists() and is_published(str(weights)):
+        model, weights = str(weights), published_weights(str(weights))
+    if model is None:
+        what = "holds weights alone" if weights.exists() else "is no file, nor a model of timm or torchvision"
+        raise UsageError(f"{weights} {what}; name the network that weights belong to with --model")
+    dataset = _pictures(config, expected_pixels(model, weights))
+    return _by_name(config, model, weights, dataset), dataset
 
 
 def _pictures(config: QuantizeConfig, expected: Expected) -> Dataset:
@@ -69,12 +86,15 @@ def _pictures(config: QuantizeConfig, expected: Expected) -> Dataset:
     return load_dataset(config.data, config.data_dir, pixels=wishes_of(config), expected=expected)
 
 
-def _of_file(path: Path, network: OnnxNetwork, size: int | None) -> Given:
+def _of_file(path: Path, network: OnnxNetwork, size: int | None, batches: list[Tensor]) -> Given:
     """A network that a file holds as a whole."""
+    description, state = with_norms(network.description, network.state, batches)
 
     def load(model: nn.Module) -> list[str]:
-        model.load_state_dict(network.state)
-        return [f"read {len(network.description['steps'])} steps and {len(network.state)} tensors from {path}"]
+        model.load_state_dict(state)
+        read = f"read {len(network.description['steps'])} steps and {len(network.state)} tensors from {path}"
+        added = len(description["steps"]) - len(network.description["steps"])
+        return [read, *([f"put {added} normalizations back that were folded into convolutions"] if added else [])]
 
     def check(model: nn.Module, images: Tensor) -> list[str]:
         some = images[:FEW_IMAGES]
@@ -90,7 +110,7 @@ def _of_file(path: Path, network: OnnxNetwork, size: int | None) -> Given:
         return [*network.notes, f"the network answers as {path} does in onnxruntime: {same:.1f} dB, {len(some)} images"]
 
     name = path.name.replace(":", "_")
-    return Given(name, network.classes, size, network.description, load, check)
+    return Given(name, network.classes, size, description, load, check)
 
 
 def _images(config: QuantizeConfig, network: OnnxNetwork) -> tuple[int | None, Dataset]:
@@ -108,13 +128,28 @@ def _images(config: QuantizeConfig, network: OnnxNetwork) -> tuple[int | None, D
     return size, dataset
 
 
-def _by_name(config: QuantizeConfig, model: str, dataset: Dataset) -> Given:
+def _by_name(config: QuantizeConfig, model: str, weights: Path, dataset: Dataset) -> Given:
     """A model by its name, with weights from a file, and as many classes as these have."""
     trust(model)
     pixels = dataset.preprocessing
     shape = (pixels.channels, pixels.height, pixels.width)
     fresh = NetworkSpec(model, max(2, len(dataset.classes)), shape, pixels.input_range, ()).float_model()
-    found = Pretrained.find(fresh, config.weights, config.weights_entry)
+    found = Pretrained.find(fresh, weights, config.weights_entry)
     load = partial(found.load, fresh_head=False)
     classes = found.classes(fresh) or len(dataset.classes)
     return Given(model, classes, config.image_size, None, load, lambda *_: [])
+
+
+def calibration_batches(dataset: Dataset, images: int, seed: int) -> list[Tensor]:
+    """Normalised training images ``(B, C, H, W)``, classes in proportion and mixed in every batch."""
+    count = min(images, len(dataset.train))
+    if count < FEWEST_IMAGES:
+        raise EmqError(f"{dataset.name} has {count} training images; calibration needs {FEWEST_IMAGES} or more")
+    chosen = np.random.default_rng(seed).permutation(stratified(dataset.train.labels, count, seed)[0])
+    parts = np.array_split(chosen, -(-count // batch_of(dataset.preprocessing)))
+    return [torch.from_numpy(dataset.preprocessing.normalize(dataset.train.subset(part).images[:])) for part in parts]
+
+
+def batch_of(pixels: Preprocessing) -> int:
+    """Images that are computed at once: what a network computes in between must not fill the memory."""
+    return max(1, min(BATCH, BATCH_PIXELS // (pixels.height * pixels.width)))

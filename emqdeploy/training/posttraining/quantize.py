@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emqdeploy.data import Dataset, Preprocessing
-from emqdeploy.data.splits import stratified
+from emqdeploy.data import Dataset
 from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError
@@ -36,8 +35,8 @@ from emqdeploy.training.expectations import class_names
 from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong, measure_fidelity
 from emqdeploy.training.norms import measure_input_means
 from emqdeploy.training.posttraining.clips import calibrate_clips
-from emqdeploy.training.posttraining.config import FEWEST_IMAGES, QuantizeConfig
-from emqdeploy.training.posttraining.given import open_given
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.given import batch_of, calibration_batches, open_given
 from emqdeploy.training.posttraining.judging import (
     LOST,
     UNSURE,
@@ -51,9 +50,6 @@ from emqdeploy.training.posttraining.judging import (
 from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS, LearnedWeights
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 from emqdeploy.training.run import RunDirectory
-
-BATCH, BATCH_PIXELS = 128, 2**20
-"""Images and pixels of a batch at most."""
 
 
 @dataclass(frozen=True)
@@ -210,21 +206,6 @@ def calibrate(
     measure_input_means(network, batches)
     STATISTICS[config.statistics](network, batches, network.known)
     return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches)
-
-
-def calibration_batches(dataset: Dataset, images: int, seed: int) -> list[Tensor]:
-    """Normalised training images ``(B, C, H, W)``, classes in proportion and mixed in every batch."""
-    count = min(images, len(dataset.train))
-    if count < FEWEST_IMAGES:
-        raise EmqError(f"{dataset.name} has {count} training images; calibration needs {FEWEST_IMAGES} or more")
-    chosen = np.random.default_rng(seed).permutation(stratified(dataset.train.labels, count, seed)[0])
-    parts = np.array_split(chosen, -(-count // batch_of(dataset.preprocessing)))
-    return [torch.from_numpy(dataset.preprocessing.normalize(dataset.train.subset(part).images[:])) for part in parts]
-
-
-def batch_of(pixels: Preprocessing) -> int:
-    """Images that are computed at once: what a network computes in between must not fill the memory."""
-    return max(1, min(BATCH, BATCH_PIXELS // (pixels.height * pixels.width)))
 
 
 def advice(config: QuantizeConfig, result: QuantizeResult, children_file: str | None = None) -> str:

@@ -122,11 +122,11 @@ def correct_means(network: MultiBitNetwork, frozen: FrozenNetwork, batches: list
     before the next one reads it.
     """
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
+    means = [_float_means(network, images) for images in batches]
     for child in frozen.children:
         deployed = deployed_reference(network, frozen, child).to(batches[0].device)
         total = {name: torch.zeros(len(layer.biases[child])) for name, layer in frozen.layers.items()}
-        for images in batches:
-            wanted = _float_means(network, images)
+        for images, wanted in zip(batches, means, strict=True):
             for name, shift in _run_shifted(deployed, network.layers, images, wanted).items():
                 total[name] += shift.cpu()
         for name, shift in total.items():
