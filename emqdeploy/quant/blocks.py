@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,11 +41,16 @@ def blocks(network: MultiBitNetwork) -> list[Block]:
                 pieces.append(_piece(network, nodes[first - 1], nodes[first : cut + 1]))
                 first = cut + 1
             begun = True
-        if begun and reach <= place:
+        if begun and reach <= place and not _is_several(node):
             cut = place
         reach = max([reach, *(places.get(user, len(nodes)) for user in node.users)])
     assert end.args[0] is nodes[-1]
     return [*pieces, _piece(network, nodes[first - 1], nodes[first:])]
+
+
+def _is_several(node: fx.Node) -> bool:
+    """Whether a node gives several tensors, as a split does."""
+    return any(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
 
 
 def _layer(network: MultiBitNetwork, node: fx.Node) -> str | None:

@@ -32,7 +32,6 @@ from emqdeploy.quant.norms import quantize_norm
 from emqdeploy.quant.patterns import Patterns
 from emqdeploy.quant.readers import Readers, layers_before, readers_of
 from emqdeploy.quant.rewrites.base import Traced
-from emqdeploy.quant.sharing import check_shared
 from emqdeploy.quant.tracing import trace
 
 SMALL_GROUP = 32
@@ -85,7 +84,7 @@ def insert_quantizers(
         shape: ``(C, H, W)`` of one image, for what depends on sizes.
 
     Raises:
-        EmqError: the model cannot be traced, shares a layer or its weights, or has a layer without an integer kernel.
+        EmqError: the model cannot be traced, or has a layer without an integer kernel.
         UsageError: a child names a layer that the model does not have, or a width that the quantizer cannot have.
     """
     check_widths(config.quantizer, trained)
@@ -155,7 +154,6 @@ class _Inserter:
         if not self.layers:
             raise EmqError("the model has no Conv2d or Linear layer to quantize")
         tensors, movers = self._plan_sites()
-        check_shared(self.module, [str(node.target) for node in self.layers], self.norm_of.values())
         pinned = self._pinned_layers()
         sites = {tail: self._site(tail, pinned, input_range) for tail in tensors}
         aliases = {node: _site_name(self.patterns.source(node)) for node in movers}

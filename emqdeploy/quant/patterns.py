@@ -12,6 +12,7 @@ from emqdeploy.errors import EmqError
 from emqdeploy.quant.layers import TrainingOnly, UnitConv2d
 from emqdeploy.quant.rewrites.base import attribute, dims, is_foreign, is_number
 from emqdeploy.quant.rewrites.padding import pads_zeros
+from emqdeploy.quant.rewrites.sharing import COPY_SUFFIX
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _FUNCTIONS = {
@@ -106,9 +107,9 @@ class Patterns:
         return self.moves(user) and user.all_input_nodes[0] is node
 
     def stays_float(self, node: fx.Node) -> bool:
-        """Whether the user asked to leave this layer alone."""
+        """Whether the user asked to leave this layer alone, at every place where it is called."""
         name = str(node.target) if node.op == "call_module" else node.name
-        return any(name == kept or name.startswith(f"{kept}.") for kept in self.keep_float)
+        return any(name == kept or name.startswith((f"{kept}.", f"{kept}{COPY_SUFFIX}")) for kept in self.keep_float)
 
     def feeds(self, node: fx.Node, wanted: tuple[str, ...]) -> bool:
         """Whether a layer, an integer add (``quantized``) or the ``output`` reads the node, perhaps through movers."""

@@ -316,23 +316,10 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class Twice(nn.Module):
-    """Calls one layer two times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = conv(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to the output."""
-        return self.conv(self.conv(x))
-
-
 @pytest.mark.parametrize(
     ("model", "keep", "message"),
     [
         (Branching(), (), "cannot trace Branching: .*; make its forward free of branches"),
-        (Twice(), (), "layer 'conv' is called 2 times; give each call its own layer, .*--keep-float conv"),
         (nn.Sequential(nn.ReLU()), (), "no Conv2d or Linear layer"),
         (plain(), ("head",), "cannot keep 'head' at 8 bits: no such layer; layers: 0, 2, 7"),
     ],

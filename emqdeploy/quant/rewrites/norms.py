@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
@@ -62,24 +61,6 @@ def rows_before_norms(traced: Traced) -> None:
             traced.graph.erase_node(rows)
             layer.replace_input_with(source, flat)
             layer.meta["dims"] = norm.meta.get("dims")
-
-
-@rewrite(Stage.NORMS)
-def copy_per_call(traced: Traced) -> None:
-    """Gives every call of a normalization its own copy: a layer absorbs it, and two layers cannot share what they are.
-
-    In evaluation nothing changes; where training follows, each copy has statistics and parameters of its own.
-    """
-    for name, nodes in traced.calls_of((nn.BatchNorm2d, nn.BatchNorm1d)):
-        for node in nodes[1:]:
-            norm = traced.called(node)
-            assert norm is not None
-            node.target = traced.add(f"{name}_again", copy.deepcopy(norm))
-        if len(nodes) > 1:
-            traced.notes.append(
-                f"normalization {name!r} is called {len(nodes)} times: each call has a copy, which learns by itself"
-                " where training follows"
-            )
 
 
 @rewrite(Stage.SHAPES)
