@@ -44,8 +44,8 @@ PROCESSES.set_forkserver_preload(["benchmarks.architecture_trial", "timm", "onnx
 MEMORY_BYTES, SECONDS = 10 << 30, 300
 """What a network may use; seconds are those of the processor."""
 
-PATIENCE = 10
-"""How many times as long it may take on a busy machine."""
+SILENCE = 600
+"""Seconds without any processor time after which a network is given up; a busy machine alone is no reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -108,13 +108,24 @@ def attempt_apart(architecture: Architecture, pictures: Path) -> dict[str, Any]:
     process.start()
     sender.close()
     try:
-        row |= receiver.recv() if receiver.poll(PATIENCE * SECONDS) else {"sentence": "it does not end"}
+        row |= receiver.recv() if _answers(process.pid, receiver) else {"sentence": "it does nothing any more"}
     except EOFError:
         process.join()
         row |= {"sentence": _ending(process.exitcode)}
     process.kill()
     process.join()
     return row | {"wall_seconds": round(time.monotonic() - started, 1)}
+
+
+def _answers(pid: int | None, receiver: Connection) -> bool:
+    """Waits for an answer, or an end, as long as its process computes; how long it may do that has a limit."""
+    before = ""
+    while not receiver.poll(SILENCE):
+        now = " ".join(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+        if now == before:
+            return False
+        before = now
+    return True
 
 
 def _ending(code: int | None) -> str:
