@@ -85,7 +85,7 @@ def quantize_table(result: dict[str, Any], usable_drop: float) -> Table:
     what = "test accuracy without training" if labelled else "decisions of the float model kept without training"
     title = f"{written}: {what}, {images} images, {seconds:.0f} s of calibration"
     first = ("accuracy", "lost") if labelled else ("decided otherwise",)
-    caption = f"lost: points, and where they lie with 95 % confidence; usable: at most {usable_drop:g}"
+    caption = f"lost: points, between bounds of 95 % confidence each; usable: at most {usable_drop:g}"
     caption = f"{caption if labelled else ''}\n{_measured_on(result['fidelity'])}".strip()
     shown = table(title, "child", *first, *_FIDELITY, "", caption=caption)
     shown.add_row("float", *([percent(result["float_accuracy"]), ""] if labelled else [""]), "", "", "as it came")

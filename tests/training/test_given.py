@@ -131,8 +131,15 @@ def test_a_network_that_guesses_stops_with_the_causes(folder: Path, tmp_path: Pa
     mixed = {"weights": tmp_path / "mixed.safetensors", "bits": (8,)}
     with pytest.raises(EmqError, match=r"always naming the commonest class.*classes in another order.*--unlabelled"):
         made(folder, tmp_path / "run", **mixed)
-    with pytest.raises(EmqError, match=r"--expect says 99"):
+    with pytest.raises(
+        EmqError, match=r"--expect says 99.*: with its classes in another order it decides 2\d\d of 256"
+    ):
         made(folder, tmp_path / "run", **mixed, expect=99.0)
+    seen = {"mean": (5.0,), "std": (0.1,)}
+    with pytest.raises(
+        EmqError, match=r"tried on a few: with --mean (0|0.5) --std (1|0.5) it decides 2\d\d of 256 rightly"
+    ):
+        made(folder, tmp_path / "run", expect=99.0, **seen)
     assert not (tmp_path / "run").exists()
     result, _ = made(folder, tmp_path / "run", **mixed, unlabelled=True)
     assert result.verdicts[EIGHT].lost < 2

@@ -15,6 +15,7 @@ from torch import nn
 from emqdeploy.data import Dataset
 from emqdeploy.format.child import Child
 from emqdeploy.format.tasks import CLASSIFICATION
+from emqdeploy.progress import Report, paced, silent
 from emqdeploy.training.batches import ImageSource
 
 SURE = 1.6449
@@ -30,16 +31,19 @@ Decisions = NDArray[np.int64]
 
 
 @torch.inference_mode()
-def decisions(modules: Mapping[Child, nn.Module], source: ImageSource, batch: int) -> dict[Child, Decisions]:
+def decisions(
+    modules: Mapping[Child, nn.Module], source: ImageSource, batch: int, report: Report = silent
+) -> dict[Child, Decisions]:
     """The class that each module decides for, image by image ``(N,)``; every image is decoded once for all of them.
 
     Args:
         modules: by the child that they are.
         source: the images.
         batch: how many at once.
+        report: receives progress.
     """
     found: dict[Child, list[NDArray[Any]]] = {child: [] for child in modules}
-    for start in range(0, len(source), batch):
+    for start in paced(range(0, len(source), batch), "batches of test images", report):
         images = source.plain(np.arange(start, min(start + batch, len(source))))
         for child, module in modules.items():
             found[child].append(CLASSIFICATION.decide(module(images)).cpu().numpy())

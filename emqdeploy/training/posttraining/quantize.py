@@ -49,6 +49,7 @@ from emqdeploy.training.posttraining.judging import (
 )
 from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS, LearnedWeights
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
+from emqdeploy.training.posttraining.suspects import what_would_help
 from emqdeploy.training.run import RunDirectory
 
 
@@ -137,18 +138,19 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     test = image_source(dataset.test, pre, "none", torch.device("cpu"))
     labels = np.asarray(dataset.test.labels) if labelled else None
     report(f"decisions of the float model on {len(dataset.test)} test images")
-    decided = decisions({FLOAT: model}, test, batch_of(pre))[FLOAT]
+    decided = decisions({FLOAT: model}, test, batch_of(pre), report)[FLOAT]
     if labels is not None:
         doubt = why_implausible(decided, dataset, config.expect)
         if doubt is not None:
-            raise EmqError(doubt)
+            helps = what_would_help(model, dataset, test, batch_of(pre))
+            raise EmqError(doubt if helps is None else f"{doubt}; tried on a few: {helps}")
     started = time.perf_counter()
     report(f"calibrating {len(children)} children on {images} training images")
     frozen = calibrate(network, batches, config, report)
     seconds = time.perf_counter() - started
     report(f"decisions of {len(children)} children on {len(dataset.test)} test images")
     deployed = {child: deployed_reference(network, frozen, child) for child in children}
-    found = decisions(deployed, test, batch_of(pre))
+    found = decisions(deployed, test, batch_of(pre), report)
     verdicts = {child: verdict(one, decided, labels, config.usable_drop) for child, one in found.items()}
     accuracy = {} if labels is None else {child: percent_right(one, labels) for child, one in found.items()}
     float_accuracy = None if labels is None else percent_right(decided, labels)
@@ -204,8 +206,8 @@ def calibrate(
     calibrate_clips(network, batches, config.clips)
     RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, report)
     measure_input_means(network, batches)
-    STATISTICS[config.statistics](network, batches, network.known)
-    return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches)
+    STATISTICS[config.statistics](network, batches, network.known, report)
+    return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches, report)
 
 
 def advice(config: QuantizeConfig, result: QuantizeResult, children_file: str | None = None) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from emqdeploy.format.child import FLOAT, MASTER_BITS, Child
 from emqdeploy.format.frozen import FrozenNetwork
+from emqdeploy.progress import Report, paced, silent
 from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.quant.families.base import EqualizedQuantizer, PinnedQuantizer
 from emqdeploy.quant.network import MultiBitNetwork
@@ -26,8 +27,8 @@ EQUALIZED_PEAK = 2.0**-6
 Equalization = Callable[[MultiBitNetwork], None]
 EQUALIZATIONS: Registry[Equalization] = Registry("equalization")
 
-Statistics = Callable[[MultiBitNetwork, list[Tensor], Sequence[Child]], None]
-"""``(network, batches of normalised images, children)``; sets the normalization statistics of each child."""
+Statistics = Callable[[MultiBitNetwork, list[Tensor], Sequence[Child], Report], None]
+"""``(network, batches of normalised images, children, report)``; sets the normalization statistics of each child."""
 
 STATISTICS: Registry[Statistics] = Registry("statistics")
 
@@ -56,23 +57,29 @@ def equalize_peaks(network: MultiBitNetwork) -> None:
 
 
 @STATISTICS.register("float")
-def keep_statistics(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
+def keep_statistics(
+    network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child], report: Report = silent
+) -> None:
     """Serves every child with the statistics of the float network."""
     for norm in network.norms.values():
         norm.forget()
 
 
 @STATISTICS.register("bits")
-def estimate(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
+def estimate(
+    network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child], report: Report = silent
+) -> None:
     """Estimates the statistics of each child on the images alone."""
-    for child in children:
+    for child in paced(children, "statistics of children", report):
         found = _batch_statistics(network, batches, child)
         for norm, (mean, var) in zip(network.norms.values(), found, strict=True):
             norm.keep(child, mean, var)
 
 
 @STATISTICS.register("matched")
-def match_float(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
+def match_float(
+    network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child], report: Report = silent
+) -> None:
     """Moves the float network's statistics by what quantization changes on the same images.
 
     ``mean_b = mean + (m_b - m_32)``, ``var_b = var v_b / v_32`` with ``m``, ``v`` over the images and the epsilon in
@@ -80,7 +87,7 @@ def match_float(network: MultiBitNetwork, batches: list[Tensor], children: Seque
     are kept.
     """
     reference = _batch_statistics(network, batches, FLOAT)
-    for child in children:
+    for child in paced(children, "statistics of children", report):
         moved = _batch_statistics(network, batches, child)
         for norm, (mean, var), (float_mean, float_var) in zip(network.norms.values(), moved, reference, strict=True):
             ratio = (var + norm.eps) / (float_var + norm.eps)
@@ -103,19 +110,23 @@ def _batch_statistics(network: MultiBitNetwork, batches: list[Tensor], child: Ch
     return found
 
 
-BiasCorrection = Callable[[MultiBitNetwork, FrozenNetwork, list[Tensor]], FrozenNetwork]
+BiasCorrection = Callable[[MultiBitNetwork, FrozenNetwork, list[Tensor], Report], FrozenNetwork]
 BIAS_CORRECTIONS: Registry[BiasCorrection] = Registry("bias correction")
 
 
 @BIAS_CORRECTIONS.register("none")
-def keep_biases(network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor]) -> FrozenNetwork:
+def keep_biases(
+    network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor], report: Report = silent
+) -> FrozenNetwork:
     """Deploys the biases as they are."""
     return frozen
 
 
 @BIAS_CORRECTIONS.register("mean")
 @torch.no_grad()
-def correct_means(network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor]) -> FrozenNetwork:
+def correct_means(
+    network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor], report: Report = silent
+) -> FrozenNetwork:
     """Gives every output channel of every layer the mean that it has in the float network (arXiv 1906.04721, sec. 4.2).
 
     The layers are corrected in the order in which they run, all in one pass: what a layer lacks is added to its output
@@ -123,7 +134,7 @@ def correct_means(network: MultiBitNetwork, frozen: FrozenNetwork, batches: list
     """
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
     means = [_float_means(network, images) for images in batches]
-    for child in frozen.children:
+    for child in paced(frozen.children, "biases of children", report):
         deployed = deployed_reference(network, frozen, child).to(batches[0].device)
         total = {name: torch.zeros(len(layer.biases[child])) for name, layer in frozen.layers.items()}
         for images, wanted in zip(batches, means, strict=True):
