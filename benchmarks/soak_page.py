@@ -36,6 +36,7 @@ TABLES = (
             **{
                 "emq": "`.emq`",
                 "native": "`.emq` of branches, its graph",
+                "opened": "`.emq` or bundle, opened in C",
                 "manifest": "manifest",
                 "sealed": "exported ONNX",
                 "ir": "OpenVINO's IR",

@@ -37,11 +37,12 @@ void refuse(const Node &node) {
 }
 
 void check_admitted(const Node &node) {
-    const auto known = known_attributes().find(node.operation);
-    if (known == known_attributes().end()) refuse(node);
+    const auto admitted = known_attributes().find(node.operation);
+    if (admitted == known_attributes().end()) refuse(node);
     for (const auto &attribute : node.attributes) {
-        const auto &names = known->second;
-        if (std::find(names.begin(), names.end(), attribute.first) == names.end()) refuse(node);
+        const auto &names = admitted->second;
+        const bool known = std::find(names.begin(), names.end(), attribute.first) != names.end();
+        if (!known || attribute.second.empty()) refuse(node);
     }
     for (const char *zero : {"auto_pad", "storage_order", "ceil_mode"}) {
         if (node.number(zero, 0) != 0) refuse(node);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "failure.h"
+#include "graph.h"
 #include "inflate.h"
 
 namespace emq {
@@ -16,6 +17,7 @@ constexpr size_t layer_start = 64;  // bytes of a plane: every layer begins at a
 constexpr int pinned_offset = 128;  // makes codes of the int8 weights of a pinned layer
 constexpr size_t largest_graph = 256u << 20;
 constexpr float most_steps = 2147483648.0f;  // of a bias
+constexpr const char *floats = "float/";     // how the names of parameters that stay in float begin
 
 Span span_of(const std::string &text) { return {reinterpret_cast<const uint8_t *>(text.data()), text.size()}; }
 
@@ -51,7 +53,10 @@ Checkpoint::Checkpoint(const std::string &name, Span bytes) : file_(name, bytes)
     for (size_t child = 0; child < header_.children.size(); child++) read_child(child);
     for (const SiteRecord &site : header_.sites) sites_.push_back(bounds_of(site, header_.card.full_levels));
     const Span packed = file_.tensor("skeleton");
-    file_.held_to([&] { graph_ = inflate(packed, largest_graph); });
+    file_.held_to([&] {
+        graph_ = inflate(packed, largest_graph);
+        check_graph();
+    });
 }
 
 void Checkpoint::read_header() {
@@ -99,9 +104,43 @@ void Checkpoint::check_tensors() {
         expect("sign/" + child.name, Type::int8, every);
     }
     for (const auto &digest : header_.digests) {
-        if (digest.first.rfind("float/", 0) == 0) expect(digest.first, Type::float32, -1);
+        if (digest.first.rfind(floats, 0) != 0) continue;
+        expect(digest.first, Type::float32, -1);
+        file_.tensor(digest.first);  // matches its digest, though nothing here computes in floats
     }
     if (expected.size() != file_.tensors()) file_.fail("is damaged: it has tensors that are not expected");
+}
+
+// The graph takes floats, and what it leaves open has the type and shape of what the file fills it with.
+void Checkpoint::check_graph() const {
+    using Sides = std::vector<int64_t>;
+    std::map<std::string, std::pair<Element, Sides>> filled;
+    for (const LayerRecord &layer : header_.layers) {
+        const Sides channels{layer.outputs()};
+        filled[layer.name + ".weight"] = {Element::int8, layer.shape};
+        filled[layer.name + ".bias"] = {Element::int32, channels};
+        for (const char *of : {".weight_scale", ".bias_scale"}) filled[layer.name + of] = {Element::float32, channels};
+    }
+    for (const SiteRecord &site : header_.sites) {
+        filled[site.name + ".scale"] = {Element::float32, {}};
+        if (!site.clamped) continue;
+        for (const char *of : {".low", ".high"}) filled[site.name + of] = {Element::uint8, {}};
+    }
+    for (const auto &digest : header_.digests) {
+        if (digest.first.rfind(floats, 0) != 0) continue;
+        filled[digest.first.substr(std::strlen(floats))] = {Element::float32, file_.shape(digest.first)};
+    }
+    const Graph graph = read_graph({graph_.data(), graph_.size()});
+    for (const Value &input : graph.inputs) {
+        if (input.type != Element::float32) throw Failure("the graph takes " + input.name + " as other than floats");
+    }
+    for (const auto &[name, constant] : graph.constants) {
+        if (!constant.open) continue;
+        const auto found = filled.find(name);
+        if (found == filled.end() || found->second != std::make_pair(constant.type, constant.shape)) {
+            throw Failure("the graph leaves " + name + " open in a type or shape that the file does not have");
+        }
+    }
 }
 
 int Checkpoint::planes() const { return widths_.empty() ? 1 : widths_.back(); }

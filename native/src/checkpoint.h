@@ -47,6 +47,7 @@ class Checkpoint {
 
     void read_header();
     void check_tensors();
+    void check_graph() const;
     int planes() const;
     void read_codes();
     const Shared &shared(int width);

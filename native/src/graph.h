@@ -9,9 +9,16 @@
 
 namespace emq {
 
+// ONNX's numbers of element types.
+enum class Element {
+    none = 0, float32 = 1, uint8 = 2, int8 = 3, uint16 = 4, int16 = 5, int32 = 6, int64 = 7, boolean = 9, float16 = 10,
+    float64 = 11, uint32 = 12, uint64 = 13, uint4 = 21, int4 = 22, uint2 = 25
+};
+
 // A constant that the graph holds itself: whole numbers or floats, whichever its type has. `open` is one whose numbers
 // come from the checkpoint.
 struct Constant {
+    Element type = Element::none;
     std::vector<int64_t> shape;
     std::vector<int64_t> integers;
     bool open = false;
@@ -31,6 +38,7 @@ struct Node {
 // What goes in or comes out; a side of -1 is free.
 struct Value {
     std::string name;
+    Element type = Element::none;
     bool codes = false;  // whether it is uint8
     std::vector<int64_t> shape;
 };

@@ -1,7 +1,6 @@
 #include "header.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cstring>
 #include <set>
 
@@ -11,108 +10,59 @@
 namespace emq {
 namespace {
 
-constexpr int64_t largest_side = 1 << 16, largest_layer = int64_t{1} << 40;
-constexpr size_t most_children = 256, most_classes = 1000000, most_records = 1 << 16;
+constexpr int64_t largest_layer = int64_t{1} << 40;
+constexpr size_t most_records = 1 << 16, shortest_digest = 32, longest_digest = 64;
 constexpr int master_bits = 8, least_activation_bits = 2, highest_zero = 192;
-constexpr double largest_number = 1e30;
+
+bool is_digit(char letter) { return letter >= '0' && letter <= '9'; }
+
+std::string in_small_letters(std::string name) {
+    for (char &letter : name) letter = static_cast<char>(letter >= 'A' && letter <= 'Z' ? letter | 0x20 : letter);
+    return name;
+}
+
+// The number at a place of a name, which moves behind it; -1 where there is none.
+int number_at(const std::string &name, size_t &at) {
+    int number = -1;
+    for (; at < name.size() && is_digit(name[at]); at++) {
+        number = std::min(1000, 10 * std::max(number, 0) + (name[at] - '0'));
+    }
+    return number;
+}
+
+// Whether people would read a name in small letters (4, w4a8, 2-8a4) as other widths than the child has.
+bool misleads(const std::string &name, const ChildRecord &child) {
+    size_t at = name[0] == 'w' ? 1 : 0;
+    const int weights = number_at(name, at);
+    if (weights < 0) return name == "float";
+    int last = weights, activations = master_bits;
+    const bool range = at < name.size() && name[at] == '-';
+    if (range) last = number_at(name, ++at);
+    if (at < name.size() && name[at] == 'a') activations = number_at(name, ++at);
+    if (at != name.size() || last < 0 || activations < 0) return false;
+    const auto all = [](const Widths &widths, int bits) { return widths.layers.empty() && widths.rest == bits; };
+    return range || !all(child.weights, weights) || !all(child.activations, activations);
+}
 
 class Reader {
   public:
     explicit Reader(Span text) : json_(text) {}
 
     Header run() {
+        std::set<std::string> judged;
         json_.record({{"format_version", true, [&] { json_.skip(); }},
-                      {"card", true, [&] { card(); }},
+                      {"card", true, [&] { header_.card = read_card(json_, judged); }},
                       {"children", true, [&] { children(); }},
                       {"layers", true, [&] { layers(); }},
                       {"sites", true, [&] { sites(); }},
                       {"hashes", true, [&] { digests(); }}});
         json_.end();
+        for (const ChildRecord &child : header_.children) judged.erase(child.name);
+        if (!judged.empty()) throw Failure("it judges child '" + *judged.begin() + "', which it does not have");
         return std::move(header_);
     }
 
   private:
-    // What only training or reports need is not looked at.
-    void card() {
-        const auto skip = [&] { json_.skip(); };
-        json_.record({{"model", true, [&] { json_.name(); }},
-                      {"classes", true, [&] { classes(); }},
-                      {"preprocessing", true, [&] { pixels(); }},
-                      {"data", true, skip},
-                      {"task", false, [&] { task(); }},
-                      {"accuracy", false, skip},
-                      {"fidelity", false, skip},
-                      {"trained", false, skip},
-                      {"levels", false, [&] { levels(); }},
-                      {"structure", false, skip},
-                      {"recipe", false, skip},
-                      {"provenance", false, skip}});
-    }
-
-    void task() {
-        if (json_.name() != "classification") throw Failure("its task is none of: classification");
-    }
-
-    void levels() {
-        const std::string levels = json_.name();
-        if (levels != "half" && levels != "full") throw Failure("its levels are none of: half, full");
-        header_.card.full_levels = levels == "full";
-    }
-
-    void classes() {
-        std::vector<std::string> &classes = header_.card.classes;
-        json_.array([&] {
-            classes.push_back(json_.line());
-            if (classes.size() > most_classes) throw Failure("it has too many classes");
-        });
-        if (classes.empty()) throw Failure("it has no classes");
-    }
-
-    void pixels() {
-        Card &card = header_.card;
-        const auto side = [&](int &number) {
-            return [&] { number = static_cast<int>(json_.whole(1, largest_side)); };
-        };
-        const auto skip = [&] { json_.skip(); };  // how a picture comes to that size is its reader's business
-        json_.record({{"channels", true, side(card.channels)},
-                      {"height", true, side(card.height)},
-                      {"width", true, side(card.width)},
-                      {"mean", true, [&] { card.mean = numbers(false); }},
-                      {"std", true, [&] { card.deviation = numbers(true); }},
-                      {"channel_order", false, [&] { order(); }},
-                      {"resize", false, skip},
-                      {"resized", false, skip},
-                      {"interpolation", false, skip},
-                      {"antialias", false, skip},
-                      {"crop", false, skip},
-                      {"value_range", false, skip},
-                      {"layout", false, skip},
-                      {"dtype", false, skip}});
-        const size_t channels = static_cast<size_t>(card.channels);
-        if (card.mean.size() != channels || card.deviation.size() != channels) {
-            throw Failure("preprocessing needs one mean and one std per channel");
-        }
-    }
-
-    void order() {
-        const std::string order = json_.name();
-        if (order != "rgb" && order != "bgr" && order != "grey") {
-            throw Failure("its channel order is none of: rgb, bgr, grey");
-        }
-        header_.card.bgr = order == "bgr";
-    }
-
-    std::vector<float> numbers(bool positive) {
-        std::vector<float> found;
-        json_.array([&] {
-            const double value = json_.number();
-            const bool fits = value <= largest_number && value >= (positive ? 0 : -largest_number);
-            found.push_back(static_cast<float>(fits ? value : 0));
-            if (!fits || (positive && !(found.back() > 0))) throw Failure("it has a number out of bounds");
-        });
-        return found;
-    }
-
     void children() {
         std::set<std::string> names;
         json_.array([&] {
@@ -120,15 +70,17 @@ class Reader {
             json_.record({{"name", true, [&] { child.name = json_.name(); }},
                           {"weights", true, [&] { child.weights = widths(1); }},
                           {"activations", true, [&] { child.activations = widths(least_activation_bits); }}});
-            const auto allowed = [](unsigned char letter) {
-                return std::isalnum(letter) != 0 || std::strchr("_.+-", letter) != nullptr;
+            const std::string name = in_small_letters(child.name);
+            const auto allowed = [](char letter) {
+                return is_digit(letter) || (letter >= 'a' && letter <= 'z') || std::strchr("_.+-", letter) != nullptr;
             };
-            const bool good = std::all_of(child.name.begin(), child.name.end(), allowed) &&
-                              std::strchr(".+-", child.name[0]) == nullptr && child.name.size() <= 64;
+            const bool good = std::all_of(name.begin(), name.end(), allowed) && name.size() <= 64 &&
+                              std::strchr(".+-", name[0]) == nullptr && child.name != "all";
             if (!good) throw Failure("'" + child.name.substr(0, 64) + "' cannot name a child");
-            std::string alike = child.name;
-            for (char &letter : alike) letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
-            if (!names.insert(alike).second) throw Failure("child '" + child.name + "' is there twice");
+            if (misleads(name, child)) {
+                throw Failure("'" + child.name + "' reads as other widths than the child has");
+            }
+            if (!names.insert(name).second) throw Failure("child '" + child.name + "' is there twice");
             header_.children.push_back(std::move(child));
             if (header_.children.size() > most_children) throw Failure("it has too many children");
         });
@@ -158,7 +110,7 @@ class Reader {
             json_.record({{"name", true, [&] { layer.name = json_.name(); }},
                           {"shape", true, [&] { shape(layer.shape); }},
                           {"site", true, [&] { layer.site = json_.name(); }},
-                          {"kind", true, [&] { layer.kind = kind(json_.name()); }}});
+                          {"kind", true, [&] { layer.kind = kind(); }}});
             header_.layers.push_back(std::move(layer));
             if (header_.layers.size() > most_records) throw Failure("it has too many layers");
         });
@@ -174,11 +126,9 @@ class Reader {
         if (shape.size() < 2) throw Failure("a layer's shape is out of bounds");
     }
 
-    static GridKind kind(const std::string &name) {
-        if (name == "odd") return GridKind::odd;
-        if (name == "integer") return GridKind::integer;
-        if (name == "int8") return GridKind::pinned;
-        throw Failure("a layer's kind is none of: odd, integer, int8");
+    GridKind kind() {
+        constexpr GridKind kinds[] = {GridKind::odd, GridKind::integer, GridKind::pinned};
+        return kinds[json_.one_of({"odd", "integer", "int8"})];
     }
 
     void sites() {
@@ -193,7 +143,7 @@ class Reader {
                                    site.bits.push_back(static_cast<int>(bits));
                                });
                            }},
-                          {"scales", true, [&] { site.scales = numbers(true); }},
+                          {"scales", true, [&] { site.scales = read_numbers(json_, true); }},
                           {"clamped", true, [&] { site.clamped = json_.truth(); }},
                           {"zero_point", false,
                            [&] { site.zero_point = static_cast<int>(json_.whole(1, highest_zero)); }}});
@@ -203,7 +153,14 @@ class Reader {
     }
 
     void digests() {
-        json_.object([&](const std::string &tensor) { header_.digests[tensor] = json_.line(); });
+        json_.object([&](const std::string &tensor) {
+            const std::string digest = json_.line();
+            const bool whole = digest.find_first_not_of("0123456789abcdef") == std::string::npos;
+            if (!whole || digest.size() < shortest_digest || digest.size() > longest_digest) {
+                throw Failure("it has a digest that is none");
+            }
+            header_.digests[tensor] = digest;
+        });
     }
 
     Json json_;

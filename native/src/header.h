@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "card.h"
 #include "span.h"
 
 namespace emq {
@@ -39,15 +40,6 @@ struct SiteRecord {
     int zero_point = -1;  // of a signed tensor in which zero is not in the middle
     std::vector<int> bits;  // per child, as the scales
     std::vector<float> scales;
-};
-
-// What people have to know of a network to use it.
-struct Card {
-    std::vector<std::string> classes;
-    int channels = 0, height = 0, width = 0;
-    std::vector<float> mean, deviation;  // per channel, of pixels from 0 to 1
-    bool bgr = false;                    // whether the network takes blue first
-    bool full_levels = false;
 };
 
 struct Header {

@@ -165,6 +165,17 @@ std::string Json::text() {
 std::string Json::line() { return printable(0, longest_line); }
 std::string Json::name() { return printable(1, longest_name); }
 
+size_t Json::one_of(std::initializer_list<const char *> names) {
+    const std::string found = name();
+    std::string all;
+    size_t place = 0;
+    for (const char *one : names) {
+        if (found == one) return place;
+        all += (place++ == 0 ? "" : ", ") + std::string(one);
+    }
+    fail(("a name that is none of: " + all).c_str());
+}
+
 std::string Json::printable(int least, int most) {
     const std::string found = text();
     int letters = 0;
@@ -242,7 +253,7 @@ void Json::skip() {
         case '"': text(); return;
         default: break;
     }
-    if (!word("null") && !word("true") && !word("false")) numeral();
+    if (!word("null") && !word("true") && !word("false")) number();
 }
 
 void Json::end() {

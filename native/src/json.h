@@ -28,6 +28,7 @@ class Json {
     std::string text();
     std::string line();  // printable, of up to 1024 letters
     std::string name();  // printable, of 1 to 512 letters
+    size_t one_of(std::initializer_list<const char *> names);  // its place among them
     double number();
     int64_t whole(int64_t least, int64_t most);
     bool truth();

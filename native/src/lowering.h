@@ -43,7 +43,7 @@ class Lowering {
     Lowered lowered(const Node &node, std::vector<Lowered> inputs);
     [[noreturn]] static void refuse_size();
     // Whether a move of values leaves one row of features.
-    bool flattens(const Node &node) const;
+    bool flattens(const Node &node, const Lowered &value) const;
     // The numbers of an input that the graph holds itself; none where it does not.
     const std::vector<int64_t> &constant(const Node &node, size_t input) const;
     int add_tensor(Shape shape);

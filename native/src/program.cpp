@@ -127,7 +127,7 @@ Lowered Lowering::lowered(const Node &node, std::vector<Lowered> inputs) {
     // Moves of values take codes as well as codes with their grid.
     if (first.form == Lowered::codes || first.form == Lowered::quantized) {
         if (operation == "MaxPool") return maximum(node, first);
-        if (flattens(node)) return {first.form, first.tensor, first.site, -1, !first.tokens, first.tokens};
+        if (flattens(node, first)) return {first.form, first.tensor, first.site, -1, !first.tokens, first.tokens};
         if (operation == "Reshape") return unfolded(node, first);
     }
     // An input that is not followed here is a number of the graph's own.
@@ -145,11 +145,15 @@ void Lowering::refuse_size() {
                   " MB; run this network in onnxruntime");
 }
 
-bool Lowering::flattens(const Node &node) const {
+bool Lowering::flattens(const Node &node, const Lowered &value) const {
     if (node.operation == "Flatten") return node.number("axis", 1) == 1;
     if (node.operation != "Reshape" && node.operation != "Squeeze") return false;
     if (node.operation == "Squeeze") return true;
-    return constant(node, 1).size() == 2;
+    const std::vector<int64_t> &shape = constant(node, 1);
+    if (shape.size() != 2 || value.tokens) return shape.size() == 2;
+    const int64_t rows = shape[0], all = static_cast<int64_t>(tensor(value.tensor).shape.values());
+    const bool one_row = rows == 1 || rows == -1 || (rows == 0 && node.number("allowzero", 0) == 0);
+    return one_row && (shape[1] == all || (shape[1] == -1 && rows != -1));
 }
 
 const std::vector<int64_t> &Lowering::constant(const Node &node, size_t input) const {

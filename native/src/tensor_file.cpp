@@ -60,7 +60,10 @@ void TensorFile::read_table() {
     try {
         Json json({bytes_.data + 8, static_cast<size_t>(length)});
         json.object([&](const std::string &key) {
-            if (key == "__metadata__") return json.object([&](const std::string &name) { texts[name] = json.text(); });
+            if (key == "__metadata__") {
+                texts.clear();
+                return json.object([&](const std::string &name) { texts[name] = json.text(); });
+            }
             Entry entry;
             std::vector<int64_t> ends;
             json.record({{"dtype", true, [&] { entry.type = json.text(); }},

@@ -31,6 +31,7 @@ class TensorFile {
     // What a tensor holds, once it matches its digest.
     Span tensor(const std::string &tensor) const;
     bool has(const std::string &tensor) const { return table_.count(tensor) != 0; }
+    const std::vector<int64_t> &shape(const std::string &tensor) const { return table_.at(tensor).shape; }
     // Throws unless the tensor is there, of this type and of one side (-1: any shape).
     void check(const std::string &tensor, Type type, int64_t count) const;
     size_t tensors() const { return table_.size(); }

@@ -310,6 +310,8 @@ def _first(values: dict[str, Any], kind: str) -> dict[str, Any]:
         (lambda header: header["card"].update(trained=["9"]), "trained names child '9'"),
         (lambda header: header["card"].update(accuracy={"4": 101.0}), "<= 100"),
         (lambda header: header["card"].update(model="a\nb"), "matching regex"),
+        (lambda header: header["card"].update(model="a\n"), "matching regex"),
+        (lambda header: header["card"]["classes"].append("a\n"), "matching regex"),
         (lambda header: header["card"].update(classes=[]), "length >= 1"),
         (lambda header: header["card"]["preprocessing"].update(std=[0.5, 0.5]), "one mean and one std per channel"),
         (lambda header: header["card"]["preprocessing"].update(std=[0.0]), "> 0"),
@@ -324,6 +326,7 @@ def _first(values: dict[str, Any], kind: str) -> dict[str, Any]:
         (lambda header: _first(header, "sites").update(scales=[1e40] * 8), "<= 1e"),
         (lambda header: _first(header, "sites").update(bits=[9] * 8), "<= 8"),
         (lambda header: header["hashes"].update(plane0="x"), "matching regex"),
+        (lambda header: header["hashes"].update(plane0="0" * 64 + "\n"), "matching regex"),
         (lambda header: header["hashes"].update({"float/new": "0" * 32}), "tensor 'float/new' is missing"),
     ],
 )

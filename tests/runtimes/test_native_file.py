@@ -6,27 +6,26 @@ import ctypes
 import json
 import multiprocessing
 import os
-import random
 import resource
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.mutations import damaged_bytes, damaged_emq
+from benchmarks.native_file import Opened, Pixels, opened
 from emqdeploy.data import Preprocessing
 from emqdeploy.errors import EmqError
 from emqdeploy.format.emq import Checkpoint, load_checkpoint, save_checkpoint
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.format.tensor_file import TensorFile, hash_tensor, write_tensors
 from emqdeploy.graph.reference import IntegerReference
-from emqdeploy.runtimes.native_library import library, library_path
+from emqdeploy.runtimes.native_library import library_path
 
 from ..conftest import Deployed
 
@@ -36,67 +35,6 @@ ROOT = Path(__file__).parent.parent.parent
 DATA = ROOT / "tests" / "data"
 KEPT = DATA / "format3.emq"
 IN_USE = -1
-
-
-class _Pixels(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("channels", "height", "width")] + [
-        (name, ctypes.POINTER(ctypes.c_float)) for name in ("mean", "std")
-    ]
-
-
-class Opened:
-    """A network that the library opened."""
-
-    def __init__(self, source: Path | bytes, threads: int = 1) -> None:
-        self.library, self.handle = library(), ctypes.c_void_p()
-        if isinstance(source, bytes):
-            code = self.library.emq_open_bytes(source, ctypes.c_size_t(len(source)), threads, ctypes.byref(self.handle))
-        else:
-            code = self.library.emq_open(os.fsencode(source), threads, ctypes.byref(self.handle))
-        self.check(code)
-
-    def check(self, code: int) -> None:
-        """Raises the library's sentence."""
-        if code != 0:
-            raise EmqError(self.library.emq_error().decode())
-
-    def name(self, what: str, index: int) -> str | None:
-        """The name of a class or child; None where there is none."""
-        function = getattr(self.library, f"emq_{what}_name")
-        function.restype = ctypes.c_char_p
-        found: bytes | None = function(self.handle, index)
-        return None if found is None else found.decode()
-
-    def child(self, name: str) -> int:
-        """The index of a child, or -1."""
-        found: int = self.library.emq_find_child(self.handle, name.encode())
-        return found
-
-    def use(self, child: int) -> None:
-        """Puts a child in use."""
-        self.check(self.library.emq_use(self.handle, child))
-
-    def run(self, child: int, images: np.ndarray, classes: int = 3) -> np.ndarray:
-        """Logits of normalised images ``(N, C, H, W)``, or of pixels ``(N, H, W, C)`` where they are uint8."""
-        logits = np.empty((len(images), classes), np.float32)
-        run = self.library.emq_run_pixels if images.dtype == np.uint8 else self.library.emq_run
-        place = ctypes.c_void_p(images.ctypes.data)
-        self.check(run(self.handle, child, place, ctypes.c_int64(len(images)), ctypes.c_void_p(logits.ctypes.data)))
-        return logits
-
-    def close(self) -> None:
-        """Closes it."""
-        self.library.emq_close(self.handle)
-
-
-@contextmanager
-def opened(source: Path | bytes, threads: int = 1) -> Iterator[Opened]:
-    """A network that is closed when the block ends."""
-    network = Opened(source, threads)
-    try:
-        yield network
-    finally:
-        network.close()
 
 
 def pixels_for(checkpoint: Checkpoint, count: int = 4) -> np.ndarray:
@@ -113,13 +51,13 @@ def normalised(checkpoint: Checkpoint, pixels: np.ndarray) -> np.ndarray:
 def assert_as_python(path: Path, checkpoint: Checkpoint) -> None:
     """Every logit of every child, from pixels and from normalised images, is the reference's."""
     pixels = pixels_for(checkpoint)
-    images, classes = normalised(checkpoint, pixels), len(checkpoint.card.classes)
+    images = normalised(checkpoint, pixels)
     with opened(path) as network:
         for child in checkpoint.network.children:
             expected, _ = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child)).run(images)
             index = network.child(child.name)
-            np.testing.assert_array_equal(network.run(index, images, classes), expected, str(child))
-            np.testing.assert_array_equal(network.run(index, pixels, classes), expected, str(child))
+            np.testing.assert_array_equal(network.run(index, images), expected, str(child))
+            np.testing.assert_array_equal(network.run(index, pixels), expected, str(child))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +78,7 @@ def test_a_file_says_what_its_user_needs() -> None:
     """Size, mean and deviation of what goes in, the names of what comes out, and the child in use."""
     card = load_checkpoint(KEPT).card
     with opened(KEPT) as network:
-        pixels = _Pixels()
+        pixels = Pixels()
         network.check(network.library.emq_input(network.handle, ctypes.byref(pixels)))
         assert (pixels.channels, pixels.height, pixels.width) == card.input_shape
         assert pixels.mean[0] == card.preprocessing.mean[0]
@@ -222,15 +160,30 @@ def _put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         (lambda header, _: header.update(format_version=2), "train or quantize the network again"),
         (lambda header, _: header.update(note=1), "an unknown field note"),
         (lambda header, _: header["card"].pop("classes"), "no classes"),
-        (lambda header, _: header["card"].update(levels="some"), "its levels are none of: half, full"),
+        (lambda header, _: header["card"].update(levels="some"), "none of: half, full"),
         (lambda header, _: header["card"]["preprocessing"].update(std=[0]), "a number out of bounds"),
         (lambda header, _: header["children"][0].update(weights=9), "a number out of bounds"),
         (lambda header, _: header["children"][0].update(name="MIXED"), "child 'mixed' is there twice"),
         (lambda header, _: header["children"][0].update(name="a\u0000"), "cannot be printed"),
+        (lambda header, _: header["children"][0].update(name="4"), "'4' reads as other widths"),
+        (lambda header, _: header["children"][1].update(name="w8A8"), "'w8A8' reads as other widths"),
+        (lambda header, _: header["children"][1].update(name="2-8"), "'2-8' reads as other widths"),
+        (lambda header, _: header["children"][0].update(name="all"), "'all' cannot name a child"),
+        (lambda header, _: header["card"].update(trained=["2", "4"]), "judges child '4'"),
+        (lambda header, _: header["card"].update(accuracy={"2": 101}), "a number out of bounds"),
+        (lambda header, _: header["card"].update(fidelity={"2": {"against": "x"}}), "no snr_db"),
+        (lambda header, _: header["card"].update(recipe=3), "another type or mark"),
+        (lambda header, _: header["card"]["data"].update(name=None), "another type or mark"),
+        (
+            lambda header, _: header["card"]["preprocessing"].update(resize="cover", resized=[4, 4]),
+            "is none that there is",
+        ),
+        (lambda header, _: header["card"]["preprocessing"].update(antialias=False), "is none that there is"),
+        (lambda header, _: header["card"]["preprocessing"].update(value_range=[0, 255]), "a number out of bounds"),
         (lambda header, _: header["layers"][0].update(site="now\u00fchere"), "reads site 'now\u00fchere'"),
         (lambda header, _: header["layers"][0].update(shape=[8, 1, 3, 4]), "'pinned' has type I8 and shape"),
         (lambda header, _: header["layers"][1].update(shape=[6, 16, 3, 3]), "'slope/2' has type I8 and shape"),
-        (lambda header, _: header["layers"][2].update(shape=[12, 10, 3, 3]), "layer 6 has other weights"),
+        (lambda header, _: header["layers"][2].update(shape=[12, 10, 3, 3]), "leaves 6.weight open in a type or shape"),
         (lambda header, _: header["sites"][1]["scales"].pop(), "needs bits and a scale for each child"),
         (lambda header, _: header["sites"][1].update(zero_point=40), "only signed ones at full levels have"),
         (lambda header, _: header["sites"][0].update(zero_point=193), "a number out of bounds"),
@@ -254,6 +207,47 @@ def test_a_file_that_lies_is_refused_in_one_sentence(
     assert "\n" not in str(error.value)
 
 
+def _constant(name: str, **changed: Any) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        constant = next(one for one in model.graph.initializer if one.name == name)
+        for field, value in changed.items():
+            setattr(constant, field, value)
+
+    return change
+
+
+def _without_pads(model: Any) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    del next(one for one in node.attribute if one.name == "pads").ints[:]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_constant("6.weight_zero_point", raw_data=bytes(3)), "does not hold what its shape says"),
+        (_constant("6.weight_zero_point", data_type=99), "a type that no graph of ours has"),
+        (_constant("6.weight", data_type=2), "leaves 6.weight open in a type or shape"),
+        (lambda model: model.graph.initializer[0].dims.append(-1), "a side below zero"),
+        (lambda model: model.graph.initializer[0].dims.extend([1 << 20, 1 << 20]), "too large"),
+        (lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 6), "as other than floats"),
+        (_without_pads, "has no integer kernel"),
+    ],
+)
+def test_a_graph_that_python_refuses_is_refused(change: Callable[[Any], object], sentence: str, tmp_path: Path) -> None:
+    """Constants that are not what they say, types that nothing has, numbers where lists belong."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.ModelProto.FromString(load_checkpoint(KEPT).skeleton)
+    change(model)
+
+    def pack(header: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors["skeleton"] = np.frombuffer(zlib.compress(model.SerializeToString()), np.uint8)
+
+    path = rewritten(tmp_path / "lies.emq", pack)
+    for read in (load_checkpoint, Opened):
+        with pytest.raises(EmqError, match=sentence if read is Opened else "graph that emqdeploy did not write"):
+            read(path)
+
+
 def test_a_bundle_is_held_to_its_manifest(tmp_path: Path) -> None:
     """An altered checkpoint, one that lies elsewhere, and a manifest of another version."""
     bundle = Path(shutil.copytree(DATA / "schema2", tmp_path / "bundle"))
@@ -272,38 +266,6 @@ def test_a_bundle_is_held_to_its_manifest(tmp_path: Path) -> None:
         (bundle / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(EmqError, match=sentence):
             Opened(bundle)
-
-
-def test_what_python_refuses_the_library_refuses() -> None:
-    """Two hundred damaged files, most of them with hashes that fit; a share of them is accepted by both."""
-    data, dice, image = KEPT.read_bytes(), random.Random(13), np.ones((1, 1, 8, 8), np.float32)
-    refused = 0
-    for number in range(200):
-        damaged = damaged_bytes(data, dice) if number % 8 == 0 else damaged_emq(data, dice)
-
-        def run(damaged: bytes = damaged) -> object:
-            with opened(damaged) as network:
-                return network.run(0, image, 1 << 10)
-
-        sentence = _refusal(run)
-        if sentence is None:
-            with in_memory(damaged) as path:
-                load_checkpoint(path)
-        else:
-            refused += 1
-            assert sentence.isprintable(), number
-    assert 10 < refused < 190
-
-
-@contextmanager
-def in_memory(data: bytes) -> Iterator[Path]:
-    """A path at which bytes can be read, without a disk."""
-    descriptor = os.memfd_create("damaged")
-    try:
-        os.write(descriptor, data)
-        yield Path(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
 
 
 def test_a_child_that_there_is_not_is_an_error() -> None:
