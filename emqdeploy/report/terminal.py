@@ -85,14 +85,14 @@ def quantize_table(result: dict[str, Any], usable_drop: float) -> Table:
     what = "test accuracy without training" if labelled else "decisions of the float model kept without training"
     title = f"{written}: {what}, {images} images, {seconds:.0f} s of calibration"
     first = ("accuracy", "lost") if labelled else ("decided otherwise",)
-    caption = f"lost: points, between bounds of 95 % confidence each; usable: at most {usable_drop:g}"
+    caption = f"lost: in points, bounds of 95 % confidence each; usable: at most {usable_drop:g}"
     caption = f"{caption if labelled else ''}\n{_measured_on(result['fidelity'])}".strip()
     shown = table(title, "child", *first, *_FIDELITY, "", caption=caption)
     shown.add_row("float", *([percent(result["float_accuracy"]), ""] if labelled else [""]), "", "", "as it came")
     words = {"usable": "usable", "unsure": "unsure", "lost": "train it" if labelled else "lost"}
     for child, one in result["verdicts"].items():
-        lost = f"{one['lost']:.2f} ({one['least']:.1f} to {one['most']:.1f})"
-        first = (percent(result["accuracy"][child]), lost) if labelled else (lost,)
+        bounds = f"{one['least']:.1f} to {one['most']:.1f}"
+        first = (percent(result["accuracy"][child]), bounds) if labelled else (f"{one['lost']:.2f} ({bounds})",)
         shown.add_row(child, *first, *fidelity_cells(result["fidelity"][child]), words[one["word"]])
     return shown
 

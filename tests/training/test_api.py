@@ -190,8 +190,8 @@ def test_diverging_loss_names_child_and_step(tmp_path: Path, monkeypatch: pytest
 def test_a_class_without_a_training_image_still_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The score phase records as many outputs as the network has, not as many as the labels happen to name."""
 
-    def without_nines(*arguments: Any) -> Any:
-        dataset = load_dataset(*arguments)
+    def without_nines(*arguments: Any, **options: Any) -> Any:
+        dataset = load_dataset(*arguments, **options)
         return replace(dataset, train=dataset.train.subset(dataset.train.labels != 9))
 
     monkeypatch.setattr(api, "load_dataset", without_nines)
