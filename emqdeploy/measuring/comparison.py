@@ -3,6 +3,7 @@
 What `compare` returns:
 
 ==============  =====================================================================================================
+``names``       what the two are called in headings and sentences, see `short_names`
 ``a``, ``b``    ``path``, ``started``, ``model``, ``data``, ``images``, ``cpu``, ``complete`` of each result
 ``rows``        what both measured: ``label``, ``kind``, ``child``, ``bits``, ``runtime``, and by quantity what follows
 ``only_a``, ``only_b``    labels that the other result lacks
@@ -23,6 +24,7 @@ verdict. ``disturbed`` holds the reasons of both sides. None stands for what one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,9 @@ Result = Mapping[str, Any]
 
 ALIKE = 0.03
 """An interval within this of 1 shows no difference that counts: two starts of the same bench may be so far apart."""
+
+LONGEST_NAME = 16
+"""Letters of a file's name that a heading has room for."""
 
 LEAST = 10
 """Samples of each side without which no interval is given."""
@@ -73,21 +78,30 @@ def compare(a: Result, b: Result, names: tuple[str, str]) -> dict[str, Any]:
             f"{names[0]} and {names[1]} have no row in common ({' against '.join(labels)}); bench the same children"
         )
     switches = (switches_of(a), switches_of(b))
-    rows = [_compared(a, b, pair, switches) for pair in pairs]
+    called = short_names(names)
+    rows = [_compared(a, b, pair, switches, called) for pair in pairs]
     taken = [id(row) for pair in pairs for row in pair]
     return {
         "a": _about(a, names[0]),
         "b": _about(b, names[1]),
+        "names": list(called),
         "rows": rows,
         "only_a": [row.label for row in ours if id(row) not in taken],
         "only_b": [row.label for row in others if id(row) not in taken],
         "different": different(a, b),
-        "findings": _findings(rows),
-        "cautions": cautions(a, b, rows),
+        "findings": _findings(rows, called),
+        "cautions": cautions(a, b, rows, called),
         "level": LEVEL,
         "method": f"Bootstrap of {RESAMPLES} resamples over the rounds of each result by itself; accuracy: Newcombe's"
         " interval, as if each had seen images of its own",
     }
+
+
+def short_names(names: Sequence[str]) -> tuple[str, str]:
+    """What two results are called in headings: their files' names where short and different, else A and B."""
+    one, two = (Path(name).stem for name in names)
+    short = all(0 < len(name) <= LONGEST_NAME for name in (one, two)) and one != two
+    return (one, two) if short else ("A", "B")
 
 
 def _about(result: Result, name: str) -> dict[str, Any]:
@@ -121,7 +135,11 @@ def _identity(row: BenchRow) -> tuple[Any, ...]:
 
 
 def _compared(
-    a: Result, b: Result, pair: tuple[BenchRow, BenchRow], switches: tuple[Sequence[Switch], Sequence[Switch]]
+    a: Result,
+    b: Result,
+    pair: tuple[BenchRow, BenchRow],
+    switches: tuple[Sequence[Switch], Sequence[Switch]],
+    called: tuple[str, str],
 ) -> dict[str, Any]:
     one, other = pair
     blocks = [result["scenarios"].get("single", {}).get("block") or 1 for result in (a, b)]
@@ -139,7 +157,7 @@ def _compared(
         "first_output": _times((first, second), [1, 1], 0.5, LEAST),
         "accuracy": _accuracies(one, other, a["source"].get("images"), b["source"].get("images")),
         **{name: _once(read(one), read(other)) for name, read in _ONCE.items()},
-        "disturbed": [f"{side}: {reason}" for side, row in (("A", one), ("B", other)) for reason in row.disturbed],
+        "disturbed": [f"{side}: {reason}" for side, row in zip(called, pair, strict=True) for reason in row.disturbed],
     }
 
 
@@ -182,7 +200,7 @@ def _once(base: float | None, ours: float | None) -> dict[str, Any] | None:
     return {"a": base, "b": ours, "ratio": ours / base}
 
 
-def _findings(rows: Sequence[Compared]) -> list[str]:
+def _findings(rows: Sequence[Compared], called: tuple[str, str]) -> list[str]:
     timed = [row for row in rows if row["p50"]]
     said = []
     by_verdict: dict[str, list[Compared]] = {}
@@ -192,7 +210,8 @@ def _findings(rows: Sequence[Compared]) -> list[str]:
         found = by_verdict.get(verdict, [])
         if found:
             doubt = ", disturbed" if any(row["disturbed"] for row in found) else ""
-            said.append(f"{_named(found, timed)}: B {_WORDS[verdict]} ({_spread(found)} of A's p50{doubt}).")
+            ratio = f"{_spread(found)} of the p50 of {called[0]}{doubt}"
+            said.append(f"{_named(found, timed)}: {called[1]} {_WORDS[verdict]} ({ratio}).")
     moved = by_verdict.get("slower", []) or by_verdict.get("faster", [])
     ratios = [row["p50"]["ratio"] for row in moved]
     if len(timed) > 2 and len(moved) == len(timed) and max(ratios) / min(ratios) < 1 + ALIKE:

@@ -41,8 +41,15 @@ def _unequal(
     ]
 
 
-def cautions(a: Result, b: Result, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences, the gravest first."""
+def cautions(a: Result, b: Result, rows: Sequence[Mapping[str, Any]], names: tuple[str, str] = ("A", "B")) -> list[str]:
+    """Sentences, the gravest first.
+
+    Args:
+        a: the result that the other is measured against.
+        b: the other one.
+        rows: of the comparison.
+        names: what to call the two.
+    """
     found = different(a, b)
     parts: dict[str, list[dict[str, Any]]] = {}
     for one in found:
@@ -64,7 +71,7 @@ def cautions(a: Result, b: Result, rows: Sequence[Mapping[str, Any]]) -> list[st
         said.append(f"Other software: {_listed(parts['software'])}.")
     if "state" in parts:
         said.append(f"Another state of the machine: {_listed(parts['state'])}.")
-    said += [f"{side} was interrupted." for side, one in (("A", a), ("B", b)) if not one["complete"]]
+    said += [f"{side} was interrupted." for side, one in zip(names, (a, b), strict=True) if not one["complete"]]
     runtimes = [row["label"] for row in rows if " / " in row["runtime"]]
     if runtimes:
         said.append(f"In other runtimes: {', '.join(runtimes)}.")

@@ -90,8 +90,8 @@ def difference_interval(right: float, of: int, base_right: float, base_of: int) 
     Returns:
         ``difference``, ``low``, ``high``, as shares.
     """
-    low, high = _wilson(right, of)
-    base_low, base_high = _wilson(base_right, base_of)
+    low, high = wilson(right, of)
+    base_low, base_high = wilson(base_right, base_of)
     difference = right - base_right
     return {
         "difference": difference,
@@ -100,7 +100,16 @@ def difference_interval(right: float, of: int, base_right: float, base_of: int) 
     }
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Where a share lies that was counted on so many, by Wilson's score interval.
+
+    Args:
+        share: 0 to 1.
+        count: on how many.
+
+    Returns:
+        both ends, as shares.
+    """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

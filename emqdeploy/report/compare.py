@@ -17,30 +17,31 @@ def compare_parts(result: Mapping[str, Any]) -> list[Table | str]:
     if any(row["size_bytes"] or row["rss_bytes"] for row in result["rows"]):
         parts.append(_costs(result))
     parts += result["findings"]
-    for side in ("a", "b"):
+    for side, name in zip("ab", result["names"], strict=True):
         if result[f"only_{side}"]:
-            parts.append(f"only in {side.upper()}: {', '.join(result[f'only_{side}'])}")
+            parts.append(f"only in {name}: {', '.join(result[f'only_{side}'])}")
     return parts + [f"caution: {one}" for one in result["cautions"]]
 
 
 def _speed(result: Mapping[str, Any]) -> Table:
     a, b = result["a"], result["b"]
+    one, two = result["names"]
     medians = [row["p50"] or {} for row in result["rows"]]
     unit = of_times([one.get(side) for one in medians for side in ("a_ms", "b_ms")])
     speed = table(
-        f"A: {a['path']}, {_when(a)}\nB: {b['path']}, {_when(b)}",
+        f"{one}: {a['path']}, {_when(a)}\n{two}: {b['path']}, {_when(b)}",
         *(
             "",
-            "B is",
-            "B / A [95 %]",
-            f"p50 A {unit.name}",
-            f"p50 B {unit.name}",
-            "p99 B / A [95 %]",
-            "accuracy A",
-            "accuracy B",
+            f"{two} is",
+            "p50 ratio [95 %]",
+            f"p50 {one} {unit.name}",
+            f"p50 {two} {unit.name}",
+            "p99 ratio [95 %]",
+            f"accuracy {one}",
+            f"accuracy {two}",
             "points [95 %]",
         ),
-        caption="B / A: ratio of the medians with its interval; * disturbed",
+        caption=f"ratio: {two} over {one}, with its interval; * disturbed",
     )
     for row in result["rows"]:
         p50, p99, accuracy = row["p50"] or {}, row["p99"], row["accuracy"] or {}
@@ -63,8 +64,8 @@ def _costs(result: Mapping[str, Any]) -> Table:
     }
     names = [f"{name} {unit.name}" for name, unit in zip(("size", "memory", "load"), units.values(), strict=True)]
     costs = table(
-        "What each costs, A to B",
-        *("", *names, "energy / image mJ", "first output B / A [95 %]"),
+        f"What each costs, {' to '.join(result['names'])}",
+        *("", *names, "energy / image mJ", "first output ratio [95 %]"),
         caption="size, memory, load and energy were measured once in each: no interval",
     )
     for row in result["rows"]:

@@ -10,6 +10,7 @@ from typing import Any
 from emqdeploy.errors import EmqError, UsageError, require, writable_dir
 from emqdeploy.files import atomic_path
 from emqdeploy.format.child import MASTER_BITS, in_words
+from emqdeploy.report.colours import of_bits
 
 METRICS_FILE = "metrics.jsonl"
 SUFFIXES = (".png", ".svg")
@@ -105,7 +106,7 @@ def _draw(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Any:
     from matplotlib.lines import Line2D
 
     children = sorted({child for run in runs.values() for child in run}, key=_order)
-    colour = {child: f"C{index}" for index, child in enumerate(children)}
+    colour = {child: of_bits(_order(child)[0]) for child in children}
     looks: list[dict[str, Any]] = [
         {"linestyle": LINE_STYLES[index % 4], "marker": MARKERS[index % 6], "markersize": 3.5}
         for index in range(len(runs))

@@ -59,10 +59,11 @@ def test_a_difference_is_found_with_its_size(result: dict[str, Any]) -> None:
     slow = calm(result, 3, factor=1.1)
     other["rows"][3] = slow["rows"][3]
     found = compare(calm(result, 1), other, NAMES)
+    _, called = found["names"]
     row = found["rows"][3]
     assert row["p50"]["verdict"] == row["p99"]["verdict"] == "slower"
     assert row["p50"]["low"] < 1.1 < row["p50"]["high"]
-    assert any("4 bits" in one and "B is slower" in one for one in found["findings"])
+    assert any("4 bits" in one and f"{called} is slower" in one for one in found["findings"])
     everything = compare(calm(result, 1), slow, NAMES)
     assert any("All rows moved alike" in one for one in everything["findings"])
     assert {one["p50"]["verdict"] for one in compare(slow, calm(result, 1), NAMES)["rows"]} == {"faster"}
@@ -80,7 +81,7 @@ def test_doubts_are_named(result: dict[str, Any]) -> None:
     said = " ".join(found["cautions"])
     for words in (
         *("AMD EPYC against Cortex-A78AE", "onnxruntime 1.32.0 against 1.30.0", "threads none against 1"),
-        *("not the same file", "other images", "B was interrupted", "Disturbed (all rows)"),
+        *("not the same file", "other images", "b was interrupted", "Disturbed (all rows)"),
     ):
         assert words in said
     assert "elsewhere" not in json.dumps(found["different"])
@@ -184,3 +185,18 @@ def test_accuracy_interval_is_newcombes() -> None:
     found = difference_interval(56 / 70, 70, 48 / 80, 80)
     assert found["difference"] == pytest.approx(0.2)
     assert (found["low"], found["high"]) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("runs/before.json", "runs/after.html"), ["before", "after"]),
+        (("a/bench.json", "b/bench.json"), ["A", "B"]),
+        (("a-name-that-is-too-long-for-a-heading.json", "b.json"), ["A", "B"]),
+    ],
+)
+def test_results_are_called_by_their_files(result: dict[str, Any], paths: tuple[str, str], names: list[str]) -> None:
+    """In headings and sentences alike; by letters where names would not tell them apart."""
+    found = compare(result, result, paths)
+    assert found["names"] == names
+    assert any(f"of the p50 of {names[0]}" in one for one in found["findings"])

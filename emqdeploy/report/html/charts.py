@@ -11,6 +11,7 @@ import numpy as np
 from emqdeploy.measuring.rows import BenchRow
 from emqdeploy.report.html.svg import CHARACTER, Drawing, Format, Scale, place_labels, span
 from emqdeploy.report.html.words import colour_of, duration, shape, summary
+from emqdeploy.report.recommendation import accuracy_interval
 
 WIDE, HALF, NARROW = 1040.0, 500.0, 340.0
 """Widths in pixels: the whole page, half of it, a phone."""
@@ -31,13 +32,27 @@ Point = tuple[BenchRow, float, float]
 """A row, its cost and its accuracy."""
 
 
-def pareto(rows: Sequence[BenchRow], cost: Callable[[BenchRow], float | None], name: str, form: Format) -> str | None:
-    """Accuracy over a cost, every row a point; the line joins what nothing beats. None where nothing was measured."""
+def pareto(
+    rows: Sequence[BenchRow],
+    cost: Callable[[BenchRow], float | None],
+    name: str,
+    form: Format,
+    images: int | None = None,
+) -> str | None:
+    """Accuracy over a cost, every row a point; the line joins what nothing beats. None where nothing was measured.
+
+    Args:
+        rows: of a bench.
+        cost: of a row.
+        name: of the cost.
+        form: writes it.
+        images: that accuracy was measured on, for its interval.
+    """
     costs = [(row, cost(row), row.accuracy) for row in rows]
     points = [(row, x, y) for row, x, y in costs if x is not None and y is not None]
     if not points:
         return None
-    return both(lambda width: _pareto(points, name, form, width), HALF)
+    return both(lambda width: _pareto(points, name, form, images, width), HALF)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -49,14 +64,16 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _pareto(points: Sequence[Point], name: str, form: Format, width: float) -> Drawing:
+def _pareto(points: Sequence[Point], name: str, form: Format, images: int | None, width: float) -> Drawing:
     height, left, right, top, bottom = 330.0, 52.0, 14.0, 26.0, 46.0
     costs, accuracies = [cost for _, cost, _ in points], [accuracy for _, _, accuracy in points]
     intervals = [_interval(row) if name.startswith("latency") else None for row, _, _ in points]
     reach = costs + [edge for interval in intervals if interval for edge in interval]
     log = max(reach) > 8 * min(reach)
     low, high = (min(reach) / 1.2, max(reach) * 1.2) if log else span(reach, 0.2 * float(np.median(costs)))
-    y = Scale(*span(accuracies, 1.0), height - bottom, top)
+    bounds = [accuracy_interval(accuracy, images) for accuracy in accuracies]
+    heights = accuracies + [edge for bound in bounds if bound for edge in bound]
+    y = Scale(*span(heights, 1.0), height - bottom, top)
     room = CHARACTER * max(len(row.label) for row, _, _ in points) + 12
     x = Scale(low, high, left + 4, width - right - room, log)
     drawing = Drawing(width, height, f"Accuracy over {name}")
@@ -68,8 +85,10 @@ def _pareto(points: Sequence[Point], name: str, form: Format, width: float) -> D
     for cost, accuracy in best:
         steps += [(x(cost), steps[-1][1]), (x(cost), y(accuracy))]
     drawing.path([*steps, (x.end, steps[-1][1])], "front")
-    for index, ((row, cost, reached), interval) in enumerate(zip(points, intervals, strict=True)):
+    for index, ((row, cost, reached), interval, bound) in enumerate(zip(points, intervals, bounds, strict=True)):
         py = y(reached)
+        if bound:
+            drawing.line(x(cost), y(bound[0]), x(cost), y(bound[1]), f"whisker thin {colour_of(row)} key-{index}")
         if interval:
             drawing.line(x(interval[0]), py, x(interval[1]), py, f"whisker {colour_of(row)} key-{index}")
         drawing.mark(x(cost), py, shape(row), f"{colour_of(row)} key-{index}", summary(row))

@@ -26,14 +26,15 @@ def save_comparison(path: Path, comparison: dict[str, Any]) -> None:
 def render(comparison: dict[str, Any]) -> str:
     """The page of `emqdeploy.measuring.comparison.compare`."""
     a, b, rows = comparison["a"], comparison["b"], comparison["rows"]
-    lead = f"A: {_side(a)}. B: {_side(b)}."
+    one, two = comparison["names"]
+    lead = f"{one}: {_side(a)}. {two}: {_side(b)}."
     header = (
         heading("emqdeploy compare", f"{Path(b['path']).name} against {Path(a['path']).name}", lead)
         + findings_list(comparison["findings"])
         + caution(comparison["cautions"])
     )
     charts = "".join(
-        figure(caption, ratios(rows, name), missing)
+        figure(caption, ratios(rows, name, (one, two)), missing)
         for caption, name, missing in (
             ("Median latency", "p50", "too few samples in both"),
             ("99th percentile", "p99", "needs 500 samples of a row in both"),
@@ -41,10 +42,10 @@ def render(comparison: dict[str, Any]) -> str:
     )
     body = "".join(
         [
-            section("How much B differs", "Ratio of B to A, bars are 95 % intervals. Right of the line B is slower; a "
-                    "bar that crosses the line shows no difference, nor does one within 3 %.", charts),
+            section(f"How much {two} differs", f"Ratio of {two} to {one}, bars are 95 % intervals. Right of the line "
+                    f"{two} is slower; a bar that crosses it shows no difference, nor does one within 3 %.", charts),
             section("All figures", "* disturbed. Size, memory, load and energy were measured once in each run: no "
-                    "interval.", _figures(rows)),
+                    "interval.", _figures(rows, (one, two))),
             section("What else differs", "A difference of the figures may come from any of these.",
                     _different(comparison)),
             section("Method", comparison["method"] + ".", " "),
@@ -53,13 +54,13 @@ def render(comparison: dict[str, Any]) -> str:
     return shell(f"emqdeploy {Path(b['path']).name} against {Path(a['path']).name}", header, body, comparison)
 
 
-def ratios(rows: Sequence[Row], quantity: str) -> str | None:
+def ratios(rows: Sequence[Row], quantity: str, names: tuple[str, str] = ("A", "B")) -> str | None:
     """Every row's ratio with its interval beside the line of no difference."""
     found = [(row, row[quantity]) for row in rows if row[quantity]]
-    return both(lambda width: _ratios(found, width), WIDE) if found else None
+    return both(lambda width: _ratios(found, names, width), WIDE) if found else None
 
 
-def _ratios(found: Sequence[tuple[Row, Row]], width: float) -> Drawing:
+def _ratios(found: Sequence[tuple[Row, Row]], names: tuple[str, str], width: float) -> Drawing:
     narrow = width < HALF
     widest = CHARACTER * max(len(row["label"]) for row, _ in found) + 12
     left, right, top, band, bottom = (8.0 if narrow else max(widest, 90)), (8.0 if narrow else 190.0), 10.0, 30.0, 46.0
@@ -67,8 +68,10 @@ def _ratios(found: Sequence[tuple[Row, Row]], width: float) -> Drawing:
     height = top + band * len(found) + bottom
     reach = max(1.1, *(max(one["high"], 1 / one["low"]) for _, one in found)) * 1.03
     x = Scale(1 / reach, reach, left, width - right, log=True)
-    drawing = Drawing(width, height, "Ratio of B to A")
-    drawing.x_axis(x, height - bottom, top, "B / A", lambda value: f"{value:.3g}x", 4 if narrow else 8)
+    drawing = Drawing(width, height, f"Ratio of {names[1]} to {names[0]}")
+    drawing.x_axis(
+        x, height - bottom, top, f"{names[1]} / {names[0]}", lambda value: f"{value:.3g}x", 4 if narrow else 8
+    )
     drawing.line(x(1), top, x(1), height - bottom, "limit")
     for index, (row, one) in enumerate(found):
         y = top + band * (index + 1) - 12
@@ -87,10 +90,11 @@ def _ratios(found: Sequence[tuple[Row, Row]], width: float) -> Drawing:
     return drawing
 
 
-def _figures(rows: Sequence[Row]) -> str:
+def _figures(rows: Sequence[Row], names: tuple[str, str]) -> str:
+    one, two = names
     columns = (
-        "", "p50 A", "p50 B", "B / A", "B is", "p99 B / A", "first output B / A", "accuracy A", "accuracy B", "points",
-        "size", "memory", "load", "energy / image",
+        "", f"p50 {one}", f"p50 {two}", "p50 ratio", f"{two} is", "p99 ratio", "first output ratio", f"accuracy {one}",
+        f"accuracy {two}", "points", "size", "memory", "load", "energy / image",
     )  # fmt: skip
     once: Sequence[tuple[str, Callable[[float], str]]] = (
         ("size_bytes", size),
@@ -133,7 +137,7 @@ def _different(comparison: Mapping[str, Any]) -> str:
             lines.append(["rows", "only there", *(labels if one == side else "-" for one in "ab")])
     if not lines:
         return "<p>Nothing: machine, software, settings and network are the same.</p>"
-    return table(("", "what", "A", "B"), lines, (0, 1, 2, 3))
+    return table(("", "what", *comparison["names"]), lines, (0, 1, 2, 3))
 
 
 def _text(value: Any) -> str:

@@ -41,6 +41,17 @@
     });
   }
 
+  for (const frame of document.querySelectorAll(".scroll")) {
+    const inner = frame.firstElementChild;
+    const look = () => {
+      frame.classList.toggle("wide", inner.scrollWidth > inner.clientWidth + 1);
+      frame.classList.toggle("more", inner.scrollWidth - inner.clientWidth - inner.scrollLeft > 1);
+    };
+    inner.addEventListener("scroll", look, { passive: true });
+    addEventListener("resize", look, { passive: true });
+    look();
+  }
+
   document.getElementById("save").addEventListener("click", async () => {
     const bytes = Uint8Array.from(atob(document.getElementById("result").textContent), (letter) => letter.charCodeAt(0));
     const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -12,8 +12,9 @@ from emqdeploy.format.bundle import CHILD
 from emqdeploy.measuring.rows import BenchRow, rows_of, switches_of
 from emqdeploy.report.findings import cautions, findings
 from emqdeploy.report.html import charts, tables, timelines
-from emqdeploy.report.html.shell import caution, figure, findings_list, heading, section, shell, table, tiles
+from emqdeploy.report.html.shell import advice, caution, figure, findings_list, heading, section, shell, table, tiles
 from emqdeploy.report.html.words import colour_of, duration, energy, percent, size
+from emqdeploy.report.recommendation import accuracy_interval, recommend
 
 
 def save_html(path: Path, result: dict[str, Any]) -> None:
@@ -29,15 +30,15 @@ def render(result: dict[str, Any]) -> str:
     lead = f"{source['path']}, measured on {where}, {result['started'][:16].replace('T', ' ')} UTC, one image at a time"
     header = (
         heading("emqdeploy bench", title, lead)
-        + tiles(_tiles(rows))
+        + _advice(result, rows)
         + findings_list(findings(result))
         + caution(cautions(result))
     )
     body = "".join(
         [
-            _fronts(rows),
-            section("All figures", "p50 with its 95 % interval; the ratio is to the first row, taken in turns. "
-                    "Memory and load: in a fresh process. * disturbed.", tables.results(result, rows)),
+            _fronts(rows, source["images"]),
+            section("All figures", "Accuracy and p50 with their 95 % intervals; the ratio is to the first row, taken "
+                    "in turns. Memory and load: in a fresh process. * disturbed.", tables.results(result, rows)),
             _latency(result, rows),
             _switching(result, rows),
             _adaptive(result.get("scenarios", {}).get("adaptive")),
@@ -54,22 +55,33 @@ def render(result: dict[str, Any]) -> str:
     return shell(f"emqdeploy {title}", header, body, result)
 
 
-def _tiles(all_rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
-    rows = [row for row in all_rows if row.kind == CHILD] or all_rows
-    ranked = sorted(rows, key=lambda row: (row.accuracy or 0, row.bits or 0), reverse=True)
-    entries = [(f"accuracy, {row.label}", percent(row.accuracy)) for row in ranked[:1] if row.accuracy is not None]
-    for row in [row for row in ranked if row.latency_ms][:1]:
-        assert row.latency_ms is not None
-        entries.append((f"p50, {row.label}", duration(row.latency_ms.p50)))
-        entries.append((f"p99, {row.label}", duration(row.latency_ms.p99)))
-    sizes = [(row.size_bytes, row.label) for row in rows if row.size_bytes]
-    return entries + [(f"bytes to load, {label}", size(count)) for count, label in sorted(sizes)[:1]]
+def _tiles(row: BenchRow, images: int | None) -> list[tuple[str, str]]:
+    """Figures of one and the same setting."""
+    entries = []
+    if row.accuracy is not None:
+        interval = accuracy_interval(row.accuracy, images)
+        where = "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f} %)"
+        entries.append((f"accuracy of {row.label}{where}", percent(row.accuracy)))
+    if row.latency_ms is not None:
+        entries += [(f"{key} of {row.label}", duration(getattr(row.latency_ms, key))) for key in ("p50", "p99")]
+    return entries + ([(f"bytes of {row.label}", size(row.size_bytes))] if row.size_bytes else [])
 
 
-def _fronts(rows: Sequence[BenchRow]) -> str:
+def _advice(result: dict[str, Any], rows: Sequence[BenchRow]) -> str:
+    """The setting that the figures speak for, and its figures; those of the most accurate where they speak for none."""
+    images, found = result["source"]["images"], recommend(result, rows)
+    if found is not None:
+        box = advice(colour_of(found.row), f"Deploy {found.row.label}", (("Why", found.why), ("How sure", found.sure)))
+        return box + tiles(_tiles(found.row, images))
+    children = [row for row in rows if row.kind == CHILD] or list(rows)
+    shown = max(children, key=lambda row: (row.accuracy or 0, row.bits or 0), default=None)
+    return "" if shown is None else tiles(_tiles(shown, images))
+
+
+def _fronts(rows: Sequence[BenchRow], images: int | None) -> str:
     costs: list[tuple[str, str, Callable[[BenchRow], float | None], Callable[[float], str], str]] = [
         ("Latency", "latency, p50", lambda row: getattr(row.latency_ms, "p50", None), duration, "not timed"),
-        ("Energy", "energy of an image", lambda row: row.energy.energy_mj_per_inference, energy, _why(rows)),
+        ("Energy", "energy of an image", lambda row: row.energy.energy_mj_per_inference, energy, ""),
         ("Size", "bytes of the file", lambda row: row.size_bytes, size, "not known"),
         ("Memory", "memory that it adds", lambda row: row.rss_bytes, size, "not measured"),
     ]
@@ -81,19 +93,17 @@ def _fronts(rows: Sequence[BenchRow]) -> str:
     accuracy = any(row.accuracy is not None for row in rows)
     frames = []
     for caption, name, cost, form, missing in costs:
+        if not missing and all(cost(row) is None for row in rows):
+            continue  # the caution above says why
         why = missing if accuracy else "the accuracy was not measured: the data set was not at hand"
-        frames.append(figure(f"Accuracy over {caption.lower()}", charts.pareto(rows, cost, name, form), why))
+        frames.append(figure(f"Accuracy over {caption.lower()}", charts.pareto(rows, cost, name, form, images), why))
     return section(
         "What accuracy costs",
-        "Up and to the left is better. The dashed line joins what nothing else beats; bars are 95 % intervals. "
-        "Axes span at least a fifth of the value, so that noise does not look like a difference.",
+        "Up and to the left is better. The dashed line joins what nothing else beats. Bars are 95 % intervals: of the "
+        "accuracy from the number of test images, of the median latency from the samples. Where bars overlap, the "
+        "difference may be chance.",
         f'<div class="legend">{legend}</div><div class="halves fronts">{"".join(frames)}</div>',
     )
-
-
-def _why(rows: Sequence[BenchRow]) -> str:
-    found = next((row.energy.not_measured for row in rows if row.energy.not_measured), None)
-    return f"not measured: {found}" if found else "not measured"
 
 
 def _latency(result: dict[str, Any], all_rows: Sequence[BenchRow]) -> str:

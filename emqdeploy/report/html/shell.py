@@ -14,6 +14,7 @@ from typing import Any
 
 from emqdeploy.errors import EmqError
 from emqdeploy.files import LARGEST_TEXT, read_bytes
+from emqdeploy.report.colours import style as scale
 
 _OPEN = '<script type="application/gzip" id="result">'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -38,7 +39,7 @@ def shell(title: str, header: str, body: str, data: Any) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <link rel="icon" href="data:,"><title>{escape(title)}</title>
-<style>{style}</style></head>
+<style>{scale()}{style}</style></head>
 <body><header><div>{header}</div></header>
 <main>{body}</main>
 <footer>Made by emqdeploy. This file holds every raw sample and needs no network.</footer>
@@ -80,6 +81,18 @@ def heading(brand: str, title: str, lead: str) -> str:
         '<button id="theme" type="button">Light / dark</button>'
         '<button id="save" type="button">Save the data</button></div></div>'
     )
+
+
+def advice(kind: str, what: str, reasons: Iterable[tuple[str, str]]) -> str:
+    """What a reader should do, in big letters, with a word and a sentence for every reason.
+
+    Args:
+        kind: the class that colours it.
+        what: the setting.
+        reasons: name and sentence of each.
+    """
+    said = "".join(f"<p><span>{escape(name)}:</span> {escape(sentence)}</p>" for name, sentence in reasons)
+    return f'<div class="advice {kind}"><b>{escape(what)}</b>{said}</div>'
 
 
 def tiles(entries: Iterable[tuple[str, str]]) -> str:
@@ -124,7 +137,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: S
     body = "".join(
         f"<tr>{''.join(cell('td', index, content) for index, content in enumerate(row))}</tr>" for row in rows
     )
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    made = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f'<div class="scroll"><div tabindex="0">{made}</div></div>'
+        '<p class="sideways">the table goes on: scroll it sideways →</p>'
+    )
 
 
 def facts(entries: Iterable[tuple[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from emqdeploy.format.child import Widths
 from emqdeploy.measuring.rows import BenchRow
 from emqdeploy.report.html.shell import facts, table
 from emqdeploy.report.html.words import colour_of, duration, energy, percent, size, widths
+from emqdeploy.report.recommendation import accuracy_interval
 
 _NONE = '<span class="lead">-</span>'
 
@@ -22,20 +23,24 @@ def results(result: dict[str, Any], rows: Sequence[BenchRow]) -> str:
         "", "weights", "activations", "accuracy", "drop", "p50", "p90", "p99", "ratio of p50", "size", "memory",
         "load", "switch", "first output", "energy / image", "stored as", "computed as",
     )  # fmt: skip
-    return table(columns, (_cells(row, switching.get(row.label, {})) for row in rows), (0, 15, 16))
+    images = result["source"]["images"]
+    return table(columns, (_cells(row, switching.get(row.label, {}), images) for row in rows), (0, 15, 16))
 
 
-def _cells(row: BenchRow, switched: Mapping[str, Any]) -> list[str]:
+def _cells(row: BenchRow, switched: Mapping[str, Any], images: int | None) -> list[str]:
     latency, ratio = row.latency_ms, row.ratio_to_first
     p50 = _or_none(getattr(latency, "p50", None), duration)
     if latency and latency.interval:
         p50 += f"<small>{duration(latency.interval.low)} to {duration(latency.interval.high)}</small>"
+    bound = accuracy_interval(row.accuracy, images)
+    accuracy = _or_none(row.accuracy, percent)
+    accuracy += "" if bound is None else f"<small>{bound[0]:.1f} to {bound[1]:.1f} %</small>"
     unseen = "<small>unseen in training</small>" if row.trained is False else ""
     mark = " *" if row.disturbed else ""
     return [
         f'<i class="{colour_of(row)}"></i>{escape(row.label)}{mark}{unseen}',
         *(_widths(value) for value in (row.weights, row.activations)),
-        _or_none(row.accuracy, percent),
+        accuracy,
         _or_none(row.accuracy_drop, lambda value: f"{value:.2f}"),
         p50,
         *(_or_none(getattr(latency, key, None), duration) for key in ("p90", "p99")),
