@@ -217,7 +217,7 @@ def doctor_parts(result: dict[str, Any]) -> list[Table | str]:
         checks.add_row(check["part"], check["for"], styled(check["state"], colour), check["advice"])
     found = result["environment"]
     kernels = {
-        "VNNI": "VNNI: 8-bit products are exact at full range; fewer bits run no faster",
+        "VNNI": "VNNI: 8-bit products are exact at full range",
         "AVX2": "AVX2 without VNNI: exact; networks of full levels run there in onnxruntime's slower exact kernels",
     }.get(result["integer_kernels"], "no x86 vector integers found; onnxruntime chooses its own kernels")
     works = [name for name, reason in result["runtimes"].items() if reason is None]

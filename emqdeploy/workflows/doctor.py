@@ -15,20 +15,21 @@ from emqdeploy.runtimes.native_library import instruction_sets, library_path
 _PARTS = {
     "onnxruntime": ("run checkpoints and exported files", "runtime"),
     "PIL": ("read image files", "runtime"),
-    "onnx": ("export and verify", "export"),
+}
+"""What a device needs."""
+
+_OPTIONAL = {
+    "onnx": ("packed and shared files, selectors, other targets", "export"),
     "torch": ("train, and the torch reference", "train"),
     "onnxscript": ("write the ONNX skeleton after training", "train"),
     "torchvision": ("resnet18, mobilenet_v2, downloads of data sets", "train"),
     "sklearn": ("the embedded digits", "train"),
-}
-
-_OPTIONAL = {
     "openvino": ("export to OpenVINO, and run there", "openvino"),
     "tensorrt_rtx": ("build engines for RTX GPUs, on any machine", "tensorrt"),
     "tensorrt": ("build and run engines on an NVIDIA GPU; JetPack has its own", "tensorrt-classic"),
     "timm": ("models of timm", "timm"),
 }
-"""What only some users need; missing is no fault."""
+"""What only some need, to train, to export or for another runtime; missing is no fault."""
 
 
 def examine() -> dict[str, Any]:
