@@ -14,8 +14,16 @@ CHECKPOINT_FILE = f"model{SUFFIX}"
 
 
 def next_run_path(root: Path, data: str, model: str) -> Path:
-    """Makes the next unused ``root/DATA-MODEL-NNN``, so that of two that ask at once each has its own."""
-    stem = re.sub(r"[^\w.-]+", "-", f"{data.partition(':')[0]}-{model}")
+    """Makes the next unused ``root/DATA-MODEL-NNN``, so that of two that ask at once each has its own.
+
+    Args:
+        root: where runs lie.
+        data: a data set; of a path the last part is taken.
+        model: its name, or the file that holds it.
+    """
+    source = Path(data).stem if "/" in data.partition(":")[0] else data.partition(":")[0]
+    network = Path(model).stem if model.endswith(".onnx") else model
+    stem = re.sub(r"[^\w.-]+", "-", f"{source}-{network}")
     taken = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{stem}-[0-9][0-9][0-9]")]
     for number in itertools.count(max(taken, default=0) + 1):
         path = root / f"{stem}-{number:03d}"

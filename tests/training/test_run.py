@@ -138,3 +138,16 @@ def test_metrics_are_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / METRICS_FILE)
     with pytest.raises(EmqError, match="not a regular file"):
         RunDirectory(tmp_path).truncate_metrics(1)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "name"),
+    [
+        ("imagefolder:/home/me/photos", "timm/resnet18", "imagefolder-timm-resnet18-001"),
+        ("/home/me/photos", "/home/me/net.v2.onnx", "photos-net.v2-001"),
+        ("labels.csv", "resnet8", "labels.csv-resnet8-001"),
+    ],
+)
+def test_a_run_is_named_after_what_it_was_made_of(data: str, model: str, name: str, tmp_path: Path) -> None:
+    """Without the folders around it."""
+    assert next_run_path(tmp_path, data, model).name == name

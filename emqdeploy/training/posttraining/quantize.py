@@ -230,9 +230,10 @@ def advice(config: QuantizeConfig, result: QuantizeResult, children_file: str | 
         lines.append(f"more than {allowed} at: {_names(lost)}; training needs images with the network's own labels")
     if unsure:
         lines.append(f"perhaps more than {allowed} at: {_names(unsure)}; more test images would tell")
-    if result.usable and result.checkpoint is not None:
+    chosen = in_order(result.usable)[:1] or in_order(unsure)[-1:]
+    if chosen and result.checkpoint is not None:
         run = result.checkpoint.parent
-        lines.append(f"next: emqdeploy export {run} --bits {in_order(result.usable)[0].name} --target onnx")
+        lines.append(f"next: emqdeploy export {run} --bits {chosen[0].name} --target onnx")
         lines.append(f"      emqdeploy bench {run} --device cpu")
     return "\n".join(lines)
 
