@@ -1,9 +1,9 @@
 """The native kernels beside onnxruntime's int8: every child on every instruction set, in both hosts.
 
 ``python -m benchmarks.native`` times, interleaved and one image at a time, every instruction set of this processor (or
-``--isa NAME``) with one thread, the best one with two as well, and our operators inside onnxruntime. Ratios above 1 are
-faster: to onnxruntime at 8 bits with as many threads, and to child 8 of the same kernels. Networks are made anew between
-creations, and intervals are taken over those.
+``--isa NAME``) with one thread, the best one with two as well, and our operators inside onnxruntime. Ratios are to
+onnxruntime at 8 bits with as many threads, and to child 8 of the same kernels; above 1 is faster. Networks are made
+anew between creations, and intervals are taken over those.
 """
 
 from __future__ import annotations

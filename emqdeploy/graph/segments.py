@@ -186,7 +186,7 @@ class Cut:
         return not value.rows and not value.flat
 
     def _pools(self, node: Any, attributes: dict[str, Any]) -> bool:
-        plain = not attributes.get("ceil_mode") and set(attributes.get("dilations", [1])) == {1}
+        plain = set(attributes.get("dilations", [1])) == {1}
         return plain and len(self.shapes[node.input[0]]) == 4 and len(node.output) == 1
 
     def _reshaped(self, node: Any, value: _Value) -> _Value | None:

@@ -44,7 +44,7 @@ void check_admitted(const Node &node) {
         const bool known = std::find(names.begin(), names.end(), attribute.first) != names.end();
         if (!known || attribute.second.empty()) refuse(node);
     }
-    for (const char *zero : {"auto_pad", "storage_order", "ceil_mode"}) {
+    for (const char *zero : {"auto_pad", "storage_order"}) {
         if (node.number(zero, 0) != 0) refuse(node);
     }
 }

@@ -225,6 +225,12 @@ Lowered Lowering::linear(const Node &node, const std::vector<Lowered> &inputs) {
     return {Lowered::accumulated, -1, "", last_step(), false, inputs[0].tokens};
 }
 
+// How far a last window that is not whole reaches beyond the padding: such a window counts if it starts before that.
+static int until_last_window(int size, int before, int behind, int kernel, int stride) {
+    const int room = size + before + behind - kernel, beyond = room < 0 ? 0 : (stride - room % stride) % stride;
+    return room + beyond < size + before ? beyond : 0;
+}
+
 Lowered Lowering::maximum(const Node &node, const Lowered &input) {
     const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
                                &strides = node.numbers("strides");
@@ -240,6 +246,13 @@ Lowered Lowering::maximum(const Node &node, const Lowered &input) {
     step.geometry = {side(kernel[0], 1), side(kernel[1], 1), at(strides, 0, 1), at(strides, 1, 1),
                      at(pads, 0, 0),     at(pads, 1, 0),     at(pads, 2, 0),    at(pads, 3, 0),
                      1,                  1,                  1};
+    if (node.number("ceil_mode", 0) != 0) {
+        const Shape in = tensor(input.tensor).shape;
+        step.geometry.bottom += until_last_window(in.height, step.geometry.top, step.geometry.bottom,
+                                                  step.geometry.kernel_height, step.geometry.stride_height);
+        step.geometry.right += until_last_window(in.width, step.geometry.left, step.geometry.right,
+                                                 step.geometry.kernel_width, step.geometry.stride_width);
+    }
     step.site = input.site;
     const int index = last_step();
     read(input.tensor, 0);

@@ -86,7 +86,7 @@ def test_threads_share_a_layer_exactly() -> None:
 def test_threads_share_the_channels_of_wide_layers(
     instructions: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there are few positions, each part has all of them and whole blocks of 64 channels; the last is not full."""
+    """Where there are few positions, each part has all and some blocks of 64 channels; the last is not full."""
     monkeypatch.setenv("EMQ_ISA", instructions)
     monkeypatch.setenv("EMQ_KERNEL", kernel)
     checkpoint, images = wide()
@@ -184,6 +184,17 @@ def deployed_model(model: nn.Module, children: tuple[Child, ...], images: Tensor
         structure={},
     )
     return Checkpoint(frozen, export_skeleton(network, frozen, shape), card)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 3, 1)])
+def test_a_last_window_may_reach_beyond_the_padding(kernel: int, stride: int, padding: int) -> None:
+    """A maximum in `ceil_mode` has as many windows as the reference, and the last one has what there is."""
+    pool = nn.MaxPool2d(kernel, stride, padding, ceil_mode=True)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), pool, nn.Conv2d(5, 5, 1), nn.ReLU(), nn.Flatten())
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 9, 8).clamp(-2, 2)
+    model.append(nn.Linear(model(images).shape[1], 5))
+    assert_exact(deployed_model(model, parse_children("2a4,8"), images), images.numpy())
 
 
 def test_a_request_keeps_its_child() -> None:
