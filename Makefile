@@ -52,10 +52,11 @@ architectures: $(VENV)/.emqdeploy-dev ## try every architecture of benchmarks/zo
 
 # A sanitizer ends the process where memory ends, so the test of that is not among these.
 SANITIZERS = $(foreach name,libasan.so libubsan.so,$(shell c++ -print-file-name=$(name)))
-sanitize: $(VENV)/.emqdeploy-dev ## run the native tests under address and undefined-behaviour sanitizers
+SANITIZED = LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized OMP_NUM_THREADS=1 $(RUN)
+sanitize: $(VENV)/.emqdeploy-dev ## run the native tests and COUNT damaged files under address and undefined-behaviour sanitizers
 	$(PIP) install --upgrade --target build/sanitized --config-settings=cmake.define.EMQ_SANITIZE=ON ./native
-	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized OMP_NUM_THREADS=1 \
-		$(RUN) -m pytest tests/runtimes/adapters/test_native.py tests/runtimes/test_native_file.py -k "not little_memory"
+	$(SANITIZED) -m pytest tests/runtimes/adapters/test_native.py tests/runtimes/test_native_file.py -k "not little_memory"
+	$(SANITIZED) -m benchmarks.soak --kind opened --count $(or $(COUNT),5000) --state build/sanitized/soak.json
 
 arm: $(VENV)/.emqdeploy-dev $(VENV)/.emqdeploy-native ## build the native kernels for 64-bit ARM, compare them with the reference in an emulator
 	cmake -S native -B build/arm --toolchain $(CURDIR)/native/cmake/aarch64.cmake -DBUILD_SHARED_LIBS=OFF -DEMQ_REPLAY=ON
