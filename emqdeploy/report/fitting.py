@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from emqdeploy.errors import plain_text
+from emqdeploy.report.units import MISSING
 
 ENDLESS = 1 << 16
 """Columns where there is no terminal: nothing is parted or wrapped."""
@@ -51,7 +52,7 @@ def styled(words: object, style: str = "") -> Text:
 def fitting(found: Table, console: Console) -> Iterator[Table | Text]:
     """A table as it is where it fits; else one that says the same on less space.
 
-    Headings go over several lines. What every row has in common becomes a line below. A single row is turned: one line
+    What no row has is left out. Headings go over several lines. What every row has in common becomes a line below. A single row is turned: one line
     for each of its figures. What is too wide even so comes in parts, each with the columns that tell rows apart, and a
     name or a sentence that is too wide by itself is folded.
     """
@@ -64,6 +65,9 @@ def fitting(found: Table, console: Console) -> Iterator[Table | Text]:
     def figures() -> bool:
         return all(column.no_wrap for column in columns)
 
+    if wide(columns) and found.row_count > 1:
+        known = [column for column in columns[keys:] if any(str(cell) != MISSING for cell in column.cells)]
+        columns = [*columns[:keys], *known]
     if wide(columns) and figures():
         columns = [_stacked(column) for column in columns]
     shared: list[str] = []

@@ -52,7 +52,7 @@ def test_help_of_train_fits_two_screens() -> None:
     flags = {word.strip(",") for word in whole.split() if word.startswith("--") and "no-" not in word}
     assert len(flags) > 40
     assert not {flag for flag in flags if flag not in brief}
-    assert "Peak learning rate. [default: 0.1]" in whole
+    assert "Passes of every child over its images. [default: 20]" in whole
     assert " ..." in brief
 
 
