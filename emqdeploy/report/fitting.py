@@ -52,9 +52,9 @@ def styled(words: object, style: str = "") -> Text:
 def fitting(found: Table, console: Console) -> Iterator[Table | Text]:
     """A table as it is where it fits; else one that says the same on less space.
 
-    What no row has is left out. Headings go over several lines. What every row has in common becomes a line below. A single row is turned: one line
-    for each of its figures. What is too wide even so comes in parts, each with the columns that tell rows apart, and a
-    name or a sentence that is too wide by itself is folded.
+    What no row has is left out. Headings go over several lines. What every row has in common becomes a line below. A
+    single row is turned: one line for each of its figures. What is too wide even so comes in parts, each with the
+    columns that tell rows apart, and a name or a sentence that is too wide by itself is folded.
     """
     columns, keys = list(found.columns), getattr(found, "keys", 1)
 
