@@ -54,7 +54,7 @@ def test_a_data_set_of_other_classes_is_refused(tmp_path: Path) -> None:
     card = structs.replace(made.card, classes=("zero", *made.card.classes[1:]))
     save_checkpoint(tmp_path / "model.emq", replace(made, card=card))
     said = "class 0 of digits is '0', and the network was trained on 'zero' there; name the folder of its own data with"
-    with pytest.raises(EmqError, match=f"^{said} --data-dir$"):
+    with pytest.raises(EmqError, match=f"^{said} --data-dir; or name other images with --data$"):
         evaluate(tmp_path, "8", "onnxruntime", None, threads=1)
     assert other_classes("digits", "01", card) == "digits has 2 classes, and the network was trained on 10"
 
