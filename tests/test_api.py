@@ -60,6 +60,20 @@ def test_a_network_is_trained_exported_proven_measured_and_run(tmp_path: Path) -
         assert network.run(network.preprocessing.normalize(some.images[:3])).shape == (3, 10)
 
 
+def test_a_float_model_is_quantized(float_weights: Path, tmp_path: Path) -> None:
+    """Without labels: an untrained network decides something, too; with them it is refused as guessing."""
+    about = {"model": "resnet8", "data": "digits", "bits": [4, 8], "images": 64, "reconstruct": "none"}
+    said: list[str] = []
+    made = emqdeploy.quantize(float_weights, out=tmp_path / "made", unlabelled=True, report=said.append, **about)
+    assert made.checkpoint == tmp_path / "made" / "model.emq"
+    assert made.float_accuracy is None
+    assert set(made.usable) <= set(made.values["verdicts"]) == set("45678")
+    assert said
+    assert "decisions of the float model" in " ".join(str(made).split())
+    with pytest.raises(EmqError, match=r"guess|chance"):
+        emqdeploy.quantize(float_weights, out=tmp_path / "guess", **about)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
