@@ -61,7 +61,7 @@ def test_a_network_is_trained_exported_proven_measured_and_run(tmp_path: Path) -
 
 
 def test_a_float_model_is_quantized(float_weights: Path, tmp_path: Path) -> None:
-    """Without labels: an untrained network decides something, too; with them it is refused as guessing."""
+    """Without labels: an untrained network decides something, too; one that is far from what is expected is refused."""
     about = {"model": "resnet8", "data": "digits", "bits": [4, 8], "images": 64, "reconstruct": "none"}
     said: list[str] = []
     made = emqdeploy.quantize(float_weights, out=tmp_path / "made", unlabelled=True, report=said.append, **about)
@@ -70,8 +70,9 @@ def test_a_float_model_is_quantized(float_weights: Path, tmp_path: Path) -> None
     assert set(made.usable) <= set(made.values["verdicts"]) == set("45678")
     assert said
     assert "decisions of the float model" in " ".join(str(made).split())
-    with pytest.raises(EmqError, match=r"guess|chance"):
-        emqdeploy.quantize(float_weights, out=tmp_path / "guess", **about)
+    with pytest.raises(EmqError, match="99"):
+        emqdeploy.quantize(float_weights, out=tmp_path / "poor", expect=99.0, **about)
+    assert not (tmp_path / "poor" / "model.emq").exists()
 
 
 @pytest.mark.parametrize(
