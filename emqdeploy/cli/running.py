@@ -109,12 +109,11 @@ def predict(
     path, images = separated(items)
     result = classify(path, images, bits, report=say)
     found, at = result["images"], in_words(result["child"])
+    shown: Any = predictions_table(f"{len(found)} images at {at}", found)
     if len(found) == 1:
         shown = table(f"{found[0]['image']} at {at}", "class", "confidence")
         for one in found[0]["predictions"]:
             shown.add_row(one["class"], percent(100 * one["probability"]))
-    else:
-        shown = predictions_table(f"{len(found)} images at {at}", found)
     finish(result, json_, shown)
     lost = len(result["unreadable"])
     if lost:
