@@ -73,8 +73,8 @@ def _statistics(
     def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             if output.shape[2:] != (1, 1):  # an image alone says little of what is pooled
-                exact = output.double()
-                sums[name].append(torch.stack([exact.mean((0, 2, 3)), exact.square().mean((0, 2, 3))]))
+                var, mean = torch.var_mean(output, (0, 2, 3), correction=0)
+                sums[name].append(torch.stack([mean, mean.square() + var]))
 
         return hook
 
@@ -83,7 +83,7 @@ def _statistics(
     network.eval()
     for images in batches:
         network(images)
-    means = {name: torch.stack(parts).mean(0) for name, parts in sums.items() if parts}
+    means = {name: torch.stack(parts).double().mean(0) for name, parts in sums.items() if parts}
     return {
         name: (mean.float(), (square - mean.square()).clamp(min=0).float()) for name, (mean, square) in means.items()
     }

@@ -14,7 +14,9 @@ from torch import nn
 
 from emqdeploy.data import Dataset
 from emqdeploy.format.child import Child
+from emqdeploy.format.grid import Floats
 from emqdeploy.format.tasks import CLASSIFICATION
+from emqdeploy.graph.fidelity import spread
 from emqdeploy.progress import Report, paced, silent
 from emqdeploy.training.batches import ImageSource
 
@@ -30,11 +32,24 @@ FAR_BELOW = 2.0
 Decisions = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a module says of test images.
+
+    Attributes:
+        decided: the class that it decides for, ``(N,)``.
+        logits: for those of `emqdeploy.graph.fidelity.spread`, ``(K, classes)``.
+    """
+
+    decided: Decisions
+    logits: Floats
+
+
 @torch.inference_mode()
-def decisions(
+def answers(
     modules: Mapping[Child, nn.Module], source: ImageSource, batch: int, report: Report = silent
-) -> dict[Child, Decisions]:
-    """The class that each module decides for, image by image ``(N,)``; every image is decoded once for all of them.
+) -> dict[Child, Answers]:
+    """Runs modules on all images of a split; every image is decoded once for all of them.
 
     Args:
         modules: by the child that they are.
@@ -42,12 +57,18 @@ def decisions(
         batch: how many at once.
         report: receives progress.
     """
-    found: dict[Child, list[NDArray[Any]]] = {child: [] for child in modules}
+    decided: dict[Child, list[NDArray[Any]]] = {child: [] for child in modules}
+    logits: dict[Child, list[NDArray[Any]]] = {child: [] for child in modules}
+    kept = np.zeros(len(source), bool)
+    kept[spread(len(source))] = True
     for start in paced(range(0, len(source), batch), "batches of test images", report):
-        images = source.plain(np.arange(start, min(start + batch, len(source))))
+        places = np.arange(start, min(start + batch, len(source)))
+        images = source.plain(places)
         for child, module in modules.items():
-            found[child].append(CLASSIFICATION.decide(module(images)).cpu().numpy())
-    return {child: np.concatenate(parts) for child, parts in found.items()}
+            given = module(images).cpu().numpy()
+            decided[child].append(CLASSIFICATION.decide(given))
+            logits[child].append(given[kept[places]])
+    return {child: Answers(np.concatenate(decided[child]), np.concatenate(logits[child])) for child in modules}
 
 
 def share(right: int, count: int) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from emqdeploy.format.card import DataSource, FidelityRecord
 from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.format.frozen import UNIT_SUFFIX, FrozenNetwork
 from emqdeploy.format.runs import CHECKPOINT_FILE
-from emqdeploy.graph.fidelity import FLOAT_MODEL
+from emqdeploy.graph.fidelity import FLOAT_MODEL, compare
 from emqdeploy.options import options_of
 from emqdeploy.progress import Report, silent
 from emqdeploy.quant.build import NetworkSpec
@@ -32,7 +32,7 @@ from emqdeploy.training.api import SMALL_IMAGE
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.expectations import class_names
-from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong, measure_fidelity
+from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong
 from emqdeploy.training.norms import measure_input_means
 from emqdeploy.training.posttraining.clips import calibrate_clips
 from emqdeploy.training.posttraining.config import QuantizeConfig
@@ -42,7 +42,7 @@ from emqdeploy.training.posttraining.judging import (
     UNSURE,
     USABLE,
     Verdict,
-    decisions,
+    answers,
     percent_right,
     verdict,
     why_implausible,
@@ -138,9 +138,9 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     test = image_source(dataset.test, pre, "none", torch.device("cpu"))
     labels = np.asarray(dataset.test.labels) if labelled else None
     report(f"decisions of the float model on {len(dataset.test)} test images")
-    decided = decisions({FLOAT: model}, test, batch_of(pre), report)[FLOAT]
+    wanted = answers({FLOAT: model}, test, batch_of(pre), report)[FLOAT]
     if labels is not None:
-        doubt = why_implausible(decided, dataset, config.expect)
+        doubt = why_implausible(wanted.decided, dataset, config.expect)
         if doubt is not None:
             helps = what_would_help(model, dataset, test, batch_of(pre))
             raise EmqError(doubt if helps is None else f"{doubt}; tried on a few: {helps}")
@@ -150,11 +150,12 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     seconds = time.perf_counter() - started
     report(f"decisions of {len(children)} children on {len(dataset.test)} test images")
     deployed = {child: deployed_reference(network, frozen, child) for child in children}
-    found = decisions(deployed, test, batch_of(pre), report)
-    verdicts = {child: verdict(one, decided, labels, config.usable_drop) for child, one in found.items()}
-    accuracy = {} if labels is None else {child: percent_right(one, labels) for child, one in found.items()}
-    float_accuracy = None if labels is None else percent_right(decided, labels)
-    fidelity = measure_fidelity(dict.fromkeys(children, model), deployed, test, FLOAT_MODEL)
+    found = answers(deployed, test, batch_of(pre), report)
+    usual = (wanted.decided, labels, config.usable_drop)
+    verdicts = {child: verdict(one.decided, *usual) for child, one in found.items()}
+    accuracy = {} if labels is None else {child: percent_right(one.decided, labels) for child, one in found.items()}
+    float_accuracy = None if labels is None else percent_right(wanted.decided, labels)
+    fidelity = {child: compare(wanted.logits, one.logits, FLOAT_MODEL) for child, one in found.items()}
     fault = find_wrong(fidelity, network, deployed, test)
     path = None
     if fault is None or config.accept_difference:
