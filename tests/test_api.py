@@ -60,6 +60,7 @@ def test_a_network_is_trained_exported_proven_measured_and_run(tmp_path: Path) -
         assert network.run(network.preprocessing.normalize(some.images[:3])).shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_a_float_model_is_quantized(float_weights: Path, tmp_path: Path) -> None:
     """Without labels: an untrained network decides something, too; one that is far from what is expected is refused."""
     about = {"model": "resnet8", "data": "digits", "bits": [4, 8], "images": 64, "reconstruct": "none"}

@@ -53,6 +53,7 @@ def test_camera_loop_classifies_a_folder(bundle: Path, photos: Path, tmp_path: P
     assert nothing.stderr.strip() == f"{tmp_path} has no frame that can be read"
 
 
+@pytest.mark.slow
 def test_camera_loop_reads_a_video(bundle: Path, photos: Path, tmp_path: Path) -> None:
     """As OpenCV gives its frames: blue first."""
     cv2 = pytest.importorskip("cv2")
@@ -68,6 +69,7 @@ def test_camera_loop_reads_a_video(bundle: Path, photos: Path, tmp_path: Path) -
     assert "does not open" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_policy_says_what_it_decided(bundle: Path) -> None:
     """What it served with, how often it was right, and why."""
     done = start("policy.py", bundle, "--seconds", 0.3)

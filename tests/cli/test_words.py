@@ -59,8 +59,7 @@ def test_help_of_train_fits_two_screens() -> None:
 def test_export_takes_format_for_target() -> None:
     """The other usual word for it; a wrong value is answered as under the first."""
     assert "--target, --format TEXT" in say("export", "--help").stdout
-    wrong = say("export", "--format", "no-such")
-    assert wrong.returncode == 2 or "runs" in wrong.stderr
+    assert "did you mean 'onnx'" in say("export", "--format", "onx").stderr
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,6 @@ def test_export_takes_format_for_target() -> None:
         ("emqdeploy ex", "export"),
         ("emqdeploy export --format tensorrt-o", "tensorrt-onnx"),
         ("emqdeploy train --recipe any", "any-precision"),
-        ("emqdeploy train --model resnet2", "resnet20"),
         ("emqdeploy eval --runtime onnx", "onnxruntime"),
     ],
 )
