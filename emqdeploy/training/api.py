@@ -43,6 +43,9 @@ from emqdeploy.training.starting import expected_of, start_of
 CALIBRATION_IMAGES = 2048
 """Training images, unaugmented, over which statistics are estimated after training."""
 
+START_IMAGES = 512
+"""Training images over which they are estimated for weights that training starts from."""
+
 SMALL_IMAGE = 16
 """Pixels up to which operators are so short that handing work to a second thread costs more than it saves."""
 
@@ -155,7 +158,7 @@ def _train_one(
     """Trains one network."""
     dataset, images = material.dataset, material.train
     few = images.plain(np.arange(min(FEW_IMAGES, len(images))))
-    start = start_of(config, dataset, images.plain(np.arange(min(CALIBRATION_IMAGES // 8, len(images)))))
+    start = start_of(config, dataset, images.plain(np.arange(min(START_IMAGES, len(images)))))
     spec = replace(network_spec(config, dataset, plan), model=start.model, description=start.description)
     cores = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else cores))
@@ -181,8 +184,15 @@ def _train_one(
             run.truncate_metrics(0)
     elif world.leads:  # only now, so that whatever was refused has written nothing
         run.start(write_options(config))
+    competes = start.known and plan.trained != (FLOAT,)
+    if competes and trainer.progress.step == 0:
+        some = images.plain(np.arange(min(START_IMAGES, len(images))))
+        NORM_ADAPTATIONS[config.norm_adaptation](network, _batches(some), network.trained)
+        trainer.weigh_start()
     trainer.fit()
     progress = trainer.progress
+    if competes and progress.best_epoch < 0:
+        console.print("no epoch was better than the weights that training started from, so these are kept")
     result = TrainResult(out, plan.trained, progress.seconds, progress.sample_passes)
     if not world.leads:
         return result
@@ -265,7 +275,7 @@ def _write(
 ) -> None:
     """Adapts the normalizations, freezes the network, measures what was frozen and writes it."""
     images = material.train.plain(np.arange(min(CALIBRATION_IMAGES, len(material.train))))
-    batches = [batch for batch in images.split(256) if len(batch) > 1]
+    batches = _batches(images)
     measure_input_means(network, batches)
     NORM_ADAPTATIONS[config.norm_adaptation](network, batches, children)
     network.cpu().eval()
@@ -291,6 +301,11 @@ def _write(
     card = make_card(spec, material.dataset, source, trained, measured, fidelity, config.to_dict(), provenance)
     result.checkpoints.append(write_checkpoint(path, network.cpu(), frozen, card))
     network.to(device)
+
+
+def _batches(images: torch.Tensor) -> list[torch.Tensor]:
+    """Images in parts that have statistics."""
+    return [batch for batch in images.split(256) if len(batch) > 1]
 
 
 def _at(network: MultiBitNetwork, child: Child, images: torch.Tensor) -> torch.Tensor:

@@ -27,11 +27,13 @@ class Start:
     Attributes:
         model: what it is called.
         description: the network as plain data, None where ``model`` names it.
+        known: whether it has weights that were trained.
         load: puts the weights into a fresh model; returns what there is to say.
     """
 
     model: str
     description: dict[str, Any] | None
+    known: bool
     load: Callable[[nn.Module], list[str]]
 
 
@@ -60,7 +62,7 @@ def start_of(config: CommonOptions, dataset: Dataset, images: Tensor) -> Start:
         EmqError: the file holds no network for these images and classes.
     """
     if not is_file(config.model):
-        return Start(config.model, None, partial(_weights, config, []))
+        return Start(config.model, None, config.pretrained is not None, partial(_weights, config, []))
     path, pixels = Path(config.model), dataset.preprocessing
     network = read_network(path, pixels.height)
     if network.classes != len(dataset.classes) or network.channels != pixels.channels:
@@ -76,7 +78,7 @@ def start_of(config: CommonOptions, dataset: Dataset, images: Tensor) -> Start:
         own = config.pretrained is None or config.pretrained == path.absolute()
         return [*said, *network.notes] if own else _weights(config, said, model)
 
-    return Start(path.name.replace(":", "_"), description, load)
+    return Start(path.name.replace(":", "_"), description, True, load)
 
 
 def _weights(config: CommonOptions, said: list[str], model: nn.Module) -> list[str]:

@@ -203,6 +203,9 @@ def test_training_goes_on_from_a_network_in_a_file(folder: Path, tmp_path: Path)
     assert result.accuracy[Child.of(8)] > 95
     again = replace(config, pretrained=tmp_path / "run", epochs=1)
     assert train(again, tmp_path / "again", console=Console(quiet=True)).accuracy[Child.of(8)] > 95
+    # Whatever a rate destroys, a run does not end below the weights that it started from.
+    wild = train(replace(config, learning_rate=2.0), tmp_path / "wild", console=Console(quiet=True))
+    assert wild.accuracy[Child.of(8)] > 95
     with pytest.raises(EmqError, match="leave --image-size out"):
         train(replace(config, image_size=16), tmp_path / "other", console=Console(quiet=True))
 
