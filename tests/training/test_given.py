@@ -71,9 +71,22 @@ def test_a_network_in_a_file_goes_all_the_way(
     """Read, compared with onnxruntime, quantized, exported beside its float baseline, and verified."""
     monkeypatch.chdir(tmp_path)
     for command in (
-        ["quantize", str(folder / "one.onnx"), "--data", "digits", "--bits", "4,8", "--out", "run", "--threads", "1"],
+        [
+            "quantize",
+            str(folder / "one.onnx"),
+            "--data",
+            "digits",
+            "--bits",
+            "4,8",
+            "--out",
+            "run",
+            "--threads",
+            "1",
+            "--images",
+            "128",
+        ],
         ["export", "run", "--bits", "4,8", "--target", "onnx", "--with-baselines"],
-        ["verify", "run", "--images", "64"],
+        ["verify", "run", "--images", "16"],
     ):
         with pytest.raises(SystemExit, match="0"):
             main([*command, "--json"])
@@ -193,6 +206,7 @@ def test_an_exported_program_is_made_data_first(folder: Path, tmp_path: Path) ->
     assert result.float_accuracy > 95
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_network_in_a_file(folder: Path, tmp_path: Path) -> None:
     """The command that `quantize` prints works, at a learning rate that leaves the weights what they know."""
     config = resolve(None, None, {"model": str(folder / "any.onnx"), "data": "digits", "bits": "2,8", "epochs": 1})
