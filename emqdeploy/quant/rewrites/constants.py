@@ -43,8 +43,8 @@ def fold_constants(traced: Traced) -> None:
     if names:
         listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         traced.notes.append(
-            f"no image reaches what {listed} compute of parameters: computed once, and trained as plain tensors where"
-            " training follows"
+            f"no image reaches {listed}: computed once from parameters, and trained as plain tensors where training"
+            " follows"
         )
 
 
