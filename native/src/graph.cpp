@@ -286,7 +286,9 @@ Value read_value(Span span) {
     Value value;
     const auto type = [&](const Field &part) {
         if (part.number == 1) value.type = static_cast<Element>(std::min<uint64_t>(part.value, INT32_MAX));
-        if (part.number == 2) value.shape = read_sides(part);
+        if (part.number != 2) return;
+        if (!value.shape.empty()) throw Failure("the graph gives a shape twice");
+        value.shape = read_sides(part);
     };
     Reader reader(span);
     for (Field field; reader.next(field);) {

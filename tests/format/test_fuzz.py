@@ -26,12 +26,19 @@ SHARE = {
 }
 
 
+FOUND = {"opened": [14188]}
+"""Numbers that showed a fault once: a shape that is there twice, which C took the last of."""
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_damage_is_one_sentence(kind: str, tmp_path: Path) -> None:
     """The same inputs every time; both ends are reached, so that the damage is neither all nor nothing."""
     if kind == "opened" and library_path() is None:
         pytest.skip("emqdeploy-native is not installed")
-    found = {number: outcome(kind, made(kind, number), tmp_path) for number in range(SHARE.get(kind, 60))}
+    found = {
+        number: outcome(kind, made(kind, number), tmp_path)
+        for number in (*range(SHARE.get(kind, 60)), *FOUND.get(kind, ()))
+    }
     strange = {f"{kind} {number}": said for number, (result, said) in found.items() if result == "foreign"}
     assert not strange
     assert {result for result, _ in found.values()} == {"accepted", "refused"}
