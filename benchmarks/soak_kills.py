@@ -112,7 +112,7 @@ COMMANDS = {
         lambda folder: None,
     ),
     "kill-quantize": Command(
-        "quantize float.pt --data digits --model resnet8 --bits 4,8 --images 64 --out out --accept-difference",
+        "quantize float.pt --data digits --model resnet8 --bits 4,8 --images 64 --out out --unlabelled --accept-difference",
         _float_weights,
         _unless_done,
     ),
