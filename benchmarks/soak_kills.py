@@ -105,6 +105,9 @@ def _unless_done(arguments: str, folder: Path) -> str | None:
 
 
 _BENCH = "bench bundle --samples 8 --scenario single,switch --switches 8 --energy none --out bench.json"
+_QUANTIZE = (  # weights that have learned nothing, so that it decides as they do
+    "quantize float.pt --data digits --model resnet8 --bits 4,8 --images 64 --out out --unlabelled --accept-difference"
+)
 _RUN = "run bundle --source pictures --bits 8 --threads 1 --energy none --log run.jsonl --json"
 COMMANDS = {
     "kill-train": Command(
@@ -112,7 +115,7 @@ COMMANDS = {
         lambda folder: None,
     ),
     "kill-quantize": Command(
-        "quantize float.pt --data digits --model resnet8 --bits 4,8 --images 64 --out out --unlabelled --accept-difference",
+        _QUANTIZE,
         _float_weights,
         _unless_done,
     ),
