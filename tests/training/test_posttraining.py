@@ -145,7 +145,7 @@ def test_zero_lies_where_the_range_asks_for_it() -> None:
         before, behind = network.sites["_0"], network.sites["_1"]
         steps[levels] = behind.scale(EIGHT)
     assert steps[FULL] < 0.7 * steps[HALF]
-    assert (before.zero_point or 128) == pytest.approx(128, abs=30)
+    assert before.zero_point is None  # a convolution's answer has two sides
     assert behind.zero_point is not None
     assert 0.25 < behind.zero_point * steps[FULL] < 0.35  # the lowest value of SiLU is -0.28
 

@@ -30,6 +30,9 @@ AVERAGED = 64
 MIDDLE, STEPS = 128, 255
 """The code of zero that signed tensors have otherwise, and the steps of 8 bits."""
 
+ONE_SIDED = 2
+"""How many times as far as below zero a tensor has to reach above it for zero to leave the middle."""
+
 SMALLEST_CLIP = 1e-12
 """Of faint tensors, and of those that are always zero; its scale times that of the weights stays a normal float32."""
 
@@ -112,9 +115,12 @@ def _steps(site: ActivationQuantizer, child: Child) -> tuple[int, int]:
 
 
 def _zero_point(values: Tensor, choose: ClipChoice) -> int | None:
-    """The code of zero that the ends of the range ask for; None where it serves readers no better than the middle."""
+    """The code of zero that the ends of the range ask for; None where it serves readers no better than the middle.
+
+    Nor is it moved where both ends reach nearly as far: little is won there, and a maximum reads the very ends.
+    """
     low, high = (float(end) for end in torch.aminmax(values))
-    if not low < 0 < high:
+    if not 0 < ONE_SIDED * -low < high:
         return None
     zero = min(max(round(-low / (high - low) * STEPS), 1), HIGHEST_ZERO)
     ways = {None: (MIDDLE - 1, MIDDLE - 1), zero: (zero, STEPS - zero)}
