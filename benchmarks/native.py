@@ -8,6 +8,7 @@ anew between creations, and intervals are taken over those.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from benchmarks import native_page
 from benchmarks.common import Subject, arguments, interleave_anew, show, subject, with_interval, write
 from emqdeploy.exporters.native_graph import native_model
 from emqdeploy.format.child import Child, parse_children
@@ -148,7 +150,13 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = arguments(__doc__, "native")
     parser.add_argument("--isa", choices=instruction_sets(), help="this instruction set alone")
+    parser.add_argument("--page", action="store_true", help="measure nothing: write what was measured into the page")
     options = parser.parse_args()
+    if options.page:
+        native_page.PAGE.write_text(
+            native_page.updated(native_page.PAGE.read_text(), json.loads(options.json.read_text()))
+        )
+        return
     best = options.isa or instruction_sets()[0]
     named = [options.isa] if options.isa else [name for name in instruction_sets() if name != "portable"]
     rows: list[dict[str, Any]] = []

@@ -42,6 +42,7 @@ class Layer {
     const std::string &name() const { return name_; }
     int outputs() const { return windows_.groups * windows_.group_outputs; }
     int positions() const { return windows_.window.positions; }
+    bool grouped() const { return windows_.groups > 1; }
     int blocks() const { return (windows_.group_outputs + block_channels - 1) / block_channels; }  // of one group
     int64_t fan_in() const { return static_cast<int64_t>(windows_.window.taps) * windows_.window.channels; }
     size_t bytes() const;

@@ -65,8 +65,9 @@ void Network::run_layer(const Bound &bound, int child, float *values, Workspace 
     data.answer = data.output == nullptr ? values : nullptr;
     const int positions = layer.positions(), blocks = layer.blocks(), pixels = layer.pixels();
     const int64_t products = static_cast<int64_t>(positions) * layer.fan_in() * layer.outputs();
-    // Parts with few positions would each read all weights for little work: there they share the channels.
-    const bool by_channels = positions < few_positions && blocks >= workers.threads();
+    // Parts with few positions would each read all weights for little work: there they share the channels, but for
+    // groups, each of which is prepared where the one before was.
+    const bool by_channels = positions < few_positions && blocks >= workers.threads() && !layer.grouped();
     // Where several threads can share a step, each takes several parts, so that one that is late holds up less.
     const int most = workers.threads() == 1 || products < shared_work ? 1 : workers.threads() * parts_per_thread;
     const int parts = std::min(by_channels ? blocks : positions, most);

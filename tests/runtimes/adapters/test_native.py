@@ -89,14 +89,15 @@ def test_threads_share_the_channels_of_wide_layers(
     """Where there are few positions, each part has all and some blocks of 64 channels; the last is not full."""
     monkeypatch.setenv("EMQ_ISA", instructions)
     monkeypatch.setenv("EMQ_KERNEL", kernel)
-    checkpoint, images = wide()
-    assert_exact(checkpoint, images[:1], threads=2)
+    for groups in (1, 2):
+        checkpoint, images = wide(groups)
+        assert_exact(checkpoint, images[:1], threads=2)
 
 
 @cache
-def wide() -> tuple[Checkpoint, np.ndarray]:
-    """A network with a layer of 150 channels at 63 positions."""
-    shape = {"width": 8, "outputs": 150, "groups": 1, "kernel": 3, "stride": 1, "dilation": 1}
+def wide(groups: int) -> tuple[Checkpoint, np.ndarray]:
+    """A network with a layer of 150 channels a group at 63 positions."""
+    shape = {"width": 8, "outputs": 150, "groups": groups, "kernel": 3, "stride": 1, "dilation": 1}
     return drawn("1a2,1,2a4,4,8", **shape, signed=False, flat=False)
 
 
