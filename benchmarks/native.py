@@ -106,7 +106,7 @@ def cost(found: Subject, quick: bool) -> dict[str, Any]:
         "model": found.model,
         "first_output_ms": opening,
         "eight_widths_mb": NativeNetwork(all_widths, threads=1).size_bytes / 1e6,
-        "first_after_switch": after_switches(every, image, rounds=2 if quick else 40),
+        "first_after_switch": after_switches(every, image, rounds=2 if quick else 15),
     }
 
 
