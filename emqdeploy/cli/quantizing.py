@@ -26,9 +26,7 @@ def _quantize(
         typer.Argument(help="A float network (.onnx), float weights (.safetensors, .pth, .pt), or a run directory."),
     ],
     *,
-    data: Annotated[
-        str, typer.Option(help="Images: a folder, a CSV file, or a data set by name.")
-    ],
+    data: Annotated[str, typer.Option(help="Images: a folder, a CSV file, or a data set by name.")],
     model: Annotated[
         str | None, typer.Option(help="The model that weights belong to; an .onnx file is its own.")
     ] = None,
