@@ -23,7 +23,7 @@ def _blocks(text: str, language: str) -> list[str]:
 
 
 def _ship(home: Path) -> None:
-    """Puts what the section about devices has copied there beside the runs: the bundle, once there is one, and photos."""
+    """Puts what the section about devices has copied beside the runs: the bundle, once there is one, and photos."""
     made = home / "runs" / "digits-resnet8-001" / "bundle"
     if made.exists() and not (home / "bundle").exists():
         from PIL import Image
