@@ -136,6 +136,9 @@ class _Rewriting:
 
     def _hoist(self, node: Any) -> None:
         """Puts a quantizer, or a clamp of codes, in front of the moves that it stands behind."""
+        if node.op_type == "Clip" and self._clamped_already(node):
+            self._reuse(node.input[0], node.output[0])
+            return
         path = self._moves_above(node.input[0], ORDERING)
         source = path[-1][0].input[0] if path else ""
         maker = self._makers.get(source)
@@ -148,6 +151,12 @@ class _Rewriting:
             output = f"{node.output[0]}/{index}" if index else node.output[0]
             self._put(self._copy(move, [value, *move.input[1:]], [output], f"/{node.name}"))
             value = output
+
+    def _clamped_already(self, clamp: Any) -> bool:
+        """Whether the same clamp stands in front of the moves that a clamp of codes stands behind."""
+        path = self._moves_above(clamp.input[0], CARRIED)
+        maker = self._makers.get(path[-1][0].input[0] if path else clamp.input[0])
+        return maker is not None and maker.op_type == "Clip" and maker.input[1:] == clamp.input[1:]
 
     def _sink(self, dequantize: Any, move: Any) -> None:
         """Moves codes, and dequantizes behind."""

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from onnx import helper, numpy_helper
 
 from emqdeploy.graph.moves import carry_codes, carry_floats
@@ -144,6 +144,7 @@ grids = st.sampled_from(((0.02, 0, True), (0.02, 0, False), (0.02, 128, False), 
 
 
 @settings(max_examples=40)
+@example("concatenation", [("half", (0.02, 0, True), False, True), ("split", (0.02, 0, True), True, False)])
 @given(
     st.sampled_from(("concatenation", "convolution", "sum")),
     st.lists(st.tuples(moves, grids, st.booleans(), st.booleans()), min_size=1, max_size=3),

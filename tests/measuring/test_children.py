@@ -93,7 +93,7 @@ def test_a_stream_chooses_it_from_a_table(network: Path, measured: dict[str, Any
     """The settings of a result are the network's own children; a table of another network is refused."""
     assert [option.setting for option in options_of_result(measured)] == [Setting(MIXED), Setting(Child.of(8))]
     picture(tmp_path / "photos" / "one.png", 1)
-    settings = ServeSettings(network, tmp_path / "photos", bits="mixed", threads=1, energy="none")
+    settings = ServeSettings(network, (str(tmp_path / "photos"),), bits="mixed", threads=1, energy="none")
     told = serve(settings, measured)
     assert list(told["by_setting"]) == ["mixed"]
     other = json.loads(json.dumps(measured).replace(f'"{NARROW}": 2', f'"{NARROW}": 3'))

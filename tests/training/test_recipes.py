@@ -105,7 +105,7 @@ def test_mistakes_in_a_file_of_children_are_named(tmp_path: Path, text: str, sen
         ("epoch = 3", "unknown key 'epoch' (did you mean 'epochs'?)"),
         ('epochs = "3"', "epochs is '3'; it must be a whole number"),
         ("compile = 1", "compile is 1; it must be true or false"),
-        ("bits = 4", "bits is 4; it must be a list of children"),
+        ("bits = true", "bits is True; it must be a list of children"),
         ("bits = [4.5]", "bits is [4.5]; it must be a list of children"),
         ("epochs = ", "is not valid TOML"),
         ('recipe = "any-precison"', "unknown recipe 'any-precison'"),
