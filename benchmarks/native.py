@@ -26,6 +26,7 @@ from emqdeploy.exporters.native_graph import native_model
 from emqdeploy.format.child import Child, parse_children
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats
+from emqdeploy.graph.selector import selector_values
 from emqdeploy.measuring.statistics import median_ratio, percentiles
 from emqdeploy.runtimes.adapters.native_runtime import NativeRuntime
 from emqdeploy.runtimes.base import open_runtime
@@ -59,11 +60,10 @@ def inside(checkpoint: Checkpoint, image: Floats, threads: int) -> tuple[Runs, d
     model = native_model(checkpoint, CHILDREN).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def run(place: int) -> object:
-        return session.run(None, {"images": image, "bits": np.array([place], np.int64)})
+    def run(value: int) -> object:
+        return session.run(None, {"images": image, "bits": np.array([value], np.int64)})
 
-    # Children that no width tells apart are chosen by their place.
-    return {child.name: partial(run, place) for place, child in enumerate(CHILDREN)}, {}
+    return {child.name: partial(run, value) for child, value in selector_values(CHILDREN).items()}, {}
 
 
 def measure(found: Subject, host: str, isa: str, threads: int, quick: bool) -> list[dict[str, Any]]:
