@@ -140,7 +140,8 @@ def test_openvino_computes_it(build: Any) -> None:
 
 
 moves = st.sampled_from(("shuffle", "rows", "half", "permute", "split", "pool"))
-grids = st.sampled_from(((0.02, 0, True), (0.02, 0, False), (0.02, 128, False), (0.015, 128, False)))
+# Equal numbers are one site, which is clamped at all its places or at none.
+grids = st.sampled_from(((0.02, 0, True), (0.025, 0, False), (0.02, 128, False), (0.015, 128, False)))
 
 
 @settings(max_examples=40)
