@@ -356,7 +356,9 @@ def integer_add(
     """Adds codes of scales ``(s_a, s_b)`` into codes of scale ``s_y``, rounded as onnxruntime's fused kernel rounds."""
     ratio_a = np.float32(scales[0]) / np.float32(scales[2])
     ratio_b = np.float32(scales[1]) / np.float32(scales[2])
-    fixed = np.float32(codes.zero_point) - (ratio_a * np.float32(zeros[0]) + ratio_b * np.float32(zeros[1]))
+    # Its first product is fused as well; that shows where a zero point is no power of two.
+    zero = _fused_multiply_add(np.array(zeros[0]), ratio_a, ratio_b * np.float32(zeros[1]))
+    fixed = np.float32(codes.zero_point) - zero
     total = _fused_multiply_add(a, ratio_a, _fused_multiply_add(b, ratio_b, np.float32(fixed)))
     return np.clip(np.rint(total), codes.low, codes.high).astype(np.uint8)
 

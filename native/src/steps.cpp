@@ -161,10 +161,8 @@ void Network::add(const Bound &bound, int child, Workspace &work, Workers &worke
     all.zero_a = site_a.zero_point;
     all.zero_b = site_b.zero_point;
     all.zero = bound.output->zero_point;
-    // Each product and sum rounded by itself, as the reference does it.
-    const float zeros_a = all.ratio_a * static_cast<float>(all.zero_a);
-    const float zeros_b = all.ratio_b * static_cast<float>(all.zero_b);
-    const float zeros = zeros_a + zeros_b;
+    // One product fused and the rest rounded one by one, as the reference does it.
+    const float zeros = std::fma(all.ratio_a, static_cast<float>(all.zero_a), all.ratio_b * static_cast<float>(all.zero_b));
     all.fixed = static_cast<float>(all.zero) - zeros;
     const Grid grid = bounds(bound, child);
     all.low = static_cast<float>(grid.low + all.zero);

@@ -336,7 +336,10 @@ def test_integer_linear() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([(0, 0, 0), (128, 128, 128), (0, 128, 128), (128, 0, 0)]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(0, 0, 0), (128, 128, 128), (0, 128, 128), (128, 0, 0)]) | st.tuples(*3 * [st.integers(0, 255)]),
+)
 def test_integer_add_is_qlinearadd(seed: int, zeros: tuple[int, int, int]) -> None:
     """Residual sums equal onnxruntime's fused kernel in every code."""
     random = np.random.default_rng(seed)
