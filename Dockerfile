@@ -1,7 +1,7 @@
 # The device part in a container: numpy and onnxruntime, no torch.
 #
 #   docker build -t emqdeploy-device .
-#   docker run --rm -v "$PWD/bundle:/work/bundle:ro" emqdeploy-device eval bundle
+#   docker run --rm -v "$PWD/bundle:/device/bundle:ro" emqdeploy-device eval bundle
 FROM python:3.10-slim AS build
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
@@ -11,8 +11,8 @@ RUN pip wheel --no-cache-dir --wheel-dir /wheels ".[runtime]"
 FROM python:3.10-slim
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir --no-index --find-links /wheels "emqdeploy[runtime]" && rm -rf /wheels \
-    && useradd --create-home device && mkdir /work && chown device /work
+    && useradd --create-home device && mkdir /device && chown device /device
 USER device
-WORKDIR /work
+WORKDIR /device
 ENTRYPOINT ["emqdeploy"]
 CMD ["doctor"]
