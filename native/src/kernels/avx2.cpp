@@ -23,33 +23,18 @@ struct Int8 {
 
     template <int rows>
     static __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes, int channel, int first) {
-        const Window &w = call.window;
         const __m256i ones = _mm256_set1_epi16(1);
         const int8_t *row[rows];
-        __m256i sums[rows][2];
-#pragma GCC unroll 4
-        for (int i = 0; i < rows; i++) {
-            row[i] = row_of(call, first + i);
-            sums[i][0] = sums[i][1] = _mm256_setzero_si256();
-        }
-        for (int r = 0; r < w.runs; r++) {
-            const ptrdiff_t tap = static_cast<ptrdiff_t>(w.run_tap[r]) * w.stride;
-            for (ptrdiff_t c = tap; c < tap + w.run * w.depth; c += 4, codes += 64) {
-                const __m256i low = load(codes), high = load(codes + 32);
-#pragma GCC unroll 4
-                for (int i = 0; i < rows; i++) {
-                    const __m256i a = quad(row[i] + c);
-                    sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(_mm256_maddubs_epi16(a, low), ones));
-                    sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(_mm256_maddubs_epi16(a, high), ones));
-                }
-            }
-        }
-        __m256i kept[2 * rows];
+        for (int i = 0; i < rows; i++) row[i] = row_of(call, first + i);
+        __m256i sums[2 * rows];
+        add_products(call, codes, row, 1, sums, [ones](__m256i sum, __m256i four, __m256i a) {
+            return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, four), ones));
+        });
         for (int i = 0; i < rows; i++) {
             const __m256i centre = _mm256_set1_epi32(128 * call.totals[first + i]);
-            for (int h = 0; h < 2; h++) kept[2 * i + h] = _mm256_add_epi32(sums[i][h], centre);
+            for (int h = 0; h < 2; h++) sums[2 * i + h] = _mm256_add_epi32(sums[2 * i + h], centre);
         }
-        finish(call, kept, rows, 2, first, channel);
+        finish(call, sums, rows, 2, first, channel);
     }
 };
 
@@ -85,28 +70,15 @@ struct Whole {
     template <int rows>
     static __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes, int channel, int first) {
         const Window &w = call.window;
-        const uint8_t *row[rows];
-        __m256i sums[rows][2];
-#pragma GCC unroll 4
+        const int8_t *words = reinterpret_cast<const int8_t *>(call.scratch), *row[rows];
         for (int i = 0; i < rows; i++) {
-            row[i] = call.scratch + 2 * static_cast<ptrdiff_t>(w.position[first + i] - call.origin) * w.stride;
-            sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+            row[i] = words + 2 * static_cast<ptrdiff_t>(w.position[first + i] - call.origin) * w.stride;
         }
-        for (int r = 0; r < w.runs; r++) {
-            const ptrdiff_t tap = 2 * static_cast<ptrdiff_t>(w.run_tap[r]) * w.stride;
-            for (ptrdiff_t c = tap; c < tap + 2 * w.run * w.depth; c += 4, codes += 64) {
-                const __m256i low = load(codes), high = load(codes + 32);
-#pragma GCC unroll 4
-                for (int i = 0; i < rows; i++) {
-                    const __m256i a = quad(reinterpret_cast<const int8_t *>(row[i] + c));
-                    sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(a, low));
-                    sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(a, high));
-                }
-            }
-        }
-        __m256i kept[2 * rows];
-        for (int i = 0; i < rows; i++) kept[2 * i] = sums[i][0], kept[2 * i + 1] = sums[i][1];
-        finish(call, kept, rows, 2, first, channel);
+        __m256i sums[2 * rows];
+        add_products(call, codes, row, 2, sums, [](__m256i sum, __m256i two, __m256i a) {
+            return _mm256_add_epi32(sum, _mm256_madd_epi16(a, two));
+        });
+        finish(call, sums, rows, 2, first, channel);
     }
 };
 

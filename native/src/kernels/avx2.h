@@ -44,25 +44,6 @@ static inline __m256i quad(const int8_t *activations) {
     return _mm256_set1_epi32(four);
 }
 
-// The tile of as many rows as are `wanted`, which are at most `rows`.
-template <typename Form, int rows>
-static inline void tile_of(int wanted, const LayerCall &call, const uint8_t *codes, int channel, int first) {
-    if constexpr (rows > 1) {
-        if (wanted < rows) return tile_of<Form, rows - 1>(wanted, call, codes, channel, first);
-    }
-    Form::template tile<rows>(call, codes, channel, first);
-}
-
-// Covers positions with tiles of at most `most` rows, as many in one as in the other.
-template <typename Form, int most>
-static inline void even_tiles(const LayerCall &call, const uint8_t *codes, int channel, int from, int to) {
-    for (int p = from; p < to;) {
-        const int left = to - p, tiles = (left + most - 1) / most, rows = (left + tiles - 1) / tiles;
-        tile_of<Form, most>(rows, call, codes, channel, p);
-        p += rows;
-    }
-}
-
 static inline size_t vector_bytes(const Window &w) {
     return static_cast<size_t>(w.taps) * static_cast<size_t>(w.depth) * vector_channels;
 }
@@ -84,6 +65,33 @@ static inline void every_vector(const LayerCall &call, int from, int to) {
         }
         even_tiles<Form, most>(call, call.panel, vector * vector_channels, from, to);
     }
+}
+
+// Adds up what `product` makes of a sum, codes of eight channels and activations, in all inputs of some positions, and
+// keeps the sums position by position. `row` is where each position starts; an input has `bytes` in it, and one step of
+// 64 bytes of codes meets four bytes of it.
+template <int rows, typename Product>
+__attribute__((always_inline)) static inline void add_products(const LayerCall &call, const uint8_t *codes,
+                                                               const int8_t *const (&row)[rows], int bytes,
+                                                               __m256i (&kept)[2 * rows], const Product &product) {
+    const Window &w = call.window;
+    __m256i sums[rows][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+    for (int r = 0; r < w.runs; r++) {
+        const ptrdiff_t tap = static_cast<ptrdiff_t>(bytes) * w.run_tap[r] * w.stride;
+        for (ptrdiff_t c = tap; c < tap + bytes * w.run * w.depth; c += 4, codes += 64) {
+            const __m256i low = load(codes), high = load(codes + 32);
+#pragma GCC unroll 6
+            for (int i = 0; i < rows; i++) {
+                const __m256i a = quad(row[i] + c);
+                sums[i][0] = product(sums[i][0], low, a);
+                sums[i][1] = product(sums[i][1], high, a);
+            }
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) kept[2 * i] = sums[i][0], kept[2 * i + 1] = sums[i][1];
 }
 
 // The sum of the channels of every pixel in a range, into call.sums.

@@ -11,30 +11,13 @@ struct Products {
 
     template <int rows>
     static __attribute__((noinline)) void tile(const LayerCall &call, const uint8_t *codes, int channel, int first) {
-        const Window &w = call.window;
         const int8_t *row[rows];
-        __m256i sums[rows][2];
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) {
-            row[i] = row_of(call, first + i);
-            sums[i][0] = sums[i][1] = _mm256_setzero_si256();
-        }
-        for (int r = 0; r < w.runs; r++) {
-            const ptrdiff_t tap = static_cast<ptrdiff_t>(w.run_tap[r]) * w.stride;
-            for (ptrdiff_t c = tap; c < tap + w.run * w.depth; c += 4, codes += 64) {
-                const __m256i low = load(codes), high = load(codes + 32);
-#pragma GCC unroll 6
-                for (int i = 0; i < rows; i++) {
-                    const __m256i a = quad(row[i] + c);
-                    sums[i][0] = _mm256_dpbusd_avx_epi32(sums[i][0], low, a);
-                    sums[i][1] = _mm256_dpbusd_avx_epi32(sums[i][1], high, a);
-                }
-            }
-        }
-        __m256i kept[2 * rows];
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) kept[2 * i] = sums[i][0], kept[2 * i + 1] = sums[i][1];
-        finish(call, kept, rows, 2, first, channel);
+        for (int i = 0; i < rows; i++) row[i] = row_of(call, first + i);
+        __m256i sums[2 * rows];
+        add_products(call, codes, row, 1, sums, [](__m256i sum, __m256i four, __m256i a) {
+            return _mm256_dpbusd_avx_epi32(sum, four, a);
+        });
+        finish(call, sums, rows, 2, first, channel);
     }
 };
 

@@ -125,6 +125,25 @@ static inline const int8_t *row_of(const LayerCall &call, int position, int last
     return row_of(call, std::min(position, last - 1));
 }
 
+// The tile of as many rows as are `wanted`, which are at most `rows`; `vectors` are of channels, where a form has several.
+template <typename Form, int rows, int... vectors>
+static inline void tile_of(int wanted, const LayerCall &call, const uint8_t *codes, int channel, int first) {
+    if constexpr (rows > 1) {
+        if (wanted < rows) return tile_of<Form, rows - 1, vectors...>(wanted, call, codes, channel, first);
+    }
+    Form::template tile<rows, vectors...>(call, codes, channel, first);
+}
+
+// Covers positions with tiles of at most `most` rows, as many in one as in the other.
+template <typename Form, int most, int... vectors>
+static inline void even_tiles(const LayerCall &call, const uint8_t *codes, int channel, int from, int to) {
+    for (int p = from; p < to;) {
+        const int left = to - p, tiles = (left + most - 1) / most, rows = (left + tiles - 1) / tiles;
+        tile_of<Form, most, vectors...>(rows, call, codes, channel, p);
+        p += rows;
+    }
+}
+
 // Adds to each of `count` sums a number, those `step` apart; known steps are what a compiler makes vectors of.
 template <int step>
 static inline void add_each(int32_t *__restrict__ sums, const int32_t *__restrict__ numbers, int count, int apart) {

@@ -174,13 +174,13 @@ void every_strip(const LayerCall &call, int from, int to) {
             call.tables + static_cast<size_t>(vector) * static_cast<size_t>(w.taps * groups(w)) * planes * 64;
         const int channel = vector * channels_of_vector, left = all - vector;
         if (left >= widest) {
-            avx512::even_tiles<Sums<bits>, 4, widest>(call, indices, channel, from, to);
+            even_tiles<Sums<bits>, 4, widest>(call, indices, channel, from, to);
             vector += widest;
         } else if (left >= 2) {
-            avx512::even_tiles<Sums<bits>, 6, 2>(call, indices, channel, from, to);
+            even_tiles<Sums<bits>, 6, 2>(call, indices, channel, from, to);
             vector += 2;
         } else {
-            avx512::even_tiles<Sums<bits>, 8, 1>(call, indices, channel, from, to);
+            even_tiles<Sums<bits>, 8, 1>(call, indices, channel, from, to);
             vector++;
         }
     }

@@ -159,10 +159,10 @@ struct Form {
             const uint8_t *indices = call.tables + static_cast<size_t>(vector) * vector_bytes(call.window);
             const int channel = vector * vector_channels;
             switch (std::min(block_vectors, all - vector)) {
-                case 4: avx512::even_tiles<Form, 4, 4>(call, indices, channel, from, to); break;
-                case 3: avx512::even_tiles<Form, 5, 3>(call, indices, channel, from, to); break;
-                case 2: avx512::even_tiles<Form, 6, 2>(call, indices, channel, from, to); break;
-                default: avx512::even_tiles<Form, 8, 1>(call, indices, channel, from, to); break;
+                case 4: even_tiles<Form, 4, 4>(call, indices, channel, from, to); break;
+                case 3: even_tiles<Form, 5, 3>(call, indices, channel, from, to); break;
+                case 2: even_tiles<Form, 6, 2>(call, indices, channel, from, to); break;
+                default: even_tiles<Form, 8, 1>(call, indices, channel, from, to); break;
             }
         }
     }
