@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 
 from emqdeploy.cli import main
@@ -34,26 +34,19 @@ FOUR, EIGHT = Child.of(4), Child.of(8)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-8 trained on the digits for a few seconds: as weights, and as ONNX files for any and for one image."""
-    torch.manual_seed(0)
+def folder(trained_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-8 trained on the digits: as weights, and as ONNX files for any number of images and for one."""
     place = tmp_path_factory.mktemp("given")
+    shutil.copy(trained_digits, place)
     digits = load_dataset("digits")
-    images = torch.from_numpy(digits.preprocessing.normalize(digits.train.images[:]))
-    labels = torch.from_numpy(digits.train.labels)
+    images = torch.from_numpy(digits.preprocessing.normalize(digits.train.images[:1]))
     model = create_model("resnet8", 10, 1, 8)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for step in range(110):
-        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(step))[:64]
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
-        optimizer.step()
-    safetensors.torch.save_file(model.state_dict(), place / "digits.safetensors")
+    model.load_state_dict(safetensors.torch.load_file(trained_digits))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, axes in (("any", {"x": {0: "n"}}), ("one", None)):
             path = place / f"{name}.onnx"
-            torch.onnx.export(model.eval(), (images[:1],), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+            torch.onnx.export(model.eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
     return place
 
 

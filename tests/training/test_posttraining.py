@@ -22,7 +22,6 @@ from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.format.emq import load_checkpoint
 from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.format.levels import FULL, HALF, LEVELS
-from emqdeploy.models import create_model
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
@@ -41,34 +40,15 @@ COARSE = Child.of(4, 3)
 CHILDREN = (TWO, FOUR, EIGHT)
 
 
-@pytest.fixture(scope="module")
-def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-8 trained on the digits for a few seconds, as a file of float weights."""
-    torch.manual_seed(0)
-    digits = load_dataset("digits")
-    images = torch.from_numpy(digits.preprocessing.normalize(digits.train.images[:]))
-    labels = torch.from_numpy(digits.train.labels)
-    model = create_model("resnet8", 10, 1, 8)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for step in range(110):
-        chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(step))[:64]
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
-        optimizer.step()
-    path = tmp_path_factory.mktemp("float") / "digits.safetensors"
-    safetensors.torch.save_file(model.state_dict(), path)
-    return path
-
-
 @pytest.fixture
-def network(float_model: Path) -> MultiBitNetwork:
+def network(trained_digits: Path) -> MultiBitNetwork:
     """The trained model with quantizers in it."""
-    return build(float_model, (*CHILDREN, NARROW))
+    return build(trained_digits, (*CHILDREN, NARROW))
 
 
-def build(float_model: Path, children: tuple[Child, ...]) -> MultiBitNetwork:
+def build(trained_digits: Path, children: tuple[Child, ...]) -> MultiBitNetwork:
     """The trained model, for some children."""
-    state = safetensors.torch.load_file(float_model)
+    state = safetensors.torch.load_file(trained_digits)
     spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, children)
     return spec.build(lambda model: model.load_state_dict(state)).eval()
 
@@ -269,10 +249,10 @@ def config(file: Path, **changes: object) -> QuantizeConfig:
     return replace(QuantizeConfig(file, "resnet8", "digits", images=200), **changes)  # type: ignore[arg-type]
 
 
-def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(float_model: Path, tmp_path: Path) -> None:
+def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(trained_digits: Path, tmp_path: Path) -> None:
     """A trained model becomes a checkpoint of usable children, whose accuracy is that of its deployed numbers."""
     lines: list[str] = []
-    result = quantize(config(float_model), tmp_path / "run", lines.append, threads=1)
+    result = quantize(config(trained_digits), tmp_path / "run", lines.append, threads=1)
     assert result.float_accuracy > 95
     assert [child.bits for child in result.usable] == [4, 5, 6, 7, 8]
     assert result.images == 200
@@ -283,16 +263,27 @@ def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(float_model: Path, 
     assert list(checkpoint.card.accuracy) == [child.name for child in result.accuracy] == ["4", "5", "6", "7", "8"]
     assert any("calibrating 5 children on 200 training images" in line for line in lines)
     with pytest.raises(UsageError, match="already holds a checkpoint; choose another --out"):
-        quantize(config(float_model), tmp_path / "run")
+        quantize(config(trained_digits), tmp_path / "run")
 
 
 def test_from_the_command_line(
-    float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One JSON object with every stored child, those between included; progress apart from it."""
     monkeypatch.chdir(tmp_path)
     Path("c.toml").write_text('[children.mixed]\nweights = {"*" = 4, "stage1.0.conv1" = 8}\nactivations = 8\n')
-    base = ["quantize", str(float_model), "--data", "digits", "--model", "resnet8", "--images", "100", "--threads", "1"]
+    base = [
+        "quantize",
+        str(trained_digits),
+        "--data",
+        "digits",
+        "--model",
+        "resnet8",
+        "--images",
+        "100",
+        "--threads",
+        "1",
+    ]
     with pytest.raises(SystemExit, match="0"):
         main([*base, "--bits", "6,8,4a4", "--children", "c.toml", "--json"])
     printed = capsys.readouterr()
@@ -345,20 +336,20 @@ def test_every_child_has_numbers_of_its_own(network: MultiBitNetwork, batches: l
     assert not torch.equal(norm.statistics(NARROW)[0], norm.statistics(TWO)[0])
 
 
-def test_layers_that_do_not_exist_are_refused(float_model: Path, tmp_path: Path) -> None:
+def test_layers_that_do_not_exist_are_refused(trained_digits: Path, tmp_path: Path) -> None:
     """A child's map names layers of this network, and widths that they can have."""
     for weights, sentence in (
         ({"conv9": 4}, "names layer 'conv9'"),
         ({"fc": 4}, "gives layer 'fc' 4 bits, but it stays"),
     ):
         with pytest.raises(UsageError, match=sentence):
-            quantize(config(float_model, children=(Child("odd", weights),)), tmp_path / "run")
+            quantize(config(trained_digits, children=(Child("odd", weights),)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_methods_combine_and_repeat(float_model: Path, batches: list[Tensor]) -> None:
+def test_methods_combine_and_repeat(trained_digits: Path, batches: list[Tensor]) -> None:
     """Every registered method gives numbers that work at 8 bits, the same ones every time."""
-    digits, network = load_dataset("digits"), build(float_model, (EIGHT,))
+    digits, network = load_dataset("digits"), build(trained_digits, (EIGHT,))
     test = image_source(digits.test, digits.preprocessing, "none", torch.device("cpu"))
     for statistics, correction, equalization in itertools.product(STATISTICS, BIAS_CORRECTIONS, EQUALIZATIONS):
         chosen = QuantizeConfig(
@@ -385,14 +376,14 @@ def test_methods_combine_and_repeat(float_model: Path, batches: list[Tensor]) ->
         ({"usable_drop": -1.0}, "--usable-drop is -1.0"),
     ],
 )
-def test_wrong_options(float_model: Path, changes: dict[str, object], message: str) -> None:
+def test_wrong_options(trained_digits: Path, changes: dict[str, object], message: str) -> None:
     """Each wrong option is one sentence with what is allowed, before any work."""
     with pytest.raises(UsageError, match=message):
-        config(float_model, **changes)
+        config(trained_digits, **changes)
 
 
-def test_weights_of_other_models_are_refused(float_model: Path, tmp_path: Path) -> None:
+def test_weights_of_other_models_are_refused(trained_digits: Path, tmp_path: Path) -> None:
     """Nothing is written."""
     with pytest.raises(EmqError, match=r"choose the --model that the weights were trained for"):
-        quantize(config(float_model, model="resnet20"), tmp_path / "run")
+        quantize(config(trained_digits, model="resnet20"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
