@@ -63,8 +63,8 @@ class _Source(msgspec.Struct):
 
     path: Reason
     model: Text
-    data: Text | None = None
-    images: Positive | None = None
+    data: Text | None
+    images: Positive | None
 
 
 class _Single(msgspec.Struct):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
+import functools
 import gzip
 import itertools
 import json
@@ -18,6 +20,7 @@ import pytest
 
 from emqdeploy.errors import EmqError
 from emqdeploy.measuring.comparison import compare
+from emqdeploy.measuring.result import check_result
 from emqdeploy.report.html.charts import front
 from emqdeploy.report.html.compare import save_comparison
 from emqdeploy.report.html.page import render, save_html
@@ -203,6 +206,29 @@ def test_what_is_missing_is_said(result: dict[str, Any]) -> None:
     assert "The run was interrupted" in page
     assert page.count("the data set was not at hand") == 3  # there is no empty frame for energy
     assert "Energy is not measured: " in page
+
+
+def places(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Where every key of a result stands; of a list the first entry stands for all."""
+    for key in value if isinstance(value, dict) else range(min(len(value), 1)) if isinstance(value, list) else ():
+        if isinstance(value, dict):
+            yield (*path, key)
+        yield from places(value[key], *path, key)
+
+
+def test_whatever_is_left_out_is_refused_or_shown(result: dict[str, Any]) -> None:
+    """A result that others wrote may lack anything: the reader says so, or the page does without."""
+    slim = copy.deepcopy(result)
+    slim["rows"] = [row | {"samples_ms": row["samples_ms"][:20]} for row in slim["rows"]]
+    shown = 0
+    for *path, key in list(places(slim)):
+        poor = copy.deepcopy(slim)
+        holder = functools.reduce(lambda value, step: value[step], path, poor)
+        del holder[key]
+        with contextlib.suppress(EmqError):
+            render(check_result(Path("bench.json"), poor))
+            shown += 1
+    assert shown > 20
 
 
 @pytest.fixture(scope="module")
