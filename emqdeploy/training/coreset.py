@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,15 @@ from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
 from emqdeploy.registry import Registry
 from emqdeploy.training.dynamics import Dynamics
-from emqdeploy.training.scores import SCORES
 from emqdeploy.training.steps import stream_of
 
 Indices = NDArray[np.int64]
+
+WEIGHT_RATIO = 5
+"""How many times the mean loss weight the largest may be where losses are weighed."""
+
+DRAW = 0xC05E5E7
+"""The number of the random streams that draw coresets; the order of batches is drawn from streams without one."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,15 @@ class Coreset:
     Attributes:
         indices: ascending and distinct, ``(K,)``.
         odds: the chance that each of them had of being drawn, ``(K,)``; 1 where the choice was certain.
+        standing: the importance of each of them ``(K,)``, 0 for the least and 1 for the greatest of all images.
     """
 
     indices: Indices
     odds: NDArray[np.float64]
+    standing: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def weights(self) -> NDArray[np.float32]:
-        """Loss weights ``(K,)`` of mean 1 in expectation with which the gradient is that of all images."""
+        """Loss weights ``(K,)`` of mean 1 with which the gradient is that of all images."""
         return (len(self.odds) / (self.odds * (1 / self.odds).sum())).astype(np.float32)
 
 
@@ -143,33 +150,39 @@ SHARINGS.register("all")(Sharing(record=True, subset=True))
 
 def choose_coresets(
     dynamics: Dynamics,
-    labels: Indices,
     keep: int,
-    score: str,
     selection: str,
     sharing: str,
     children: Sequence[Child],
     seed: tuple[int, ...],
+    bounded: bool = False,
 ) -> dict[Child, Coreset]:
     """Returns the images that each child keeps (bit-wise coreset sampling: EMQNet, arXiv 2510.20673).
 
     Args:
-        dynamics: what was recorded.
-        labels: of all training images, ``(N,)``.
+        dynamics: what was recorded of all training images.
         keep: images per child.
-        score: a name in `SCORES`.
         selection: a name in `SELECTIONS`.
         sharing: a name in `SHARINGS`.
         children: the trained ones.
         seed: fixes the draw; another one draws anew.
+        bounded: whether odds are kept so large that no loss weight exceeds `WEIGHT_RATIO` times their mean.
     """
-    shared = SHARINGS[sharing]
     coresets: dict[Child, Coreset] = {}
     for child in children:
-        if shared.subset and coresets:
+        if SHARINGS[sharing].subset and coresets:
             coresets[child] = next(iter(coresets.values()))
             continue
-        random = np.random.default_rng([*seed, stream_of(child)])
-        importance = SCORES[score].compute(dynamics.view(child, labels, random))
-        coresets[child] = SELECTIONS[selection](importance, labels, keep, random)
+        random = np.random.default_rng([*seed, stream_of(child), DRAW])
+        importance = dynamics.importance(child, random)
+        # Clipping the weights would bias the gradient; raising the least scores before the draw bounds them without.
+        drawn_by = np.maximum(importance, importance.mean() / WEIGHT_RATIO) if bounded else importance
+        core = SELECTIONS[selection](drawn_by, dynamics.labels, keep, random)
+        coresets[child] = replace(core, standing=_scaled(importance)[core.indices])
     return coresets
+
+
+def _scaled(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 0 for the least to 1 for the greatest; 1 where all are equal."""
+    low, high = importance.min(), importance.max()
+    return (importance - low) / (high - low) if high > low else np.ones_like(importance)

@@ -1,108 +1,80 @@
-"""What training remembers of every image: the one record that all importance scores are computed from."""
+"""What training remembers of every image: one score per child, or one for all, fed with what passes say."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
+from emqdeploy.training.scores import SCORES, Importance, Said, Size
 
 SHARED = "all"
 """The record that every child writes to where they share one; no child has this name."""
 
-WINDOW = 30
-"""Epochs that are remembered at most; TDDS looks back as far."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a score sees of one child, or of all of them where they share a record.
-
-    Attributes:
-        softmax: ``(epochs, N, classes)`` float16, the latest epoch last.
-        features: penultimate features of the latest epoch ``(N, D)`` float16, where the score asks for them.
-        labels: ``(N,)``.
-        random: for scores that draw.
-    """
-
-    softmax: NDArray[np.float16]
-    features: NDArray[np.float16] | None
-    labels: NDArray[np.int64]
-    random: np.random.Generator
-
 
 class Dynamics:
-    """Softmax of every training image, per record and epoch, float16.
-
-    Costs ``records * epochs * N * classes * 2`` bytes: 48 MB for Fashion-MNIST, four children and ten epochs.
+    """The records of a run.
 
     Args:
+        score: a name in `SCORES`.
         keys: one record per key: names of children, or `SHARED` alone where all of them write to one record.
-        images: number of training images.
+        labels: of all training images, ``(N,)``.
         classes: number of classes.
-        window: epochs to remember; older ones are dropped.
-        features: length of the feature vectors to keep too, 0 for none.
+        width: length of the penultimate features, for scores that ask for them.
     """
 
-    def __init__(self, keys: tuple[str, ...], images: int, classes: int, window: int, features: int = 0) -> None:
-        self.window = min(window, WINDOW)
-        self.softmax = {key: np.zeros((0, images, classes), np.float16) for key in keys}
-        self.features = {key: np.zeros((images, features), np.float16) for key in keys} if features else {}
+    def __init__(
+        self, score: str, keys: Iterable[str], labels: NDArray[np.int64], classes: int, width: int = 0
+    ) -> None:
+        self.score = score
+        self.labels = labels
+        self.records = {key: SCORES[score](Size(len(labels), classes, width)) for key in keys}
 
     def open_epoch(self) -> None:
         """Starts an epoch; an image that it does not visit keeps what was known of it before."""
-        for key, rows in self.softmax.items():
-            latest = rows[-1:] if len(rows) else np.full((1, *rows.shape[1:]), 1 / rows.shape[2], np.float16)
-            self.softmax[key] = np.concatenate([rows, latest])[-self.window :]
+        for record in self.records.values():
+            record.open_epoch()
 
     def record(self, child: Child, indices: NDArray[np.int64], logits: Tensor, features: Tensor | None) -> None:
-        """Keeps what a forward pass said of the images ``indices``: logits ``(B, classes)``, features ``(B, D)``."""
-        key = self.key(child)
-        self.softmax[key][-1, indices] = logits.detach().float().softmax(1).cpu().numpy()
-        if features is not None and key in self.features:
-            self.features[key][indices] = features.detach().float().cpu().numpy()
+        """Takes in what a forward pass said of the images ``indices``: logits ``(B, classes)``, features ``(B, D)``."""
+        odds = logits.detach().float().softmax(1).cpu().numpy()
+        kept = None if features is None else features.detach().float().cpu().numpy()
+        self.records[self.key(child)].update(Said(indices, odds, self.labels[indices], kept))
 
     def key(self, child: Child) -> str:
         """The record that a child writes to."""
-        return child.name if child.name in self.softmax else SHARED
+        return child.name if child.name in self.records else SHARED
 
-    def view(self, child: Child, labels: NDArray[np.int64], random: np.random.Generator) -> Record:
-        """A child's record as a score sees it."""
-        key = self.key(child)
-        return Record(self.softmax[key], self.features.get(key), labels, random)
+    def importance(self, child: Child, random: np.random.Generator) -> Importance:
+        """Importance of every image for a child, ``(N,)``."""
+        return self.records[self.key(child)].importance(random)
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors, for saving."""
-        return {
-            name: {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
-            for name, arrays in (("softmax", self.softmax), ("features", self.features))
-        }
+        """Plain tensors and the name of the score, for saving."""
+        return {"score": self.score, "records": {key: record.state() for key, record in self.records.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`.
 
         Raises:
-            UsageError: the record is of other children or of another number of images.
+            UsageError: the records are of another score, of other children or of other images.
         """
-        saved = {key: tensor.numpy() for key, tensor in state["softmax"].items()}
-        if saved.keys() != self.softmax.keys():
-            found, wanted = (", ".join(keys) for keys in (saved, self.softmax))
+        saved, score = state.get("records", {}), state.get("score")
+        if score != self.score:
+            other = f"--score {score}" if score else "an earlier version of emqdeploy"
+            raise UsageError(
+                f"the saved scores are of {other}, this run asks for --score {self.score}; score anew or use theirs"
+            )
+        if saved.keys() != self.records.keys():
+            found, wanted = (", ".join(keys) for keys in (saved, self.records))
             raise UsageError(f"the saved scores are of records {found}, this run needs {wanted}; score anew")
-        for key, rows in saved.items():
-            if rows.shape[1:] != self.softmax[key].shape[1:]:
-                (had, classes), (have, wanted_classes) = rows.shape[1:], self.softmax[key].shape[1:]
-                raise UsageError(
-                    f"the saved scores are of {had} images and {classes} classes, this run has {have} and"
-                    f" {wanted_classes}; use the same data and limit, or score anew"
-                )
-        self.softmax = saved
-        self.features = {key: tensor.numpy() for key, tensor in state["features"].items()}
+        for key, record in self.records.items():
+            record.restore(saved[key])
 
 
 class FeatureTap:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,18 @@ from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
 from emqdeploy.options import option
 from emqdeploy.training.coreset import SELECTIONS, SHARINGS, Coreset, choose_coresets, coreset_size
-from emqdeploy.training.dynamics import SHARED, WINDOW, Dynamics, FeatureTap
+from emqdeploy.training.dynamics import SHARED, Dynamics, FeatureTap
 from emqdeploy.training.methods.base import METHODS, Setting
 from emqdeploy.training.methods.planned import Planned, PlannedOptions
-from emqdeploy.training.resampling import RESAMPLINGS
+from emqdeploy.training.resampling import RESAMPLINGS, probe
 from emqdeploy.training.run import RunDirectory
 from emqdeploy.training.scores import SCORES
-from emqdeploy.training.settings import entry
+from emqdeploy.training.settings import CommonOptions, entry
 from emqdeploy.training.steps import STEP_PLANS, Indices
 
 _coreset = partial(option, panel="Coresets")
+
+_STORED = ("indices", "odds", "standing")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,13 @@ class EMQNetOptions(PlannedOptions):
         parse=entry(SHARINGS),
     )
     score_epochs: int | None = _coreset(
-        None, "Epochs on all images that record the score; a sixteenth of all by default.", least=1
+        None, "Epochs on all images before coresets; by default a sixteenth, or what the score needs.", least=1
+    )
+    score_from: str = _coreset(
+        "record",
+        "What the first coresets go by: record (of those epochs), or, forward-only after them, probe (each child) or"
+        " widest (one child for all).",
+        parse=entry(RESAMPLINGS),
     )
     score_plan: str | None = _coreset(
         None,
@@ -54,10 +63,11 @@ class EMQNetOptions(PlannedOptions):
     resample_every: int = _coreset(0, "Epochs between choosing anew; 0 keeps the first choice.", least=0)
     resample_from: str = _coreset(
         "record",
-        "What choosing anew goes by: the record that training keeps, or a forward-only probe.",
+        "What choosing anew goes by: record (of training), probe or widest.",
         parse=entry(RESAMPLINGS),
     )
     unbiased: bool = _coreset(False, "Weigh losses so that the gradient is that of all images (sampled only).")
+    weigh_by_score: bool = _coreset(False, "Multiply a batch's loss by the mean of its scores, 0 to 1, as TDDS does.")
     scores_from: str | None = _coreset(
         None, "Take the scores of this run instead of a score phase.", parse=os.path.abspath
     )
@@ -74,6 +84,32 @@ class EMQNetOptions(PlannedOptions):
             )
         if self.unbiased and self.selection != "sampled":
             raise UsageError(f"--unbiased needs odds, which --selection {self.selection} has not; use sampled")
+        if self.unbiased and self.weigh_by_score:
+            raise UsageError("--unbiased and --weigh-by-score both weigh the losses; leave one of them out")
+
+    def check(self, common: CommonOptions) -> None:
+        """Raises where the score phase is too short for the score, or asks for what a probe cannot say."""
+        super().check(common)
+        score, given = SCORES[self.score], self.full_epochs(common.epochs)
+        if self.prune_rate == 0 or self.scores_from is not None:
+            return
+        if RESAMPLINGS[self.score_from].asked is None:
+            if given < score.epochs:
+                raise UsageError(
+                    f"--score {self.score} needs {score.epochs} epochs on all images, and there are {given}; give"
+                    f" --score-epochs {score.epochs} and as many --epochs, or use --score el2n"
+                )
+        elif score.of_course:
+            raise UsageError(
+                f"--score {self.score} goes by the course of training, of which --score-from {self.score_from} sees one"
+                " moment; use --score-from record, or --score el2n"
+            )
+
+    @property
+    def one_record(self) -> bool:
+        """Whether all children are scored alike."""
+        sources = [self.score_from, *([self.resample_from] if self.resample_every else [])]
+        return SHARINGS[self.sharing].record or any(RESAMPLINGS[source].shared for source in sources)
 
     def full_epochs(self, epochs: int) -> int:
         """Epochs on all images: the score phase, or every epoch where nothing is pruned."""
@@ -81,7 +117,7 @@ class EMQNetOptions(PlannedOptions):
             return epochs
         if self.scores_from is not None:
             return 0
-        wanted = max(1, epochs // 16) if self.score_epochs is None else self.score_epochs
+        wanted = max(SCORES[self.score].epochs, epochs // 16) if self.score_epochs is None else self.score_epochs
         return min(wanted, epochs)
 
 
@@ -97,44 +133,84 @@ class EMQNet(Planned):
         self.full_epochs = options.full_epochs(setting.common.epochs)
         self.coresets: dict[Child, Coreset] = {}
         self.dynamics: Dynamics | None = None
+        self.tap: FeatureTap | None = None
         self.recording = False
         if options.prune_rate > 0:
             self.keep = coreset_size(len(setting.source), options.prune_rate, setting.common.batch_size)
-            self._open_record()
+            self.dynamics = self._open_record()
+            if self._records(0) and self.full_epochs:
+                self._check_coverage(SCORES[options.score].epochs)
 
-    def _open_record(self) -> None:
+    def _open_record(self) -> Dynamics:
         options, setting, width = self.options, self.setting, 0
         network = setting.network
         if SCORES[options.score].needs_features:
             last = [layer for layer in network.layers.values() if isinstance(layer, nn.Linear)][-1]
-            self.features, width = FeatureTap(last), last.in_features
-        shared = SHARINGS[options.sharing].record
-        keys = (SHARED,) if shared else tuple(child.name for child in network.trained)
-        window = max(self.full_epochs, WINDOW if options.resample_every else 1)
-        self.dynamics = Dynamics(keys, len(setting.source), setting.classes, window, width)
+            self.tap, width = FeatureTap(last), last.in_features
+            # Passes gather features only where an epoch records them.
+            self.features = self.tap if self._records(0) or self._records(self.full_epochs) else None
+        keys = (SHARED,) if options.one_record else tuple(child.name for child in network.trained)
+        return Dynamics(options.score, keys, setting.source.labels.cpu().numpy(), setting.classes, width)
+
+    def _check_coverage(self, needed: int) -> None:
+        """Raises where the plan of the score phase shows a child less of the images than its score needs."""
+        times = {key: np.zeros(len(self.setting.source), np.int64) for key in self._dynamics.records}
+        trained = set(self.setting.network.trained)
+        for step in chain.from_iterable(map(self.plan, range(self.full_epochs))):
+            for child in trained.intersection(step.children):
+                times[self._dynamics.key(child)][step.indices] += 1
+        for key, seen in times.items():
+            missing = int((seen < needed).sum())
+            if missing > self.full_epochs:  # each epoch may drop a last batch of one image
+                options = self.options
+                raise UsageError(
+                    f"--step-plan {options.score_plan or options.step_plan} shows"
+                    f" {'the children' if key == SHARED else f'child {key}'} {missing:,} of {len(seen):,} images less"
+                    f" than {needed} times in {self.full_epochs} epochs of scoring; use --score-plan interleaved, more"
+                    " --score-epochs, --sharing scores or --score-from widest"
+                )
+
+    @property
+    def _dynamics(self) -> Dynamics:
+        assert self.dynamics is not None
+        return self.dynamics
+
+    def _records(self, epoch: int) -> bool:
+        """Whether what the passes of an epoch say is of use to a choice of coresets."""
+        options = self.options
+        if epoch < self.full_epochs:
+            return RESAMPLINGS[options.score_from].asked is None
+        return options.resample_every > 0 and RESAMPLINGS[options.resample_from].asked is None
 
     def begin_epoch(self, epoch: int) -> None:
         """Chooses coresets where it is time to."""
         super().begin_epoch(epoch)
         if self.dynamics is None:
             return
-        options, setting = self.options, self.setting
-        since, every = epoch - self.full_epochs, options.resample_every
-        anew = bool(every) and since > 0 and since % every == 0
-        if anew:
-            RESAMPLINGS[options.resample_from](setting.network, setting.source, self.dynamics, self.features)
+        options, setting, since = self.options, self.setting, epoch - self.full_epochs
+        anew = options.resample_every > 0 and since > 0 and since % options.resample_every == 0
+        if since == 0 and options.scores_from is not None:
+            self.dynamics.restore(RunDirectory.load_scores(options.scores_from))
+        elif since == 0:
+            self._ask(options.score_from, SCORES[options.score].epochs)
+        elif anew:
+            self._ask(options.resample_from, 1 if SCORES[options.score].of_course else SCORES[options.score].epochs)
         if since == 0:
-            if options.scores_from is not None:
-                self.dynamics.restore(RunDirectory.load_scores(options.scores_from))
             setting.run.save_scores(self.dynamics.state())
         if since == 0 or anew:
-            labels, children = setting.source.labels.cpu().numpy(), setting.network.trained
-            ways, seed = (options.score, options.selection, options.sharing), (setting.common.seed, epoch)
-            self.coresets = choose_coresets(self.dynamics, labels, self.keep, *ways, children, seed)
-        # What passes say of images is of use to the score phase, and to choosing anew by the record.
-        self.recording = since < 0 or (every > 0 and options.resample_from == "record")
+            ways, seed = (options.selection, options.sharing), (setting.common.seed, epoch)
+            children = setting.network.trained
+            self.coresets = choose_coresets(self.dynamics, self.keep, *ways, children, seed, options.unbiased)
+        self.recording = self._records(epoch)
         if self.recording:
             self.dynamics.open_epoch()
+
+    def _ask(self, source: str, passes: int) -> None:
+        """Probes the network where a source of scores does."""
+        asked, setting = RESAMPLINGS[source].asked, self.setting
+        if asked is not None:
+            children = asked(setting.network.trained)
+            probe(setting.network, setting.source, self._dynamics, self.tap, children, passes)
 
     def _scores(self, epoch: int) -> bool:
         """Whether an epoch belongs to the score phase."""
@@ -161,13 +237,15 @@ class EMQNet(Planned):
         return dict.fromkeys(self.everything, np.arange(self.keep))
 
     def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        """Loss per image, weighed where the gradient is to be that of all images."""
+        """Loss per image, weighed where the gradient is to be that of all images, or that of important ones more."""
         losses = super().losses(child, logits, labels, indices)
-        core = self.coresets.get(child) if self.options.unbiased else None
-        if core is None:
+        core, options = self.coresets.get(child), self.options
+        if core is None or not (options.unbiased or options.weigh_by_score):
             return losses
-        weights = core.weights()[np.searchsorted(core.indices, indices.cpu().numpy())]
-        return losses * torch.from_numpy(weights).to(losses.device)
+        places = np.searchsorted(core.indices, indices.cpu().numpy())
+        if options.weigh_by_score:
+            return losses * float(core.standing[places].mean())
+        return losses * torch.from_numpy(core.weights()[places]).to(losses.device)
 
     def remembers(self, epoch: int) -> bool:
         """While scores are recorded, or for the distillation."""
@@ -182,7 +260,7 @@ class EMQNet(Planned):
     def state(self) -> dict[str, Any]:
         """Coresets and record as well, by name of the child."""
         coresets = {
-            child.name: {"indices": torch.from_numpy(core.indices), "odds": torch.from_numpy(core.odds)}
+            child.name: {name: torch.from_numpy(getattr(core, name)) for name in _STORED}
             for child, core in self.coresets.items()
         }
         record = None if self.dynamics is None else self.dynamics.state()
@@ -193,7 +271,7 @@ class EMQNet(Planned):
         super().restore(state)
         saved, children = state["coresets"], self.setting.network.trained
         self.coresets = {
-            child: Coreset(saved[child.name]["indices"].numpy(), saved[child.name]["odds"].numpy())
+            child: Coreset(*(saved[child.name][name].numpy() for name in _STORED))
             for child in children
             if child.name in saved
         }

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from emqdeploy.training.dynamics import Record
-from emqdeploy.training.scores.base import Importance, score
+import numpy as np
+
+from emqdeploy.training.scores.base import SCORES, Importance, Said, Score
 
 
-@score("random")
-def random_score(record: Record) -> Importance:
+@SCORES.register("random")
+class Chance(Score):
     """A uniform random number: the control that every other score has to beat."""
-    return record.random.random(len(record.labels))
+
+    def update(self, said: Said) -> None:
+        """Whatever was said."""
+
+    def importance(self, random: np.random.Generator) -> Importance:
+        """Drawn anew each time."""
+        return random.random(self.size.images)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from emqdeploy.training.dynamics import Record
-from emqdeploy.training.scores.base import Importance, mean_error, score
+import numpy as np
+from numpy.typing import NDArray
+
+from emqdeploy.training.scores.base import SCORES, MeanScore, Said
 
 
-@score("el2n")
-def el2n(record: Record) -> Importance:
+@SCORES.register("el2n")
+class El2n(MeanScore):
     """``||softmax - onehot||_2``, mean over epochs (Data Diet, arXiv 2107.07075)."""
-    return mean_error(record)
+
+    def of(self, said: Said) -> NDArray[np.float32]:
+        """The error norms."""
+        return said.errors()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from emqdeploy.training.dynamics import Record
-from emqdeploy.training.scores.base import Importance, mean_error, score
+from emqdeploy.training.scores.base import SCORES, MeanScore, Said
 
 
-@score("grand", needs_features=True)
-def grand(record: Record) -> Importance:
-    """Norm of the last layer's gradient, bias and weights (GraNd, arXiv 2107.07075; the last layer as in DeepCore).
+@SCORES.register("grand")
+class GraNd(MeanScore):
+    """Norm of the last layer's gradient, bias and weights, mean over epochs (GraNd, arXiv 2107.07075).
 
-    The gradient is the outer product of ``softmax - onehot`` and ``(1, features)``, so its norm is a product.
+    Of the last layer alone as in DeepCore (arXiv 2204.08499). The gradient is the outer product of ``softmax - onehot``
+    and ``(1, features)``, so its norm is a product, and no features are kept.
     """
-    assert record.features is not None
-    embedding = np.sqrt(1 + np.square(record.features.astype(np.float64)).sum(axis=1))
-    return mean_error(record) * embedding
+
+    needs_features = True
+
+    def of(self, said: Said) -> NDArray[np.float32]:
+        """The gradient norms."""
+        assert said.features is not None
+        lengths: NDArray[np.float32] = np.sqrt(1 + np.square(said.features).sum(axis=1))
+        return said.errors() * lengths
