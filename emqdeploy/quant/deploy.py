@@ -70,12 +70,17 @@ class DeployedLayer(nn.Module):
     Weights are ``scale * z``, the bias is its int32 rounding times its scale.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, layer: QuantLayer, name: str, arrays: dict[str, np.ndarray]) -> None:
         super().__init__()
         column = (-1,) + (1,) * (layer.weight.dim() - 1)
         scale = torch.tensor(arrays[f"{name}.weight_scale"])
-        self.weight = torch.tensor(arrays[f"{name}.weight"]).float() * scale.reshape(column)
-        self.bias = torch.tensor(arrays[f"{name}.bias"]).float() * torch.tensor(arrays[f"{name}.bias_scale"])
+        weight = torch.tensor(arrays[f"{name}.weight"]).float() * scale.reshape(column)
+        bias = torch.tensor(arrays[f"{name}.bias"]).float() * torch.tensor(arrays[f"{name}.bias_scale"])
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
         self.conv = None
         if isinstance(layer, nn.Conv2d):
             self.conv = (layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -114,6 +114,8 @@ def train(
         world: the processes that train together; all but the first return a result without checkpoints.
     """
     keep_freed_memory()
+    # On a GPU torch would round the inputs of float32 convolutions to ten bits, which is not what is deployed.
+    torch.backends.cudnn.allow_tf32 = False
     world = world or World()
     console = console or Console(stderr=True, quiet=not world.leads)
     run = RunDirectory(out, writes=world.leads)

@@ -14,7 +14,7 @@ from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import ImageSource
 from emqdeploy.training.distributed import World
 
-BATCH = 256
+BATCH, BATCH_OF_GPU = 256, 2048
 
 
 @torch.inference_mode()
@@ -31,8 +31,9 @@ def accuracies(
     world = world or World()
     correct = torch.zeros(len(modules), device=source.labels.device)
     everything = np.arange(world.rank, len(source), world.size)
-    for start in range(0, len(everything), BATCH):
-        indices = everything[start : start + BATCH]
+    size = BATCH_OF_GPU if correct.is_cuda else BATCH
+    for start in range(0, len(everything), size):
+        indices = everything[start : start + size]
         images, labels = source.plain(indices), source.labels[torch.from_numpy(indices).to(source.labels.device)]
         for place, module in enumerate(modules.values()):
             correct[place] += CLASSIFICATION.correct(module(images), labels)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,17 +20,23 @@ from emqdeploy.errors import EmqError
 from emqdeploy.format.child import in_order
 from emqdeploy.models.external import is_users
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.training.averaging import MovingAverage
 from emqdeploy.training.batches import ImageSource
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.distributed import World
 from emqdeploy.training.evaluate import accuracy_per_child
 from emqdeploy.training.methods import METHODS, Setting
+from emqdeploy.training.nonfinite import name_of_nonfinite
 from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, parameter_groups
 from emqdeploy.training.passes import Passes
 from emqdeploy.training.progress import TrainProgress
 from emqdeploy.training.run import RunDirectory
+from emqdeploy.training.scales import child_scale
 from emqdeploy.training.steps import Step
 from emqdeploy.training.tensorboard import TensorBoardLog
+
+READ_EVERY = 16
+"""Steps of a GPU whose losses are read together, because reading waits until the device has caught up."""
 
 EXTRA = "method."
 """Begins the names of what a method learns, among all that is learned."""
@@ -97,15 +103,19 @@ class Trainer:
         self.method = METHODS[config.method.name](config.method, setting)
         extra = self.method.parameters()
         self.extra: list[Tensor] = [parameter for group in extra for parameter in group["params"]]
-        groups = [*parameter_groups(network, config.weight_decay), *extra]
+        groups = [*parameter_groups(network, config.weight_decay, config.lr_scale), *extra]
         self.optimizer = OPTIMIZERS[config.optimizer](groups, config.learning_rate, config.momentum)
         self.schedule = SCHEDULES[config.schedule]
         self.progress = Progress()
         self.logs: list[Callable[[dict[str, Any]], None]] = [run.log]
-        learned = [parameter for group in groups for parameter in group["params"]]
-        self.passes = Passes(config, network, train, self.method, classes, self.world, learned)
+        self.learned: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        self.passes = Passes(config, network, train, self.method, classes, self.world, self.learned)
+        self.average = MovingAverage(self._weights(), config.ema) if config.ema else None
         self.best_weights = self._copy_weights()
         self.total_steps = sum(map(self.method.length, range(config.epochs)))
+        self.on_step: Callable[[dict[str, float], int], None] = lambda losses, images: None
+        self.unread: list[tuple[Step, Tensor]] = []
+        self.read_every = READ_EVERY if train.labels.is_cuda else 1
         self.last_save = time.perf_counter()
 
     def weigh_start(self) -> None:
@@ -127,6 +137,7 @@ class Trainer:
             _stop_signal(self.world) as asked,
             TrainProgress(self.console, self.total_steps, progress.step, names) as shown,
         ):
+            self.on_step = shown.step
             while progress.epoch < config.epochs:
                 if progress.step_in_epoch == 0:
                     self.method.begin_epoch(progress.epoch)
@@ -138,10 +149,9 @@ class Trainer:
                 for planned, images in zip(left, self.passes.batches(left, progress.step), strict=True):
                     update = self._updates(len(steps))
                     step = self.method.next_step(planned)
-                    losses, stop = self._step(step, images, remembering, update, asked.is_set())
-                    shown.step(losses, len(step.indices))
+                    stop = self._step(step, images, remembering, update, asked.is_set())
                     progress.seconds = time.perf_counter() - started
-                    # Several processes stop after the same step: what one was asked goes round with the next one.
+                    # Several processes stop after the same step: what one was asked goes round with the losses.
                     stopping = stopping or stop or (self.world.size == 1 and asked.is_set())
                     if update and stopping:
                         self._stop()
@@ -160,38 +170,52 @@ class Trainer:
         done = self.progress.step_in_epoch + 1
         return done % self.config.accumulate == 0 or done == steps
 
-    def _step(
-        self, step: Step, images: list[Tensor], remembering: bool, update: bool, stopping: bool
-    ) -> tuple[dict[str, float], bool]:
-        """One step and perhaps an update.
-
-        Returns:
-            the loss of each child, and whether any process was asked to stop.
-        """
+    def _step(self, step: Step, images: list[Tensor], remembering: bool, update: bool, stopping: bool) -> bool:
+        """One step and perhaps an update; returns whether any process is known to have been asked to stop."""
         if self.progress.step_in_epoch % self.config.accumulate == 0:
             self.optimizer.zero_grad(set_to_none=True)
         shares = self.passes.run(step, images, remembering)
-        values, stop = self.passes.exchange(shares, stopping, update)
-        losses = {child.name: value for child, value in zip(step.children, values, strict=True)}
-        self._check_losses(losses)
+        self.unread.append((step, self.passes.exchange(shares, stopping, update)))
+        stop = len(self.unread) >= self.read_every and self._read()
         if update:
-            self._update()
-        self._count(step, losses)
-        return losses, stop
+            self._update(step)
+        self._count(step)
+        return stop
 
-    def _update(self) -> None:
-        factor = self.schedule(self.progress.step / self.total_steps)
+    def _read(self) -> bool:
+        """Reads the losses of the steps since the last reading; returns whether any process was asked to stop."""
+        reports = torch.cat([report for _, report in self.unread]).tolist() if self.unread else []
+        stop = False
+        for step, _ in self.unread:
+            *values, asked = reports[: len(step.children) + 1]
+            del reports[: len(step.children) + 1]
+            losses = {child.name: value for child, value in zip(step.children, values, strict=True)}
+            self._check_losses(losses)
+            for child, loss in losses.items():
+                total = self.progress.losses.setdefault(child, [0.0, 0.0])
+                total[0] += loss
+                total[1] += 1
+            self.on_step(losses, len(step.indices))
+            stop = stop or asked > 0
+        self.unread = []
+        return stop
+
+    def _update(self, step: Step) -> None:
+        config = self.config
+        rate = config.learning_rate * self.schedule(self.progress.step / self.total_steps, config.warm_up)
+        if step.updates_alone(config.accumulate):
+            rate *= child_scale(config.lr_scale, step.children[0])
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor * group.get("lr_scale", 1.0)
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
         self.optimizer.step()
         self.method.after_update()
+        if self.average:
+            self.average.update()
 
-    def _count(self, step: Step, losses: dict[str, float]) -> None:
+    def _count(self, step: Step) -> None:
         progress = self.progress
-        for child, loss in losses.items():
-            total = progress.losses.setdefault(child, [0.0, 0.0])
-            total[0] += loss
-            total[1] += 1
         progress.sample_passes += len(step.indices) * len(step.children)
         progress.unvalidated += len(step.indices) * len(step.children)
         progress.step += 1
@@ -200,24 +224,22 @@ class Trainer:
     def _check_losses(self, losses: dict[str, float]) -> None:
         for child, loss in losses.items():
             if not math.isfinite(loss):
+                where = name_of_nonfinite(self.network)
                 raise EmqError(
-                    f"the loss became {loss} at child {child} in step {self.progress.step}; {self.run.path} holds the"
+                    f"the loss became {loss} at child {child} in step {self.progress.step}"
+                    f"{f' and the {where} is not finite' if where else ''}; {self.run.path} holds the"
                     f" run up to its last save; start again with --lr below {self.config.learning_rate}"
                 )
 
     def _finish_epoch(self, shown: TrainProgress) -> None:
+        self._read()
         progress, config = self.progress, self.config
         phase = self.method.phase(progress.epoch)
         losses = {child: total / count for child, (total, count) in progress.losses.items()}
         accuracy: dict[str, float] = {}
         if self._validates():
-            found = accuracy_per_child(self.network, self.validation, self.network.trained, self.world)
-            accuracy = {child.name: percent for child, percent in found.items()}
-            average = sum(accuracy.values()) / len(accuracy)
-            progress.unvalidated = 0
-            if average >= progress.best_accuracy:
-                progress.best_accuracy, progress.best_epoch = average, progress.epoch
-                self.best_weights = self._copy_weights()
+            with self.average.swapped() if self.average else nullcontext():
+                accuracy = self._validate()
         shown.epoch(progress.epoch, config.epochs, phase, losses, accuracy)
         record = {
             "epoch": progress.epoch,
@@ -234,11 +256,24 @@ class Trainer:
         progress.step_in_epoch = 0
         progress.losses = {}
 
+    def _validate(self) -> dict[str, float]:
+        """Accuracy per child, by name; keeps the weights if they are the best."""
+        progress = self.progress
+        found = accuracy_per_child(self.network, self.validation, self.network.trained, self.world)
+        average = sum(found.values()) / len(found)
+        progress.unvalidated = 0
+        if average >= progress.best_accuracy:
+            progress.best_accuracy, progress.best_epoch = average, progress.epoch
+            self.best_weights = self._copy_weights()
+        return {child.name: percent for child, percent in found.items()}
+
     def _validates(self) -> bool:
         """Short epochs are not worth a validation each: it would cost a fifth of an epoch at a prune rate of 0.8."""
         progress, every = self.progress, self.config.validate_every
         if progress.epoch + 1 == self.config.epochs:
             return True
+        if not self.method.ready(progress.epoch):
+            return False
         if every is not None:
             return (progress.epoch + 1) % every == 0
         return progress.unvalidated >= len(self.train) * len(self.network.trained)
@@ -260,6 +295,7 @@ class Trainer:
                 parameter.copy_(weights[f"{EXTRA}{number}"])
 
     def _save(self) -> None:
+        self._read()
         self.run.save_state(self.state())
         self.last_save = time.perf_counter()
 
@@ -279,7 +315,9 @@ class Trainer:
             "best": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "random_of_gpu": torch.cuda.get_rng_state() if self.train.labels.is_cuda else None,
             "method": self.method.state(),
+            "average": self.average.state() if self.average else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -289,7 +327,11 @@ class Trainer:
         self.best_weights = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+        if state["random_of_gpu"] is not None and self.train.labels.is_cuda:
+            torch.cuda.set_rng_state(state["random_of_gpu"])
         self.method.restore(state["method"])
+        if self.average:
+            self.average.restore(state["average"])
         self.run.truncate_metrics(self.progress.epoch)
 
 

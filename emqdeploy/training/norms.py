@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from emqdeploy.format.child import Child
-from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.quant.norms import PrivateNorm
 from emqdeploy.registry import Registry
-from emqdeploy.training.batches import BatchRequest, ImageSource
-from emqdeploy.training.steps import Epoch, interleaved
 
 NormAdaptation = Callable[[MultiBitNetwork, list[Tensor], Sequence[Child]], None]
 """``(network, batches of normalised images, children to serve)``; changes the network's statistics."""
@@ -83,55 +78,6 @@ def plain_averages(network: MultiBitNetwork) -> Iterator[None]:
         for norm, value in zip(norms, momentum, strict=True):
             norm.momentum = value
             norm.eval()
-
-
-def calibrate(
-    network: MultiBitNetwork,
-    source: ImageSource,
-    children: Sequence[Child],
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> int:
-    """Trains the private norms of children that training never visited, and nothing else (Any-Precision's stage).
-
-    Args:
-        network: with private norms.
-        source: training images.
-        children: those to calibrate.
-        epochs: passes of each over the images.
-        batch_size: images in a step.
-        learning_rate: of plain momentum, annealed to zero.
-        seed: fixes batches and augmentation.
-
-    Returns:
-        images that went forward and backward.
-    """
-    norms = [norm for norm in network.norms.values() if isinstance(norm, PrivateNorm)]
-    learned = {id(parameter) for norm in norms for parameter in (norm.child_weight, norm.child_bias)}
-    frozen = [p for p in network.parameters() if p.requires_grad and id(p) not in learned]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    for norm in norms:
-        norm.start(children)
-    passes = 0
-    subsets = {child: np.arange(len(source)) for child in children}
-    plans = [interleaved.plan(Epoch(subsets, batch_size, seed, epoch, epochs)) for epoch in range(epochs)]
-    steps = [step for plan in plans for step in plan]
-    optimizer = torch.optim.SGD([p for norm in norms for p in (norm.child_weight, norm.child_bias)], learning_rate, 0.9)
-    requests = (BatchRequest(step.indices, hash((seed, -1, index)) & (2**63 - 1)) for index, step in enumerate(steps))
-    network.train()
-    for index, (step, images) in enumerate(zip(steps, source.stream(requests), strict=True)):
-        network.use(step.children[0])
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - index / len(steps))
-        optimizer.zero_grad(set_to_none=True)
-        CLASSIFICATION.losses(network(images), source.labels[torch.from_numpy(step.indices)]).mean().backward()
-        optimizer.step()
-        passes += len(step.indices)
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    return passes
 
 
 def measure_input_means(network: MultiBitNetwork, batches: list[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emqdeploy.format.child import Child
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import BatchRequest, ImageSource
 from emqdeploy.training.distributed import Part, PartStatistics, SharedMoments, World
+from emqdeploy.training.forward import forward_of
 from emqdeploy.training.methods import Method
+from emqdeploy.training.scales import child_scale
 from emqdeploy.training.settings import CommonOptions
 from emqdeploy.training.steps import Step
 
@@ -46,7 +48,6 @@ class Passes:
     ) -> None:
         self.common = common
         self.network = network
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(network) if common.compile else network
         self.source = source
         self.method = method
         self.classes = classes
@@ -55,6 +56,10 @@ class Passes:
         self.statistics = PartStatistics(network) if self.parts > 1 else None
         self.moments = SharedMoments(network.norms.values()) if common.sync_norm and world.size > 1 else None
         self.parameters = parameters
+        # Features are read by a hook, which a replayed graph does not call; and the gradients of a graph lie where its
+        # next replay puts the next ones, so they cannot add up over steps.
+        alone = self.parts == 1 and common.accumulate == 1 and method.features is None
+        self.forward = forward_of(common, network, (FLOAT, *network.trained), source.labels.device, alone)
 
     def batches(self, steps: Sequence[Step], first: int) -> Iterator[list[Tensor]]:
         """Yields per step the images of this process's parts; ``first`` is the number of the first step in the run."""
@@ -76,6 +81,11 @@ class Passes:
             remembering: whether the method is told what the batch said at each trained child.
         """
         parts = self._parts(step)
+        alone = step.updates_alone(self.common.accumulate)
+
+        def weight(child: Child) -> float:
+            return 1.0 if alone else child_scale(self.common.lr_scale, child)
+
         losses = torch.zeros(len(step.children), device=self.source.labels.device)
         said: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in step.children]
         if self.statistics:
@@ -83,7 +93,7 @@ class Passes:
         for part, batch in zip(parts, images, strict=True):
             for place, child in enumerate(step.children):
                 with self.moments.active(part.share > 0) if self.moments else nullcontext():
-                    loss, logits = self._pass(child, part, batch)
+                    loss, logits = self._pass(child, part, batch, weight(child))
                 losses[place] += loss
                 if remembering and part.share:
                     said[place].append((logits, self._features))
@@ -100,15 +110,13 @@ class Passes:
     def _features(self) -> Tensor | None:
         return None if self.method.features is None else self.method.features.latest
 
-    def _pass(self, child: Child, part: Part, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.network.use(child)
+    def _pass(self, child: Child, part: Part, images: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         indices = torch.from_numpy(part.indices).to(images.device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.common.amp == "bf16"):
-            logits = self.forward(images).float()
+        logits = self.forward(child, images).float()
         loss = self.method.losses(child, logits, self.source.labels[indices], indices).mean()
         cost = self.method.cost(child)
         loss = (loss if cost is None else loss + cost) * part.share
-        (loss / self.common.accumulate).backward()
+        (loss * (weight / self.common.accumulate)).backward()
         return loss.detach(), logits.detach()
 
     def _gather(self, rows: list[tuple[Tensor, Tensor | None]], start: int, count: int) -> tuple[Tensor, Tensor | None]:
@@ -122,18 +130,18 @@ class Passes:
         features = torch.cat(seen or [torch.zeros(0, latest.shape[1], device=logits.device)])
         return logits, self.world.gather(features, start, count)
 
-    def exchange(self, losses: Tensor, stopping: bool, update: bool) -> tuple[list[float], bool]:
+    def exchange(self, losses: Tensor, stopping: bool, update: bool) -> Tensor:
         """Sums over all processes, in one collective: losses, running statistics and, before an update, gradients.
 
         Returns:
-            the loss of each child, and whether any process was asked to stop.
+            the loss of each child and, last, how many processes were asked to stop; on the training device, because
+            reading it would wait for the device.
         """
-        report = torch.cat([losses, losses.new_tensor([float(stopping)])])
+        report = torch.cat([losses, losses.new_full((1,), float(stopping))])
         gradients = [p.grad for p in self.parameters if p.grad is not None] if update else []
         statistics = self.statistics.buffers if self.statistics else []
         self.world.sum_([report, *statistics, *gradients])
-        *values, stop = report.tolist()
-        return values, stop > 0
+        return report
 
     def _parts(self, step: Step) -> list[Part]:
         return self.world.parts(step.indices, self.parts)

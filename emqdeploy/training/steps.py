@@ -32,6 +32,10 @@ class Step(NamedTuple):
     children: tuple[Child, ...]
     indices: Indices
 
+    def updates_alone(self, accumulate: int) -> bool:
+        """Whether an update of so many steps comes from one child, which then can have a learning rate of its own."""
+        return accumulate == 1 and len(self.children) == 1
+
 
 @dataclass(frozen=True)
 class Epoch:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from emqdeploy.data import load_dataset
 from emqdeploy.format.child import Child
 from emqdeploy.quant.build import NetworkSpec
-from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.training.batches import image_source
-from emqdeploy.training.norms import NORM_ADAPTATIONS, calibrate, measure_input_means
+from emqdeploy.training.norms import NORM_ADAPTATIONS, measure_input_means
 
 TWO, THREE, FOUR, EIGHT = map(Child.of, (2, 3, 4, 8))
 
@@ -87,25 +84,6 @@ def test_no_adaptation_keeps_what_training_tracked(network: MultiBitNetwork) -> 
     NORM_ADAPTATIONS["none"](network, [torch.rand(16, 1, 8, 8)], (TWO, EIGHT))
     assert torch.equal(norm.statistics(TWO)[0], before)
     assert all(float(layer.input_mean) == 0 for layer in network.layers.values())
-
-
-def test_calibration_trains_the_norms_of_unseen_children_only() -> None:
-    """Any-Precision's stage: rows of the given children move, everything else stays to the bit."""
-    torch.manual_seed(0)
-    spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (TWO, EIGHT), (FOUR,), InsertionConfig(norm="private"))
-    network = spec.build()
-    network.initialise_clips(torch.randn(32, 1, 8, 8))
-    dataset = load_dataset("digits", limit=80)
-    source = image_source(dataset.train, dataset.preprocessing, "none", torch.device("cpu"))
-    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    assert calibrate(network, source, (FOUR,), epochs=2, batch_size=20, learning_rate=0.1, seed=0) == 160
-    for name, parameter in network.named_parameters():
-        moved = (parameter.detach() != before[name]).reshape(len(parameter), -1).any(1).tolist()
-        # The last row is 4 bits: it started from another child's row and was trained.
-        assert moved == [False, False, True] if ".child_" in name else not any(moved), name
-    assert all(parameter.requires_grad for parameter in network.layers["conv1"].parameters())
-    norm = next(iter(network.norms.values()))
-    assert not torch.equal(norm.statistics(FOUR)[0], norm.running_mean)
 
 
 def test_input_means_are_measured(network: MultiBitNetwork) -> None:

@@ -19,7 +19,9 @@ from emqdeploy.training.settings import CommonOptions
 
 def test_every_recipe_is_a_valid_configuration() -> None:
     """A recipe with a typo would fail at the user's."""
-    assert recipe_names() == ["adabits", "any-precision", "dedicated", "emqnet", "truncquant"]
+    assert recipe_names() == [
+        *("adabits", "any-precision", "any-precision-tuned", "dedicated", "emqnet", "emqnet-paper", "truncquant")
+    ]
     for name in recipe_names():
         values, recipe = resolve(name, None, {}).to_dict(), load_recipe(name)
         for table in ("method", "quantizer"):

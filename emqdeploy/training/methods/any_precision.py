@@ -9,9 +9,9 @@ from rich.console import Console
 
 from emqdeploy.errors import UsageError
 from emqdeploy.options import option
+from emqdeploy.training.calibration import calibrate
 from emqdeploy.training.methods.base import METHODS, NetworkPlan
 from emqdeploy.training.methods.planned import Planned, PlannedOptions, distill_option, plan_option
-from emqdeploy.training.norms import calibrate
 from emqdeploy.training.settings import NORMALIZATION, CommonOptions
 
 CALIBRATION_RATE = 0.1
@@ -58,4 +58,4 @@ class AnyPrecision(Planned):
         console.print(f"calibrating the norms of {', '.join(child.name for child in unseen)} bits", highlight=False)
         rate = CALIBRATION_RATE * common.learning_rate
         epochs = self.options.calibrate_epochs
-        return calibrate(network, self.setting.source, unseen, epochs, common.batch_size, rate, common.seed)
+        return calibrate(network, self.setting.source, unseen, epochs, rate, common)

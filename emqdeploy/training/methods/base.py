@@ -120,6 +120,10 @@ class Method(ABC):
         """What an epoch is called in the metrics."""
         return "train"
 
+    def ready(self, epoch: int) -> bool:
+        """Whether the children are worth a validation after an epoch; after the last one they always are."""
+        return True
+
     # --- one step ---
 
     @abstractmethod

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import Child, in_order
+from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.options import option
-from emqdeploy.training.distillation import DISTILLATIONS
+from emqdeploy.training.distillation import DISTILLATIONS, Distillation
 from emqdeploy.training.methods.base import Method, MethodOptions, Setting
 from emqdeploy.training.settings import SCHEDULE, entry
 from emqdeploy.training.steps import STEP_PLANS, Epoch, Indices, Step
@@ -38,12 +38,20 @@ class PlannedOptions(MethodOptions):
     distill_weight: float = option(
         1.0, "Share of the other child's opinion in the target, 0 to 1.", panel=SCHEDULE, least=0
     )
+    float_first: float = option(
+        0.0,
+        "Share of the run in which the float network trains alone, before its children: cheaper steps, a better start.",
+        panel=SCHEDULE,
+        least=0,
+    )
 
     def __post_init__(self) -> None:
         """Checks that the plan gives what the distillation needs."""
         super().__post_init__()
         if self.distill_weight > 1:
             raise UsageError(f"--distill-weight is {self.distill_weight}; allowed: 0 to 1")
+        if not 0 <= self.float_first < 1:
+            raise UsageError(f"--float-first is {self.float_first}; allowed: 0 up to, not including, 1")
         if DISTILLATIONS[self.distill].needs_one_batch and not STEP_PLANS[self.step_plan].one_batch:
             raise UsageError(
                 f"--distill {self.distill} needs all children on the same batch, which --step-plan {self.step_plan}"
@@ -60,6 +68,7 @@ class Planned(Method):
         super().__init__(options, setting)
         source, network = setting.source, setting.network
         self.everything = {child: np.arange(len(source)) for child in network.trained}
+        self.float_alone = options.float_first > 0
         self.distillation = DISTILLATIONS[options.distill](
             len(source), setting.classes, in_order(network.trained)[-1], options.distill_weight, source.labels.device
         )
@@ -77,8 +86,18 @@ class Planned(Method):
         return self.options.step_plan
 
     def length(self, epoch: int) -> int:
-        """Steps of an epoch."""
-        return len(self._steps(epoch, self.sizes(epoch)))
+        """Steps of an epoch.
+
+        Raises:
+            UsageError: in the last epoch, where the float network leaves none to the children.
+        """
+        steps, epochs = self._steps(epoch, self.sizes(epoch)), self.setting.common.epochs
+        if epoch == epochs - 1 and self.options.float_first and all(FLOAT in step.children for step in steps):
+            raise UsageError(
+                f"--float-first {self.options.float_first} leaves the children no step in {epochs} epochs of"
+                f" {len(self.setting.source):,} images; use a smaller share or more --epochs"
+            )
+        return len(steps)
 
     def plan(self, epoch: int) -> Sequence[Step]:
         """The steps of an epoch."""
@@ -88,14 +107,45 @@ class Planned(Method):
         common, network = self.setting.common, self.setting.network
         layers = tuple(network.switchable)
         plan = STEP_PLANS[self.step_plan(epoch)]
-        return plan.plan(Epoch(subsets, common.batch_size, common.seed, epoch, common.epochs, layers))
+        steps = plan.plan(Epoch(subsets, common.batch_size, common.seed, epoch, common.epochs, layers))
+        alone = round(self._float_share(epoch) * len(steps))
+        return [Step((FLOAT,), step.indices) for step in steps[:alone]] + steps[alone:]
+
+    def _float_share(self, epoch: int) -> float:
+        """The share of an epoch that belongs to the float network."""
+        return min(max(self.options.float_first * self.setting.common.epochs - epoch, 0.0), 1.0)
+
+    def next_step(self, planned: Step) -> Step:
+        """Hands over to the children where that is in the middle of an epoch."""
+        if FLOAT not in planned.children:
+            self._hand_over()
+        return planned
+
+    def _hand_over(self) -> None:
+        """Once, before the children's first step: their clips start anew from what the float network has become."""
+        if self.float_alone:
+            few = np.arange(min(4 * self.setting.common.batch_size, len(self.setting.source)))
+            self.setting.network.initialise_clips(self.setting.source.plain(few))
+            self.float_alone = False
+
+    def phase(self, epoch: int) -> str:
+        """``float`` while the float network trains alone."""
+        return "float" if self._float_share(epoch) == 1 else super().phase(epoch)
+
+    def ready(self, epoch: int) -> bool:
+        """Not before the children had steps."""
+        return self._float_share(epoch) < 1
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tells the distillation."""
+        """Hands over to the children where that is between epochs, and tells the distillation."""
+        if self._float_share(epoch) == 0:
+            self._hand_over()
         self.distillation.start_epoch(epoch / self.setting.common.epochs)
 
     def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        """Loss per image, of the labels and of what other children said."""
+        """Loss per image, of the labels and of what other children said; of the labels alone in float."""
+        if child == FLOAT:
+            return Distillation.losses(self.distillation, child, logits, labels, indices)
         return self.distillation.losses(child, logits, labels, indices)
 
     def remembers(self, epoch: int) -> bool:
@@ -108,8 +158,9 @@ class Planned(Method):
 
     def state(self) -> dict[str, Any]:
         """What the distillation remembers."""
-        return {"distillation": self.distillation.state()}
+        return {"distillation": self.distillation.state(), "float_alone": self.float_alone}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.distillation.restore(state["distillation"])
+        self.float_alone = state["float_alone"]
