@@ -32,7 +32,7 @@ def unenlarged(
         expected: What the weights expect.
 
     Returns:
-        The wishes, and a sentence where pictures keep a size that the weights do not expect.
+        The wishes, and a sentence where pictures keep a size that the weights do not expect, or are a little enlarged.
 
     Raises:
         UsageError: The pictures are small and of several sizes; the sentence says which sizes can be chosen.
@@ -49,8 +49,11 @@ def unenlarged(
     sizes = [images.size_of(index) for index in np.linspace(0, len(images) - 1, _LOOKED_AT).astype(int)]
     known = [size for size in sizes if size is not None]
     side = int(np.median([min(size) for size in known])) if known else wanted
-    if side * _MUCH > wanted:
+    if side >= wanted:
         return merged, ()
+    if side * _MUCH > wanted:
+        note = f"the pictures of {name} have {side} pixels and are enlarged to {wanted}; --image-size {side} keeps them"
+        return merged, (note,)
     if len(set(known)) == 1 and known[0][0] == known[0][1] <= WHOLE_UP_TO:
         kept = over(replace(wishes, image_size=side), expected.pixels)
         return kept, (f"the pictures of {name} keep their {side} pixels; --image-size {wanted} enlarges them",)

@@ -39,15 +39,18 @@ def validation_split(train: Split, fraction: float = 0.1, seed: int = 0) -> tupl
 
     Args:
         train: What to divide.
-        fraction: The share set aside, between 0 and 1.
+        fraction: The share set aside, from 0 up to, not including, 1.
         seed: Which images.
 
     Returns:
-        The remaining training split and the validation split; neither is empty.
+        The remaining training split and the validation split; neither is empty, unless the fraction is 0: then there
+        are no images to validate on, and all of them train.
     """
+    if fraction == 0:
+        return train, train.subset(np.arange(0))
     if not 0 < fraction < 1 or len(train) < 2:
         raise UsageError(
-            "a validation split needs at least 2 images and a fraction between 0 and 1, "
+            "a validation split needs at least 2 images and a fraction from 0 (none) to below 1, "
             f"not {len(train)} images and {fraction}"
         )
     count = min(max(round(fraction * len(train)), 1), len(train) - 1)

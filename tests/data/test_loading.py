@@ -109,11 +109,19 @@ def test_validation_split_depends_on_its_own_seed_alone() -> None:
     assert not np.array_equal(first, validation_split(labelled([40, 40]), seed=1)[1].images)
 
 
-@pytest.mark.parametrize(("size", "fraction"), [(1, 0.1), (10, 0.0), (10, 1.0), (10, -0.5)])
+@pytest.mark.parametrize(("size", "fraction"), [(1, 0.1), (10, 1.0), (10, -0.5)])
 def test_impossible_validation_splits(size: int, fraction: float) -> None:
-    """Neither side may be empty."""
+    """Neither side may be empty by mistake."""
     with pytest.raises(UsageError, match="a validation split needs"):
         validation_split(labelled([size]), fraction)
+
+
+def test_nothing_is_set_aside_on_request_alone() -> None:
+    """Papers train on all images; then there is nothing to choose an epoch by."""
+    train, validation = validation_split(labelled([3, 2]), 0)
+    assert train.images.ravel().tolist() == [0, 1, 2, 3, 4]
+    assert validation.images.shape == (0, 1, 1, 1)
+    assert len(validation) == 0
 
 
 def test_tiny_splits_leave_no_side_empty() -> None:

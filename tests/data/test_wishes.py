@@ -136,6 +136,19 @@ def test_small_pictures_are_enlarged_on_request_alone(tmp_path: Path) -> None:
     assert load_dataset(str(tmp_path), pixels=asked(image_size=224)).preprocessing.size == (224, 224)
 
 
+def test_a_little_enlarged_is_said(tmp_path: Path) -> None:
+    """Pictures of more than half the usual size are enlarged without a question, and not without a word."""
+    enlarged = "the pictures of imagefolder:150 have 150 pixels and are enlarged to 224; --image-size 150 keeps them"
+    for side, note in ((150, [enlarged]), (224, [])):
+        for name in "ab":
+            (tmp_path / f"{side}" / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (side + number, side)).save(tmp_path / f"{side}" / name / f"{number}.png")
+        folder = load_dataset(str(tmp_path / f"{side}"), pixels=asked())
+        assert folder.preprocessing.size == (224, 224)
+        assert [said for said in folder.notes if "enlarged" in said] == note
+
+
 def test_a_card_says_all_of_it() -> None:
     """Nothing is left to guess, and files of before are read as they were meant."""
     seen = wished(asked(mean="0.4", crop="0.9", interpolation="bicubic", channel_order="bgr"), USUAL)
