@@ -186,7 +186,7 @@ def _train_one(
             run.truncate_metrics(0)
     elif world.leads:  # only now, so that whatever was refused has written nothing
         run.start(write_options(config))
-    competes = start.known and plan.trained != (FLOAT,)
+    competes = start.known and plan.trained != (FLOAT,) and len(material.validation) > 0
     if competes and trainer.progress.step == 0:
         some = images.plain(np.arange(min(START_IMAGES, len(images))))
         NORM_ADAPTATIONS[config.norm_adaptation](network, _batches(some), network.trained)
@@ -229,11 +229,13 @@ def _material(config: TrainConfig, report_test: bool) -> Material:
             f"the images of {dataset.name} have no labels, which training needs; sort them into a folder per class, add"
             " a CSV file of paths and labels, or quantize a trained network, which needs none"
         )
-    train_split, validation_split_ = validation_split(dataset.train)
+    if not report_test and not config.validation_share:
+        raise UsageError("--validation-share 0 leaves nothing to judge by but the test set; report that, or take a share")
+    train_split, validation_split_ = validation_split(dataset.train, config.validation_share)
     device = training_device(config)
 
     def source(split: Split) -> ImageSource:
-        if len(split) == 0:
+        if len(split) == 0 and not (split is validation_split_ and config.validation_share == 0):
             raise UsageError(
                 f"data set {dataset.name!r} has too few images for training, validation and test; add images"
             )

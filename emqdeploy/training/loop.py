@@ -257,8 +257,11 @@ class Trainer:
         progress.losses = {}
 
     def _validate(self) -> dict[str, float]:
-        """Accuracy per child, by name; keeps the weights if they are the best."""
+        """Accuracy per child, by name; keeps the weights if they are the best, or the last and there is no measure."""
         progress = self.progress
+        if not len(self.validation):
+            progress.best_epoch, self.best_weights = progress.epoch, self._copy_weights()
+            return {}
         found = accuracy_per_child(self.network, self.validation, self.network.trained, self.world)
         average = sum(found.values()) / len(found)
         progress.unvalidated = 0
@@ -272,7 +275,7 @@ class Trainer:
         progress, every = self.progress, self.config.validate_every
         if progress.epoch + 1 == self.config.epochs:
             return True
-        if not self.method.ready(progress.epoch):
+        if not len(self.validation) or not self.method.ready(progress.epoch):
             return False
         if every is not None:
             return (progress.epoch + 1) % every == 0

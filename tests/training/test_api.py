@@ -322,3 +322,17 @@ def test_resuming_another_configuration_says_what_differs(run: TrainResult) -> N
         _train(run.run, resume=True, epochs=5, score="random")
     with pytest.raises(UsageError, match=r"--method emqnet \(now adabits\)"):
         _train(run.run, resume=True, recipe="adabits", **PLAIN)
+
+
+def test_without_validation_images_the_last_epoch_counts(tmp_path: Path) -> None:
+    """All images train, and nothing is measured on the way."""
+    config = resolve(None, None, {"limit": 100, "epochs": 2, "bits": "2,8", "validation_share": 0.0})
+    result = train(config, tmp_path / "run", console=Console(quiet=True))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["validation_accuracy"] for line in lines] == [{}, {}]
+    assert lines[-1]["sample_passes"] == 2 * 2 * 100
+    assert load_checkpoint(result.checkpoints[0]).card.provenance["best_epoch"] == 1
+    with pytest.raises(UsageError, match="--validation-share 0 leaves nothing to judge by but the test set"):
+        train(config, tmp_path / "other", console=Console(quiet=True), report_test=False)
+    with pytest.raises(UsageError, match=r"--validation-share is 1.0; allowed: 0 up to, not including, 1"):
+        resolve(None, None, {"validation_share": 1.0})
