@@ -21,6 +21,8 @@ class Distillation:
         top: the highest trained child, which always learns from the labels.
         weight: share of the other child's opinion in the target, 0 to 1.
         device: of the training.
+        smoothing: share of the labels' target that all classes have alike (Szegedy et al., arXiv 1512.00567); what
+            another child said stays as it is.
     """
 
     needs_one_batch = False
@@ -29,10 +31,13 @@ class Distillation:
     remembers = False
     """Whether it wants to be told what was said of every image."""
 
-    def __init__(self, images: int, classes: int, top: Child, weight: float, device: torch.device) -> None:
+    def __init__(
+        self, images: int, classes: int, top: Child, weight: float, device: torch.device, smoothing: float = 0.0
+    ) -> None:
         self.classes = classes
         self.top = top
         self.weight = weight
+        self.smoothing = smoothing
 
     def start_epoch(self, share: float) -> None:
         """Called before each epoch; ``share`` of all epochs is over."""
@@ -40,6 +45,8 @@ class Distillation:
     def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Loss per image ``(B,)`` of logits ``(B, classes)``."""
         losses: Tensor = CLASSIFICATION.losses(logits, labels)
+        if self.smoothing:
+            losses = torch.lerp(losses, -logits.log_softmax(1).mean(1), self.smoothing)
         return losses
 
     def remember(self, child: Child, indices: Tensor, logits: Tensor) -> None:
@@ -102,8 +109,10 @@ class CachedDistillation(Distillation):
 
     remembers = True
 
-    def __init__(self, images: int, classes: int, top: Child, weight: float, device: torch.device) -> None:
-        super().__init__(images, classes, top, weight, device)
+    def __init__(
+        self, images: int, classes: int, top: Child, weight: float, device: torch.device, smoothing: float = 0.0
+    ) -> None:
+        super().__init__(images, classes, top, weight, device, smoothing)
         self.cache = torch.zeros(images, classes, dtype=torch.float16, device=device)
         self.written = torch.zeros_like(self.cache)
         self.share = 0.0

@@ -11,7 +11,7 @@ from typing import Any
 from emqdeploy.data.naming import located
 from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import Child
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.options import Parse, names, option, settle
 from emqdeploy.quant.families.base import FamilyOptions, family_options
 from emqdeploy.quant.insertion import InsertionConfig, check_widths
@@ -20,10 +20,12 @@ from emqdeploy.registry import Registry
 from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.children import named_children, read_activation_bits, read_bits, read_children, unseen_children
 from emqdeploy.training.norms import NORM_ADAPTATIONS
-from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES
+from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, WARM_UP
+from emqdeploy.training.scales import check_scales, read_scales
 
-FRESH_RATE, PRETRAINED_RATE = 0.1, 0.01
-"""Peak learning rates: the first would destroy what trained weights know before it learns anything."""
+GENTLER = 10
+"""The peak learning rate for fresh weights over that for trained ones: it would destroy what they know before it learns
+anything."""
 
 WHAT, SCHEDULE, NORMALIZATION = "What to train", "Schedule", "Normalization"
 
@@ -81,6 +83,9 @@ class CommonOptions(PixelOptions):
     data: str = _what("digits", "digits, cifar10, ..., a folder of pictures, or a CSV file of paths and labels.")
     data_dir: Path | None = option(None, "Where the data set's files lie.", panel=WHAT)
     limit: int | None = _what(None, "At most this many training images, for a quick trial.", least=1)
+    validation_share: float = _what(
+        0.1, "Share of the training images that choose the best epoch; 0 trains on all, and the last counts.", least=0
+    )
     pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
     weights_entry: str | None = _what(
         None, "Which weights to take of a --pretrained file that holds several, model_ema for example."
@@ -99,11 +104,30 @@ class CommonOptions(PixelOptions):
 
     epochs: int = _schedule(20, "Passes of every child over its images.", least=1)
     batch_size: int = _schedule(64, "Images in a step.", least=2)
-    learning_rate: float = _schedule(None, "Peak learning rate; by default 0.1, with --pretrained 0.01.", flag="lr")
-    schedule: str = _schedule("cosine", "Learning rate over the run: cosine, step or constant.", parse=entry(SCHEDULES))
-    optimizer: str = _schedule("sgd", "sgd (Nesterov), adam or adamw.", parse=entry(OPTIMIZERS))
-    momentum: float = _schedule(0.9, "Momentum of sgd.")
+    learning_rate: float = _schedule(
+        None, "Peak learning rate; by default 0.1, with adam 0.001, and a tenth of it with --pretrained.", flag="lr"
+    )
+    schedule: str = _schedule(
+        "cosine", "Learning rate over the run: cosine, linear, step or constant.", parse=entry(SCHEDULES)
+    )
+    warm_up: float = _schedule(WARM_UP, "Share of the run over which the learning rate rises, 0 to below 1.", least=0)
+    optimizer: str = _schedule(
+        "sgd", "sgd (Nesterov), muon (orthogonal updates), adam or adamw.", parse=entry(OPTIMIZERS)
+    )
+    momentum: float = _schedule(
+        None, "Momentum of the optimizer, 0 to below 1; by default 0.9, with muon 0.6 for its matrices.", least=0
+    )
     weight_decay: float = _schedule(5e-4, "Weight decay of layers.")
+    lr_scale: tuple[str, ...] = _schedule(
+        (),
+        "Factors of the learning rate, of weights, norms, biases, clips, quantizer or a child: norms=2,4=0.5.",
+        parse=read_scales,
+    )
+    clip_norm: float = _schedule(0.0, "Largest total norm of the gradients of an update; 0 is no limit.", least=0)
+    label_smoothing: float = _schedule(0.0, "Share of the target that all classes have alike, 0 to below 1.", least=0)
+    ema: float = _schedule(
+        0.0, "Decay of a moving average of all weights, which is validated and kept; 0 is none.", least=0
+    )
     augment: str | None = _schedule(
         None, "Augmentation by name; the data set's own by default.", parse=entry(AUGMENTATIONS)
     )
@@ -142,6 +166,7 @@ class CommonOptions(PixelOptions):
     amp: str = _speed(
         "none", "Mixed precision of the float arithmetic: none or bf16.", parse=one_of("amp", "none", "bf16")
     )
+    cuda_graphs: bool = _speed(True, "On one GPU, launch a child's whole forward and backward pass at once.")
     channels_last: bool = _speed(False, "Store images channels last; faster on GPUs.")
     ghost_batches: int = _speed(
         1, "Parts in which a batch is normalized; at least one per process, and a multiple of them.", least=1
@@ -159,13 +184,21 @@ class CommonOptions(PixelOptions):
 
     def __post_init__(self) -> None:
         """Checks every value, and what does not go together; the sentence names the flags."""
+        optimizer = OPTIMIZERS[str(self.optimizer)]
         if self.learning_rate is None:
             known = self.pretrained is not None or self.model.endswith(".onnx")
-            object.__setattr__(self, "learning_rate", PRETRAINED_RATE if known else FRESH_RATE)
+            object.__setattr__(self, "learning_rate", optimizer.rate / (GENTLER if known else 1))
+        if self.momentum is None:
+            object.__setattr__(self, "momentum", optimizer.momentum)
         settle(self)
         hold_anywhere(self)
         if not self.learning_rate > 0:
             raise UsageError(f"--lr is {self.learning_rate}; it must be positive")
+        for flag in ("validation-share", "warm-up", "momentum", "label-smoothing", "ema"):
+            share = getattr(self, flag.replace("-", "_"))
+            if not share < 1:
+                raise UsageError(f"--{flag} is {share}; allowed: 0 up to, not including, 1")
+        check_scales(self.lr_scale, (*self.trained, FLOAT))
         for given, other in ((self.ghost_batches > 1, "--ghost-batches"), (self.compile, "--compile")):
             if self.sync_norm and given:
                 raise UsageError(f"--sync-norm does not go together with {other}; leave one of them out")

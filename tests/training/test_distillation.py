@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -13,9 +14,9 @@ LABELS, INDICES = torch.tensor([0, 1]), torch.tensor([5, 2])
 HIGH, LOW, LOWEST = (torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
 
 
-def made(name: str, weight: float = 1.0) -> Distillation:
+def made(name: str, weight: float = 1.0, smoothing: float = 0.0) -> Distillation:
     """A distillation for six images and three classes, 8 bits on top."""
-    return DISTILLATIONS[name](6, 3, TOP, weight, torch.device("cpu"))
+    return DISTILLATIONS[name](6, 3, TOP, weight, torch.device("cpu"), smoothing)
 
 
 def soft(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -41,6 +42,21 @@ def test_weight_mixes_in_the_label() -> None:
     torch.testing.assert_close(
         target.losses(FOUR, LOW, LABELS, INDICES), F.cross_entropy(LOW, LABELS, reduction="none")
     )
+
+
+@pytest.mark.parametrize("name", list(DISTILLATIONS))
+def test_smoothing_is_of_the_labels_alone(name: str) -> None:
+    """The labels' target is torch's smoothed one; what another child said is not smoothed."""
+    target = made(name, 0.25, 0.1)
+    target.start_epoch(0.0)
+    target.remember(TOP, INDICES, HIGH)
+    target.start_epoch(1.0)
+    smoothed = F.cross_entropy(HIGH, LABELS, reduction="none", label_smoothing=0.1)
+    if name != "cached":
+        torch.testing.assert_close(target.losses(TOP, HIGH, LABELS, INDICES), smoothed)
+    hard = F.cross_entropy(LOW, LABELS, reduction="none", label_smoothing=0.1)
+    mixed = hard if name == "none" else 0.75 * hard + 0.25 * soft(LOW, HIGH)
+    torch.testing.assert_close(target.losses(FOUR, LOW, LABELS, INDICES), mixed, rtol=1e-3, atol=1e-3)
 
 
 def test_cached_uses_the_last_epoch_and_labels_where_there_is_none() -> None:
