@@ -139,13 +139,6 @@ def _kinds(network: MultiBitNetwork) -> dict[int, str]:
     return kinds
 
 
-def clip_gradients(optimizer: Optimizer, limit: float) -> None:
-    """Scales all gradients down to a total norm of at most ``limit``, without waiting for the device; 0 is no limit."""
-    if limit > 0:
-        learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(learned, limit, error_if_nonfinite=False)
-
-
 def _warmed_up(share: float, warm_up: float, decay: Callable[[float], float]) -> float:
     """Rises linearly to 1, then falls as ``decay`` says of the share of the rest; never quite to 0."""
     return max(share / warm_up if share < warm_up else decay((share - warm_up) / (1 - warm_up)), 1e-3)
