@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from emqdeploy.format.child import Child, in_order
 from emqdeploy.quant.network import MultiBitNetwork
@@ -60,9 +61,11 @@ def probe(
         features: where penultimate features are read, for scores that ask for them.
         children: to ask.
         passes: over the images, for scores that need several.
-        world: the processes among which the images of each batch are divided; all of them record everything.
+        world: the processes among which the images of each batch are divided, and all of which record everything; by
+            default those that torch.distributed knows of.
     """
-    world = world or World()
+    if world is None:
+        world = World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
     network.eval()
     for _ in range(passes):
         dynamics.open_epoch()

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from emqdeploy.data import load_dataset
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import Child
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.api import train
@@ -107,6 +107,17 @@ def test_the_widest_child_scores_for_all(tmp_path: Path) -> None:
     assert coresets["2"]["indices"].tolist() != coresets["8"]["indices"].tolist()
 
 
+def test_the_float_network_scores_until_children_had_steps(tmp_path: Path) -> None:
+    """The statistics of a child that had no step are those of its first random weights."""
+    given = {**PRUNED, "score_from": "widest", "float_first": 0.5, "limit": 120, "epochs": 2, "batch_size": 16}
+    asked: list[Child] = []
+    with pytest.MonkeyPatch.context() as patch:
+        record = Dynamics.record
+        patch.setattr(Dynamics, "record", lambda self, child, *said: (asked.append(child), record(self, child, *said)))
+        train(resolve("emqnet", None, given), tmp_path / "run", console=Console(file=io.StringIO()))
+    assert asked == [FLOAT]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -134,6 +145,11 @@ def test_the_score_phase_is_as_long_as_the_score_needs() -> None:
     [
         ({"step_plan": "progressive"}, "--step-plan progressive shows child 2 108 of 108 images less than 1 times"),
         ({"score_plan": "rotating"}, "--step-plan rotating shows child 2"),
+        ({"float_first": 0.5}, "--float-first 0.5 shows child 2 108 of 108"),
+        (
+            {"float_first": 0.5, "score_from": "probe"},
+            "leaves the children no step before epoch 1, in which probe asks",
+        ),
     ],
 )
 def test_a_score_phase_that_leaves_images_unscored_is_refused(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import Child
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.options import option
 from emqdeploy.training.coreset import SELECTIONS, SHARINGS, Coreset, choose_coresets, coreset_size
 from emqdeploy.training.dynamics import SHARED, Dynamics, FeatureTap
@@ -140,6 +140,7 @@ class EMQNet(Planned):
             self.dynamics = self._open_record()
             if self._records(0) and self.full_epochs:
                 self._check_coverage(SCORES[options.score].epochs)
+            self._check_probes()
 
     def _open_record(self) -> Dynamics:
         options, setting, width = self.options, self.setting, 0
@@ -163,11 +164,24 @@ class EMQNet(Planned):
             missing = int((seen < needed).sum())
             if missing > self.full_epochs:  # each epoch may drop a last batch of one image
                 options = self.options
+                plan = f"--step-plan {options.score_plan or options.step_plan}"
                 raise UsageError(
-                    f"--step-plan {options.score_plan or options.step_plan} shows"
+                    f"{f'--float-first {options.float_first}' if options.float_first else plan} shows"
                     f" {'the children' if key == SHARED else f'child {key}'} {missing:,} of {len(seen):,} images less"
                     f" than {needed} times in {self.full_epochs} epochs of scoring; use --score-plan interleaved, more"
                     " --score-epochs, --sharing scores or --score-from widest"
+                )
+
+    def _check_probes(self) -> None:
+        """Raises where children that had no steps would be asked, each for itself."""
+        options, first = self.options, self.full_epochs
+        asked = [] if options.scores_from else [(first, options.score_from)]
+        asked += [(first + options.resample_every, options.resample_from)] if options.resample_every else []
+        for epoch, source in asked:
+            if RESAMPLINGS[source].asked is not None and not options.one_record and not self._began(epoch):
+                raise UsageError(
+                    f"--float-first {options.float_first} leaves the children no step before epoch {epoch}, in which"
+                    f" {source} asks each of them; use --score-from widest, which asks the float network until then"
                 )
 
     @property
@@ -192,9 +206,10 @@ class EMQNet(Planned):
         if since == 0 and options.scores_from is not None:
             self.dynamics.restore(RunDirectory.load_scores(options.scores_from))
         elif since == 0:
-            self._ask(options.score_from, SCORES[options.score].epochs)
+            self._ask(options.score_from, epoch, SCORES[options.score].epochs)
         elif anew:
-            self._ask(options.resample_from, 1 if SCORES[options.score].of_course else SCORES[options.score].epochs)
+            score = SCORES[options.score]
+            self._ask(options.resample_from, epoch, 1 if score.of_course else score.epochs)
         if since == 0:
             setting.run.save_scores(self.dynamics.state())
         if since == 0 or anew:
@@ -205,12 +220,16 @@ class EMQNet(Planned):
         if self.recording:
             self.dynamics.open_epoch()
 
-    def _ask(self, source: str, passes: int) -> None:
-        """Probes the network where a source of scores does."""
+    def _ask(self, source: str, epoch: int, passes: int) -> None:
+        """Probes the network where a source of scores does; before the children had steps, the float network."""
         asked, setting = RESAMPLINGS[source].asked, self.setting
         if asked is not None:
-            children = asked(setting.network.trained)
+            children = asked(setting.network.trained) if self._began(epoch) else (FLOAT,)
             probe(setting.network, setting.source, self._dynamics, self.tap, children, passes)
+
+    def _began(self, epoch: int) -> bool:
+        """Whether the children had steps before an epoch."""
+        return self.options.float_first == 0 or self.ready(epoch - 1)
 
     def _scores(self, epoch: int) -> bool:
         """Whether an epoch belongs to the score phase."""
