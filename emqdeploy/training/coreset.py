@@ -17,7 +17,7 @@ from emqdeploy.training.steps import stream_of
 Indices = NDArray[np.int64]
 
 WEIGHT_RATIO = 5
-"""How many times the mean loss weight the largest may be where losses are weighed."""
+"""How many times their expected mean the largest loss weight may be."""
 
 DRAW = 0xC05E5E7
 """The number of the random streams that draw coresets; the order of batches is drawn from streams without one."""
@@ -166,7 +166,7 @@ def choose_coresets(
         sharing: a name in `SHARINGS`.
         children: the trained ones.
         seed: fixes the draw; another one draws anew.
-        bounded: whether odds are kept so large that no loss weight exceeds `WEIGHT_RATIO` times their mean.
+        bounded: whether odds are kept so large that no loss weight exceeds `WEIGHT_RATIO` times their expected mean.
     """
     coresets: dict[Child, Coreset] = {}
     for child in children:
@@ -175,11 +175,14 @@ def choose_coresets(
             continue
         random = np.random.default_rng([*seed, stream_of(child), DRAW])
         importance = dynamics.importance(child, random)
-        # Clipping the weights would bias the gradient; raising the least scores before the draw bounds them without.
-        drawn_by = np.maximum(importance, importance.mean() / WEIGHT_RATIO) if bounded else importance
-        core = SELECTIONS[selection](drawn_by, dynamics.labels, keep, random)
+        core = SELECTIONS[selection](_defensive(importance) if bounded else importance, dynamics.labels, keep, random)
         coresets[child] = replace(core, standing=_scaled(importance)[core.indices])
     return coresets
+
+
+def _defensive(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A mixture with even odds (defensive importance sampling, Hesterberg 1995): clipped weights would be biased."""
+    return importance * (1 - 1 / WEIGHT_RATIO) + importance.mean() / WEIGHT_RATIO
 
 
 def _scaled(importance: NDArray[np.float64]) -> NDArray[np.float64]:
