@@ -45,6 +45,9 @@ DATASETS: Registry[Callable[[DataRequest], Dataset]] = Registry("data set")
 _OF_FOLDERS = ("imagefolder", "imagenet", "tinyimagenet", "unlabelled")
 """Kinds whose argument is a folder, in whose place another may be named."""
 
+_OF_PATTERNS = ("wds", "wds-partial")
+"""Kinds whose argument is a pattern of paths, below the folder that may be named."""
+
 
 def named(name: str) -> str:
     """The name of a data set by which it is registered, of a path too.
@@ -89,5 +92,7 @@ def located(name: str, data_dir: Path | None) -> str:
         return kind + colon
     if kind in _OF_FOLDERS:
         return f"{kind}:{os.path.abspath(data_dir or os.path.expanduser(path))}"
+    if kind in _OF_PATTERNS:
+        return f"{kind}:{os.path.abspath(os.path.join(data_dir or '', os.path.expanduser(path)))}"
     on_disk = os.path.abspath(os.path.expanduser(path))
     return f"{kind}:{on_disk}" if os.path.exists(on_disk) else f"{kind}:{path}"
