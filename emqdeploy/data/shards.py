@@ -1,16 +1,21 @@
 """Data sets in tar files, as WebDataset writes them: samples of files that share a name up to its first dot.
 
-The heads of all tar files are read once; a picture is then a place in a file, so that any can be asked for, which
-coresets, splits and classes in proportion need. Tar files must therefore lie on a disk and not be compressed.
+The heads of all tar files are read once, and what they say is kept in the user's cache directory. A picture is then a
+place in a file, so that any can be asked for, which coresets, splits and classes in proportion need. Tar files must
+therefore lie on a disk and not be compressed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 import json
 import os
 import re
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +27,13 @@ import numpy.typing as npt
 
 from emqdeploy.data.images import SUFFIXES, decoded
 from emqdeploy.data.loading import Dataset, with_test_split
+from emqdeploy.data.locations import cache_folder
 from emqdeploy.data.naming import DATASETS, DataRequest
 from emqdeploy.data.pictures import KeptPictures
 from emqdeploy.data.preprocessing import USUAL
 from emqdeploy.data.splits import Split
-from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.files import open_regular
+from emqdeploy.errors import EmqError, UsageError, writable_dir
+from emqdeploy.files import atomic_path, open_regular
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TRAIN, _TEST = ("train*.tar",), ("test*.tar", "val*.tar")
@@ -107,35 +113,74 @@ class _Shards:
 
     @classmethod
     def read(cls, paths: list[Path], strict: bool, notes: list[str]) -> _Shards:
-        """Reads the heads of tar files.
+        """Reads the heads of tar files, or what they were found to say in an earlier run.
 
         Args:
             paths: The files.
             strict: Whether one that is damaged or cut is refused, instead of read as far as it goes.
             notes: Gets a sentence about each of those.
         """
-        found: list[tuple[int, int, int, int]] = []
-        for number, path in enumerate(paths):
-            before = len(found)
-            try:
-                for start, length, label in _samples(path):
-                    found.append((number, start, length, label))
-            except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-                what = f"{path} is damaged or ends early, behind {len(found) - before} pictures"
-                if strict:
-                    raise EmqError(
-                        f"{what}; fetch it again, or take what can be read: --data wds-partial:PATTERN"
-                    ) from error
-                notes.append(what)
-        if len(found) < 2:
-            raise UsageError(f"{paths[0]} and the like hold {len(found)} labelled pictures; at least two are needed")
-        table = np.array(found, np.int64)
+        remembered = _remembered(paths)
+        table = None if remembered is None else _load(remembered)
+        if table is None:
+            table, wrong = _table(paths, strict)
+            notes.extend(wrong)
+            if remembered is not None and not wrong:
+                _save(remembered, table)
+        if len(table) < 2:
+            raise UsageError(f"{paths[0]} and the like hold {len(table)} labelled pictures; at least two are needed")
         return cls(tuple(paths), table[:, :3], table[:, 3])
 
     def split(self) -> Split:
         """The pictures and their labels."""
         source = f"{self.paths[0].parent}/*.tar"
         return Split(KeptPictures(partial(_picture, self), np.arange(len(self.places)), source, USUAL), self.labels)
+
+
+def _table(paths: list[Path], strict: bool) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """File, first byte, length and label of every picture, ``(N, 4)``, and what is wrong with the files."""
+    found: list[tuple[int, int, int, int]] = []
+    wrong: list[str] = []
+    for number, path in enumerate(paths):
+        before = len(found)
+        try:
+            for sample in _samples(path):
+                found.append((number, *sample))
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            what = f"{path} is damaged or ends early, behind {len(found) - before} pictures"
+            if strict:
+                raise EmqError(
+                    f"{what}; fetch it again, or take what can be read: --data wds-partial:PATTERN"
+                ) from error
+            wrong.append(what)
+    return np.array(found, np.int64).reshape(-1, 4), wrong
+
+
+def _remembered(paths: list[Path]) -> Path | None:
+    """Where the table of these files is kept as long as they do not change; None where nothing can be kept."""
+    digest = hashlib.sha256()
+    for path in paths:
+        about = path.stat()
+        digest.update(f"{path.absolute()}\0{about.st_size} {about.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    try:
+        return writable_dir(cache_folder() / "shards") / f"{digest.hexdigest()[:32]}.npz"
+    except EmqError:
+        return None
+
+
+def _load(path: Path) -> npt.NDArray[np.int64] | None:
+    """A table that was kept; None where there is none, or it is damaged, which the checksums of the archive tell."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            table = archive["table"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
+    return table if table.dtype == np.int64 and table.ndim == 2 and table.shape[1] == 4 else None
+
+
+def _save(path: Path, table: npt.NDArray[np.int64]) -> None:
+    with contextlib.suppress(EmqError), atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, table=table)
 
 
 def _picture(shards: _Shards, row: int, channels: int) -> Any:

@@ -48,6 +48,14 @@ def samples(first: int, count: int) -> dict[str, bytes]:
     return files
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory, where what tar files hold is remembered."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Three training shards of ten and a test shard of four."""
@@ -150,3 +158,23 @@ def test_labels_follow_limits(shards: Path) -> None:
     """The first few images are of all classes, as of any data set."""
     dataset = load_dataset(f"wds:{shards}", image_size=16, limit=10)
     assert np.bincount(dataset.train.labels).tolist() == [5, 5]
+
+
+def test_heads_are_read_once(shards: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million of them take minutes; a changed file, a damaged table and a home without space are read anew."""
+    expected = load_dataset(f"wds:{shards}", image_size=16).train.images[:]
+    kept = sorted((home / ".cache" / "emqdeploy" / "shards").iterdir())
+    assert len(kept) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("emqdeploy.data.shards._samples", None)
+        np.testing.assert_array_equal(load_dataset(f"wds:{shards}", image_size=16).train.images[:], expected)
+    for path in kept:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    np.testing.assert_array_equal(load_dataset(f"wds:{shards}", image_size=16).train.images[:], expected)
+    write_shard(shards / "train-001.tar", samples(200, 12))
+    assert len(load_dataset(f"wds:{shards}").train) == 32
+    (home / "file").write_text("")
+    monkeypatch.setenv("HOME", str(home / "file"))
+    assert len(load_dataset(f"wds:{shards}").train) == 32
