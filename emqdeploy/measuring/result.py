@@ -37,7 +37,7 @@ from msgspec import Meta
 
 from emqdeploy.errors import EmqError
 from emqdeploy.files import LARGEST_TEXT, atomic_write_text, read_bytes
-from emqdeploy.format.card import Name, Positive, Text, convert, damaged
+from emqdeploy.format.card import Name, Positive, Text, convert, damaged, encode
 from emqdeploy.measuring.rows import Amount, BenchRow, Count, Latency, Reason, Switch
 
 SCHEMA = 2
@@ -205,6 +205,7 @@ def check_result(path: Path, result: Any) -> dict[str, Any]:
         remedy = "update emqdeploy to read it" if result["schema"] > SCHEMA else "measure again with: emqdeploy bench"
         raise EmqError(f"{path} has schema {result['schema']}, this emqdeploy reads {SCHEMA}; {remedy}")
     try:
+        encode(result)  # halves of characters, which JSON can spell, cannot be shown or written anywhere
         found = convert(_Outline, result)
         drawn = {name: one for name, one in found.scenarios.items() if set(one) != {"failed"}}
         convert(_Scenarios, drawn)
@@ -212,6 +213,6 @@ def check_result(path: Path, result: Any) -> dict[str, Any]:
         strange = {name for one in found.switches for name in (one.previous, one.child)} - names
         if strange:
             raise ValueError(f"a switch names child {min(strange)!r}, which no row has")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, error, "measure again") from error
     return result

@@ -122,6 +122,7 @@ def test_results_are_read_back_or_refused(measured: dict[str, Any], tmp_path: Pa
         ('{"schema": 99}', "has schema 99"),
         ('{"schema": 1}', "has schema 1, this emqdeploy reads 2; measure again"),
         ('{"schema": 2}', "missing required field `settings`"),
+        (json.dumps(measured | {"command": "\ud800"}), "surrogates not allowed"),
     ):
         path.write_text(damage)
         with pytest.raises(EmqError, match=sentence):
