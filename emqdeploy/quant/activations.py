@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,35 +28,58 @@ class _FakeQuantize(torch.autograd.Function):
     """``s clamp(round(x / s), low, high)`` with the LSQ gradient (arXiv 1902.08153) for the logarithm of the clip.
 
     With ``s = clip / high`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``, where inside means that
-    the rounded value is in range. Built from plain element-wise operators, because torch's own fused operator is far
-    slower on the CPU; sums of products rather than dot products, because flattening would make a compiled step, whose
+    the rounded value is in range. A bfloat16 tensor stays one, or all that reads it would compute in float32.
+
+    On a GPU torch's own fused operator does it in one kernel; on the CPU, where that is far slower, plain element-wise
+    operators do. Sums of products rather than dot products, because flattening would make a compiled step, whose
     tensors are channels-last, transpose them.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_clip: Tensor, low: int, high: int, grad_scale: float) -> Tensor:
-        scale = log_clip.exp() / high
-        steps = x * scale.reciprocal()
-        codes = steps.round().clamp_(low, high)
+    def forward(ctx: Any, x: Tensor, log_clips: Tensor, index: int, low: int, high: int, grad_scale: float) -> Tensor:
+        # A scale without dimensions leaves the type of what it multiplies alone, and is itself not rounded to it.
+        scale = log_clips[index].exp() / high
         inside = None
-        if torch.compiler.is_compiling():
-            # A compiled step on the CPU stores and loads booleans one by one, forty times slower than bytes that come
-            # from arithmetic; and bytes are all that it has to keep for the backward pass.
-            inside = (1 - (steps.round() - codes).abs().clamp(max=1)).to(torch.uint8)
-        output = codes.mul_(scale)
+        if x.is_cuda and not torch.compiler.is_compiling():
+            zero, yes = _constants(x.device)
+            output, inside = torch._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
+                x, scale.reshape(1), zero, yes, low, high
+            )
+            steps = x[: _estimating(x)] / scale
+        else:
+            steps = x * scale.reciprocal()
+            codes = steps.round().clamp_(low, high)
+            if torch.compiler.is_compiling():
+                # A compiled step on the CPU stores and loads booleans one by one, forty times slower than bytes that
+                # come from arithmetic; and bytes are all that it has to keep for the backward pass.
+                inside = (1 - (steps.round() - codes).abs().clamp(max=1)).to(torch.uint8)
+            output = codes.mul_(scale)
         ctx.save_for_backward(steps, output, scale, inside)
         ctx.range = (low - 0.5, high + 0.5)
         ctx.grad_scale = grad_scale
+        ctx.place = (index, len(log_clips) - 1 - index)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         steps, output, scale, inside = ctx.saved_tensors
         passed = torch.ops.aten.hardtanh_backward(grad, steps, *ctx.range) if inside is None else grad * inside
-        images = -(-len(grad) // CLIP_GRADIENT_SHARE)
-        within = (passed[:images] * steps[:images]).sum() * scale
-        slope = (grad[:images] * output[:images]).sum() - within
-        return passed, slope * (ctx.grad_scale * len(grad) / images), None, None, None
+        images = _estimating(grad)
+        within = (passed[:images] * steps[:images]).sum(dtype=scale.dtype) * scale
+        slope = (grad[:images] * output[:images]).sum(dtype=scale.dtype) - within
+        slope = slope * (ctx.grad_scale * len(grad) / images)
+        return passed, F.pad(slope.reshape(1), ctx.place), None, None, None, None
+
+
+def _estimating(x: Tensor) -> int:
+    """How many images of a batch tell the gradient of the clip."""
+    return -(-len(x) // CLIP_GRADIENT_SHARE)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The zero point and the switch that torch's fused operator wants as tensors."""
+    return torch.zeros(1, dtype=torch.int32, device=device), torch.ones(1, dtype=torch.int64, device=device)
 
 
 class ActivationQuantizer(nn.Module):
@@ -180,10 +204,10 @@ class ActivationQuantizer(nn.Module):
             # A borrowed clip does not learn, but what lies before it does: gradients pass where nothing is cut.
             passed = x.clamp(low * self._borrowed, high * self._borrowed)
             return passed + (deployed - passed).detach()
-        log_clip = self.log_clip[self._index : self._index + 1]
-        if self.ceiling is not None:
-            log_clip = log_clip.clamp(max=math.log(self.ceiling))
-        return _FakeQuantize.apply(x, log_clip, low, high, 1 / math.sqrt(x.numel() * high))
+        log_clips = self.log_clip if self.ceiling is None else self.log_clip.clamp(max=math.log(self.ceiling))
+        grad_scale = 1 / math.sqrt(x.numel() * high)
+        output: Tensor = _FakeQuantize.apply(x, log_clips, self._index, low, high, grad_scale)
+        return output
 
     def _observe(self, x: Tensor) -> None:
         """Starts the clips at a high percentile of what the float network produces."""

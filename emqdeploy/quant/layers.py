@@ -59,8 +59,10 @@ class QuantLayer(nn.Module):
         """
         if self.bits == FLOAT_BITS:
             return self.weight, self.bias
+        if self.training:
+            return self.quantizer.value(self.weight, self.bits), self.bias
         quantized = self.quantized(self.bits)
-        return quantized.value, self.bias if self.training else self.deployed_bias(quantized)
+        return quantized.value, self.deployed_bias(quantized)
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):

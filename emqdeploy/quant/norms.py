@@ -187,7 +187,7 @@ class SharedAffineNorm(MultiBitBatchNorm2d):
         output = super().forward(x)
         if self.training and self._row != NO_ROW and self.momentum is not None:
             mean, var = self._tracked(self._row)
-            self.estimated[self._row] = True
+            self.estimated[self._row].fill_(True)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
         return output
@@ -277,8 +277,10 @@ class TransitionalNorm(MultiBitBatchNorm2d):
     def _pair(self) -> tuple[int, int]:
         """The pair in use, or the nearest one that was trained."""
         pair = self._own_pair
+        if self.training:
+            return pair
         known = self.learned.nonzero().tolist()
-        if self.training or not known or self.learned[pair]:
+        if not known or self.learned[pair]:
             return pair
         nearest = min(known, key=lambda other: abs(other[0] - pair[0]) + abs(other[1] - pair[1]))
         return nearest[0], nearest[1]
@@ -303,7 +305,7 @@ class TransitionalNorm(MultiBitBatchNorm2d):
         output = super().forward(x)
         if self.training and self._row != NO_ROW and self.momentum is not None:
             pair = self._pair()
-            self.learned[pair] = True
+            self.learned[pair].fill_(True)
             self.running_mean.lerp_(self.pair_mean[pair], self.momentum)
             self.running_var.lerp_(self.pair_var[pair], self.momentum)
         return output

@@ -79,6 +79,32 @@ def test_the_gradient_is_that_of_lsq(seed: int, signed: bool, bits: int, clip: f
     torch.testing.assert_close(x.grad, y.grad)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_bfloat16_tensor_stays_one(bits: int) -> None:
+    """What reads it computes in bfloat16 too; values and gradients are those of float32 but for the rounding."""
+    generator = torch.Generator().manual_seed(0)
+    images, upstream = (torch.randn(64, 8, 6, 6, generator=generator).bfloat16() for _ in range(2))
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        quantizer = site(True, bits)
+        quantizer.use(Child.of(4, bits))
+        x = images.detach().to(dtype).clone().requires_grad_()
+        output = quantizer(x)
+        output.backward(upstream.to(dtype))
+        assert x.grad is not None
+        assert output.dtype == x.grad.dtype == dtype
+        assert quantizer.log_clip.grad is not None
+        found.append((output.detach().float(), x.grad.float(), quantizer.log_clip.grad[1]))
+    (low, low_grad, low_slope), (high, high_grad, high_slope) = found
+    codes = quantizer.code_range(Child.of(4, bits))
+    step = quantizer.scale(Child.of(4, bits))
+    # Where a code has seven bits, a value between two of them may be rounded to either.
+    assert ((low - high).abs() <= step * 1.1 + low.abs() / 256).all()
+    assert ((low - high).abs() > step / 2).float().mean() < 0.002 * codes.levels
+    assert (low_grad != high_grad).float().mean() < 0.01
+    torch.testing.assert_close(low_slope, high_slope, rtol=0.1, atol=1e-3)
+
+
 @pytest.mark.parametrize("setting", ["same", 8])
 def test_every_trained_child_has_a_clip_and_the_others_interpolate(setting: int | str) -> None:
     """Only the clip in use learns; one that was never trained lies between its neighbours on a logarithmic scale."""

@@ -60,6 +60,10 @@ class WeightQuantizer(nn.Module, ABC):
     def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
         """Returns the fake-quantized weights and the numbers that deploy them."""
 
+    def value(self, weight: Tensor, bits: int) -> Tensor:
+        """Returns the fake-quantized weights alone, all that a training pass needs; a family may get there sooner."""
+        return self(weight, bits).value
+
 
 @dataclass(frozen=True)
 class FamilyOptions(ABC):
@@ -137,15 +141,22 @@ class PinnedQuantizer(WeightQuantizer):
 
     def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
         """Returns the fake-quantized weights; ``bits`` does not matter. The codes are ``z`` itself."""
-        column = (-1,) + (1,) * (weight.dim() - 1)
-        with torch.no_grad():
-            peak = weight.reshape(len(weight), -1).abs().amax(1)
-            scale = peak.clamp(min=1e-30) / self.limit
-            integers = torch.round(weight / scale.reshape(column)).clamp(-self.limit, self.limit)
-            value = integers * scale.reshape(column)
-            ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
-        value = StraightThrough.apply(weight, value)
+        integers, scale = self._integers(weight.detach())
+        value = StraightThrough.apply(weight, integers * scale)
+        scale = scale.reshape(-1)
+        ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
         return QuantizedWeight(value, integers, scale, ones, zeros, ones * MASTER_BITS, zeros)
+
+    def value(self, weight: Tensor, bits: int) -> Tensor:
+        """Returns the fake-quantized weights alone."""
+        integers, scale = self._integers(weight.detach())
+        value: Tensor = StraightThrough.apply(weight, integers.mul_(scale))
+        return value
+
+    def _integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """``z`` and, broadcastable to it, the scale."""
+        scale = weight.abs().amax(tuple(range(1, weight.dim())), keepdim=True).clamp_(min=1e-30).div_(self.limit)
+        return (weight / scale).round_().clamp_(-self.limit, self.limit), scale
 
 
 class EqualizedQuantizer(WeightQuantizer):
@@ -179,3 +190,8 @@ class EqualizedQuantizer(WeightQuantizer):
         return seen._replace(
             value=seen.value / column, scale=seen.scale / self.factor, residual=seen.residual / self.factor
         )
+
+    def value(self, weight: Tensor, bits: int) -> Tensor:
+        """Returns the fake-quantized weights alone."""
+        column = self.factor.reshape((-1,) + (1,) * (weight.dim() - 1))
+        return self.quantizer.value(weight * column, bits) / column

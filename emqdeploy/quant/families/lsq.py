@@ -75,10 +75,11 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         steps, integers = ctx.saved_tensors
         low, high = ctx.limits
-        inside = (steps > low) & (steps < high)
-        slope = integers - torch.where(inside, steps, torch.zeros_like(steps))
+        # The first argument where the second is inside the limits, else 0.
+        inside = torch.ops.aten.hardtanh_backward
+        slope = integers - inside(steps, steps, low, high)
         along = (grad * slope).sum_to_size(ctx.step_shape) * ctx.grad_scale
-        return grad * inside, along, None, None, None
+        return inside(grad, steps, low, high), along, None, None, None
 
 
 class LsqQuantizer(WeightQuantizer):
@@ -112,17 +113,28 @@ class LsqQuantizer(WeightQuantizer):
 
     def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
         """Returns the fake-quantized weights and the numbers that deploy them."""
-        if bits not in self.widths:
-            have = ", ".join(map(str, self.widths))
-            raise UsageError(f"quantizer 'lsq' has learned no step for {bits} bits, it has {have}; train that width")
-        column = (-1,) + (1,) * (weight.dim() - 1)
+        value = self.value(weight, bits)
         low, high, used = self._range(bits)
-        step = self.step[self.widths.index(bits)].clamp(min=SMALLEST_SCALE).reshape(column)
-        grad_scale = 1 / math.sqrt(weight.numel() / step.numel() * high)
-        value = _LearnedStep.apply(weight, step, low, high, grad_scale)
         with torch.no_grad():
+            step = self._step(weight, bits)
             scale = step.reshape(-1).expand(len(weight))
             integers = (weight / step).round().clamp(low, high)
             codes = (integers + 2 ** (used - 1)) * 2 ** (MASTER_BITS - used)
             ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
         return QuantizedWeight(value, codes, scale, ones, zeros, ones * used, zeros)
+
+    def value(self, weight: Tensor, bits: int) -> Tensor:
+        """Returns the fake-quantized weights alone."""
+        step = self._step(weight, bits)
+        low, high, _ = self._range(bits)
+        grad_scale = 1 / math.sqrt(weight.numel() / step.numel() * high)
+        value: Tensor = _LearnedStep.apply(weight, step, low, high, grad_scale)
+        return value
+
+    def _step(self, weight: Tensor, bits: int) -> Tensor:
+        """The learned step of a width, broadcastable to the weights."""
+        if bits not in self.widths:
+            have = ", ".join(map(str, self.widths))
+            raise UsageError(f"quantizer 'lsq' has learned no step for {bits} bits, it has {have}; train that width")
+        step = self.step[self.widths.index(bits)].clamp(min=SMALLEST_SCALE)
+        return step.reshape((-1,) + (1,) * (weight.dim() - 1))

@@ -93,10 +93,14 @@ def test_steps_are_parameters_that_travel_with_the_weights() -> None:
     spec = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, parse_children("2,4"), (), InsertionConfig(LsqOptions()))
     network = spec.build()
     steps = [layer.quantizer.step for layer in network.layers.values() if not layer.pinned]
-    decayed, kept = (group["params"] for group in parameter_groups(network, 0.1))
+    groups = parameter_groups(network, 0.1)
+    decayed, kept = (
+        {id(p) for group in groups if bool(group["weight_decay"]) is decay for p in group["params"]}
+        for decay in (True, False)
+    )
     assert len(steps) == len(network.switchable)
     assert all(isinstance(step, nn.Parameter) for step in steps)
-    assert {id(step) for step in steps} <= {id(parameter) for parameter in kept}
+    assert {id(step) for step in steps} <= kept
     assert decayed
     assert sum(name.endswith("quantizer.step") for name in network.float_state()) == len(steps)
     assert family_options(LsqOptions("channel").to_dict()) == LsqOptions("channel")
