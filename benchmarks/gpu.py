@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import RESULTS, machine
-from benchmarks.gpu_rows import DIAL, TABLE, TIMED
+from benchmarks.gpu_rows import DIAL, OURS, TABLE, TIMED
 from emqdeploy.data import load_dataset
 from emqdeploy.files import atomic_write_text
 from emqdeploy.training.api import network_spec, train
@@ -35,6 +35,12 @@ BATCH = 128
 PARTS = {"table": TABLE, "dial": DIAL}
 
 ALL = ("steps", *PARTS, "times")
+
+KINDS = {"eager": {"cuda_graphs": False}, "graphs": {}, "compiled": {"compile": True}}
+"""How a step may run, and the options for it."""
+
+WORTH = 0.75
+"""Compiling takes a minute, so rows do without where a step would keep more than this share of its time."""
 
 GUESS_S = 1.0
 """Seconds that a child's pass over all images takes at least, while other rows train too."""
@@ -52,13 +58,13 @@ def config_of(part: str, row: str, seed: int, data_dir: Path, epochs: int) -> Tr
     return resolve(found.recipe, None, values)
 
 
-def run(work: tuple[str, str, int, Path, int, float]) -> dict[str, Any]:
+def run(work: tuple[str, str, int, Path, int, bool, float]) -> dict[str, Any]:
     """Trains one row with one seed; what fails is a result too."""
-    part, row, seed, data_dir, epochs, ends = work
+    part, row, seed, data_dir, epochs, compiles, ends = work
     started = time.perf_counter()
     figures: dict[str, Any] = {"part": part, "row": row, "seed": seed, "epochs": epochs}
     try:
-        config = config_of(part, row, seed, data_dir, epochs)
+        config = changed(config_of(part, row, seed, data_dir, epochs), {"compile": compiles})
         if time.time() + GUESS_S * config.epochs * len(config.trained) > ends:
             return figures | {"failed": "too little time is left"}
         with tempfile.TemporaryDirectory() as folder:
@@ -81,16 +87,16 @@ def run(work: tuple[str, str, int, Path, int, float]) -> dict[str, Any]:
 
 
 def steps(data_dir: Path, models: Sequence[str], rounds: int = 40) -> list[dict[str, Any]]:
-    """Milliseconds of a training step: float and children, operator by operator and as graphs."""
+    """Milliseconds of a training step: float and children, operator by operator, as graphs, and those compiled."""
     found = []
     for model in models:
-        for graphs in (False, True):
+        for kind, how in KINDS.items():
             values = {"data": "cifar10", "data_dir": data_dir, "batch_size": BATCH, "amp": "bf16", "model": model}
-            config = resolve("emqnet", None, {**values, "channels_last": True, "cuda_graphs": graphs})
+            config = resolve("emqnet", None, {**values, "channels_last": True, **OURS, **how})
             with tempfile.TemporaryDirectory() as folder:
                 times = _time_steps(config, Path(folder), rounds)
-            found += [{"part": "steps", "model": model, "graphs": graphs, "child": c, "step_ms": t} for c, t in times]
-            print(model, "graphs" if graphs else "eager", times, flush=True)
+            found += [{"part": "steps", "model": model, "kind": kind, "child": c, "step_ms": t} for c, t in times]
+            print(model, kind, times, flush=True)
     return found
 
 
@@ -123,13 +129,13 @@ def _time_steps(config: TrainConfig, folder: Path, rounds: int) -> list[tuple[st
     return times
 
 
-def times(data_dir: Path) -> list[dict[str, Any]]:
+def times(data_dir: Path, compiles: bool) -> list[dict[str, Any]]:
     """Seconds of an epoch of some rows, by phase, with the GPU to themselves; the first epoch of a phase captures."""
     found = []
     for row in TIMED:
         config = config_of("table", row, 0, data_dir, 4)
         short = {"float_first": 0.5} if PARTS["table"][row].values.get("float_first") else {}
-        config = changed(config, {"epochs": 4, **short})
+        config = changed(config, {"epochs": 4, "compile": compiles, **short})
         with tempfile.TemporaryDirectory() as folder:
             train(config, Path(folder) / "run", console=Console(quiet=True), report_test=False)
             lines = [json.loads(line) for line in (Path(folder) / "run" / METRICS_FILE).open()]
@@ -153,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "gpu.json", help="where results go, and are read from")
     parser.add_argument("--minutes", type=float, default=9, help="no row starts that would probably end later")
     parser.add_argument("--epochs", type=int, default=24, help="of the longest rows")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="by default if the steps say so")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=8, help="rows that train side by side")
     parser.add_argument("--parts", nargs="*", default=[*ALL], choices=ALL)
@@ -168,13 +175,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_write_text(options.json, json.dumps(held, indent=1) + "\n")
 
     if "steps" in options.parts:
-        keep(steps(options.data_dir, options.models))
+        found = steps(options.data_dir, options.models)
+        keep(found)
+        if options.compile is None:
+            whole = {kind: sum(row["step_ms"] for row in found if row["kind"] == kind) for kind in KINDS}
+            options.compile = whole["compiled"] < WORTH * whole["graphs"]
     done = {(row["part"], row["row"], row["seed"]) for row in held["rows"] if "accuracy" in row}
     work = [
-        (part, row, seed, options.data_dir, options.epochs, ends)
+        (part, row, seed, options.data_dir, options.epochs, bool(options.compile), ends)
         for part in PARTS
         for row in PARTS[part]
-        for seed in range(options.seeds)
+        for seed in range(min(options.seeds, PARTS[part][row].seeds))
         if part in options.parts and (not options.rows or row in options.rows) and (part, row, seed) not in done
     ]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
@@ -183,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             said = result.get("failed") or (result["accuracy"], result["seconds"], result["whole_seconds"])
             print(result["part"], result["row"], result["seed"], said, flush=True)
     if "times" in options.parts:
-        keep(times(options.data_dir))
+        keep(times(options.data_dir, bool(options.compile)))
 
 
 if __name__ == "__main__":

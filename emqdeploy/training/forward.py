@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from emqdeploy.format.child import Child
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.training.fused import fused_quantizers
 from emqdeploy.training.settings import CommonOptions
 
 Forward = Callable[[Child, Tensor], Tensor]
@@ -28,8 +30,8 @@ def forward_of(
         device: of the training.
         alone: whether each child has one pass over a whole batch in an update, which graphs take for granted.
     """
-    if device.type == "cuda" and alone and common.cuda_graphs and not common.compile:
-        return _Graphed(network, frozenset(children), common.batch_size, common.amp == "bf16")
+    if device.type == "cuda" and alone and common.cuda_graphs:
+        return _Graphed(network, frozenset(children), common)
     run: Any = torch.compile(network) if common.compile else network
 
     def forward(child: Child, images: Tensor) -> Tensor:
@@ -76,37 +78,37 @@ class _Graphed:
     Args:
         network: in training, on the GPU.
         children: those that are captured.
-        batch_size: images in the batches that are captured.
-        bfloat16: whether float arithmetic is in mixed precision.
+        common: options of the run; batches of its size are captured.
     """
 
-    def __init__(
-        self, network: MultiBitNetwork, children: frozenset[Child], batch_size: int, bfloat16: bool
-    ) -> None:
+    def __init__(self, network: MultiBitNetwork, children: frozenset[Child], common: CommonOptions) -> None:
         self.network = network
         self.children = children
-        self.batch_size = batch_size
-        self.bfloat16 = bfloat16
+        self.common = common
         self.captured: dict[Child, Callable[..., Any]] = {}
 
     def __call__(self, child: Child, images: Tensor) -> Tensor:
-        if len(images) != self.batch_size or child not in self.children:
-            logits: Tensor = _AtChild(self.network, child, self.bfloat16)(images)
+        if len(images) != self.common.batch_size or child not in self.children:
+            logits: Tensor = self._at(child)(images)
             return logits
         if child not in self.captured:
             self.captured[child] = self._capture(child, images)
         logits = self.captured[child](images)
         return logits
 
+    def _at(self, child: Child) -> _AtChild:
+        module = _AtChild(self.network, child, self.common.amp == "bf16")
+        module.training = self.network.training
+        return module
+
     def _capture(self, child: Child, images: Tensor) -> Callable[..., Any]:
         # Warming up runs the network a few times; the statistics that it gathers there are not those of training.
         before = [buffer.clone() for buffer in self.network.buffers()]
-        module = _AtChild(self.network, child, self.bfloat16)
-        module.train(self.network.training)
-        # A child does not use what only others learn: clips of other widths, say.
-        captured: Callable[..., Any] = torch.cuda.make_graphed_callables(
-            module, (images.clone(),), allow_unused_input=True
-        )
+        with fused_quantizers(self.network) if self.common.compile else nullcontext():
+            # A child does not use what only others learn: clips of other widths, say.
+            captured: Callable[..., Any] = torch.cuda.make_graphed_callables(
+                self._at(child), (images.clone(),), allow_unused_input=True
+            )
         for buffer, values in zip(self.network.buffers(), before, strict=True):
             buffer.copy_(values)
         return captured

@@ -15,13 +15,13 @@ TWO, EIGHT = Child("2", 2, 8), Child("8", 8, 8)
 BATCH = 16
 
 
-def passes(graphs: bool, device: str) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+def passes(graphs: bool, device: str, amp: str = "none") -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     """Logits and gradients of updates by one child or two, the last batch smaller than the others; then statistics."""
     torch.manual_seed(0)
     network = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (TWO, EIGHT), ()).build()
     network.initialise_clips(torch.randn(32, 1, 8, 8))
     network.to(device).train()
-    common = CommonOptions(batch_size=BATCH, cuda_graphs=graphs)
+    common = CommonOptions(batch_size=BATCH, cuda_graphs=graphs, amp=amp)
     forward = forward_of(common, network, (FLOAT, TWO, EIGHT), torch.device(device), alone=True)
     said, learned = [], []
     updates = ((TWO,), (EIGHT,), (FLOAT,), (TWO,), (EIGHT, TWO), (TWO, EIGHT), (TWO,))
@@ -31,8 +31,8 @@ def passes(graphs: bool, device: str) -> tuple[list[torch.Tensor], list[dict[str
         network.zero_grad(set_to_none=True)
         for child in children:
             logits = forward(child, images)
-            F.cross_entropy(logits, torch.arange(count, device=device) % 10).backward()
-            said.append(logits.detach().cpu())
+            F.cross_entropy(logits.float(), torch.arange(count, device=device) % 10).backward()
+            said.append(logits.detach().float().cpu())
         learned.append({name: p.grad.cpu().clone() for name, p in network.named_parameters() if p.grad is not None})
     return said, [*learned, {name: buffer.cpu() for name, buffer in network.named_buffers()}]
 
@@ -52,6 +52,19 @@ def test_graphs_compute_what_they_were_captured_from(monkeypatch: pytest.MonkeyP
             one, other = expected.get(name, zeros), found.get(name, zeros)
             scale = float(one.float().abs().max())
             assert float((one.float() - other.float()).abs().max()) <= 1e-2 * scale + 1e-4, (number, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_a_gpu_computes_what_the_cpu_does(amp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels for fake quantization are others; the gradients point where those of the CPU do."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    expected, found = passes(False, "cpu", amp), passes(True, "cuda", amp)
+    for one, other in zip(expected[0], found[0], strict=True):
+        assert F.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.98
+    for name, one in expected[1][0].items():
+        assert F.cosine_similarity(one.flatten(), found[1][0][name].flatten(), dim=0) > (0.9 if amp == "bf16" else 0.99)
 
 
 def test_without_a_gpu_nothing_is_captured() -> None:
