@@ -288,6 +288,8 @@ class EMQNet(Planned):
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         super().restore(state)
+        if self.dynamics is not None:  # which says in a sentence where a run is of an earlier version
+            self.dynamics.restore(state["dynamics"])
         saved, children = state["coresets"], self.setting.network.trained
         self.coresets = {
             child: Coreset(*(saved[child.name][name].numpy() for name in _STORED))
@@ -295,5 +297,3 @@ class EMQNet(Planned):
             if child.name in saved
         }
         self.recording = state["recording"]
-        if self.dynamics is not None:
-            self.dynamics.restore(state["dynamics"])
