@@ -47,7 +47,7 @@ def cached(split: Split, folder: Path | None = None, say: Callable[[str], None] 
         EmqError: A picture cannot be read, or the cache cannot be written.
     """
     files = split.images
-    if not isinstance(files, ImageFiles):
+    if not isinstance(files, ImageFiles) or not len(files):
         return split
     place = writable_dir(cache_folder() / "decoded" if folder is None else folder)
     key = _key(files)

@@ -105,10 +105,11 @@ def test_a_damaged_cache_is_made_anew_or_refused(folder: Path, tmp_path: Path) -
         images[2:5]
 
 
-def test_what_is_in_memory_stays_there(tmp_path: Path) -> None:
-    """There is nothing to decode."""
-    digits = load_dataset("digits").train
-    assert cached(digits, tmp_path / "cache") is digits
+def test_what_has_nothing_to_decode_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
+    """Pixels in memory, and a validation split of no images."""
+    none = loaded(folder).train.subset([])
+    for split in (load_dataset("digits").train, none):
+        assert cached(split, tmp_path / "cache") is split
     assert not (tmp_path / "cache").exists()
 
 
