@@ -20,6 +20,14 @@ from emqdeploy.quant.readers import Readers
 CLIP_GRADIENT_SHARE = 8
 """The gradient of a clip, one number, is estimated on an eighth of the batch: thousands of values are plenty for it."""
 
+CLIP_GRADIENT_BATCH = 64
+"""The batch for which a clip's gradient is scaled by one over the root of all its values times the largest code.
+
+LSQ counts the values of a tensor (section 2.2 of the paper); implementations count those of the whole batch. But the
+gradient of a mean loss does not grow with the batch, so a batch in parts, of several processes or ghost batches, would
+have clips learn faster by the root of their number. Counted per image, times the default batch, it is one step for all.
+"""
+
 QUANTILES = {2: 0.95, 3: 0.98, 4: 0.99}
 """Where clips start, by activation width: narrower widths clip earlier; wider ones start at the 99.9th percentile."""
 
@@ -30,30 +38,15 @@ class _FakeQuantize(torch.autograd.Function):
     With ``s = clip / high`` the derivative by ``log clip`` is ``sum(g y) - sum(g x [inside])``, where inside means that
     the rounded value is in range. A bfloat16 tensor stays one, or all that reads it would compute in float32.
 
-    On a GPU torch's own fused operator does it in one kernel; on the CPU, where that is far slower, plain element-wise
-    operators do. Sums of products rather than dot products, because flattening would make a compiled step, whose
-    tensors are channels-last, transpose them.
+    Sums of products rather than dot products, because flattening would make a compiled step, whose tensors are
+    channels-last, transpose them.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_clips: Tensor, index: int, low: int, high: int, grad_scale: float) -> Tensor:
-        # A scale without dimensions leaves the type of what it multiplies alone, and is itself not rounded to it.
         scale = log_clips[index].exp() / high
-        inside = None
-        if x.is_cuda and not torch.compiler.is_compiling():
-            zero, yes = _constants(x.device)
-            output, inside = torch._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
-                x, scale.reshape(1), zero, yes, low, high
-            )
-            steps = x[: _estimating(x)] / scale
-        else:
-            steps = x * scale.reciprocal()
-            codes = steps.round().clamp_(low, high)
-            if torch.compiler.is_compiling():
-                # A compiled step on the CPU stores and loads booleans one by one, forty times slower than bytes that
-                # come from arithmetic; and bytes are all that it has to keep for the backward pass.
-                inside = (1 - (steps.round() - codes).abs().clamp(max=1)).to(torch.uint8)
-            output = codes.mul_(scale)
+        quantize = in_one_kernel if x.is_cuda and not torch.compiler.is_compiling() else element_by_element
+        output, steps, inside = quantize(x, scale, low, high)
         ctx.save_for_backward(steps, output, scale, inside)
         ctx.range = (low - 0.5, high + 0.5)
         ctx.grad_scale = grad_scale
@@ -67,13 +60,41 @@ class _FakeQuantize(torch.autograd.Function):
         images = _estimating(grad)
         within = (passed[:images] * steps[:images]).sum(dtype=scale.dtype) * scale
         slope = (grad[:images] * output[:images]).sum(dtype=scale.dtype) - within
-        slope = slope * (ctx.grad_scale * len(grad) / images)
-        return passed, F.pad(slope.reshape(1), ctx.place), None, None, None, None
+        slope = (slope * (ctx.grad_scale * len(grad) / images)).reshape(1)
+        return passed, F.pad(slope, ctx.place), None, None, None, None
 
 
 def _estimating(x: Tensor) -> int:
     """How many images of a batch tell the gradient of the clip."""
     return -(-len(x) // CLIP_GRADIENT_SHARE)
+
+
+Quantized = tuple[Tensor, Tensor, Tensor | None]
+"""The fake-quantized tensor; ``x / s``, perhaps of the first images alone; and where it is inside, if that is known."""
+
+
+def element_by_element(x: Tensor, scale: Tensor, low: int, high: int) -> Quantized:
+    """Quantizes by plain operators: torch's own fused one is far slower on the CPU, and a compiler fuses these.
+
+    A scale ``()`` without dimensions leaves the type of what it multiplies alone, and is itself not rounded to it.
+    """
+    steps = x * scale.reciprocal()
+    codes = steps.round().clamp_(low, high)
+    inside = None
+    if torch.compiler.is_compiling():
+        # A compiled step on the CPU stores and loads booleans one by one, forty times slower than bytes that come from
+        # arithmetic; and bytes are all that it has to keep for the backward pass.
+        inside = (1 - (steps.round() - codes).abs().clamp(max=1)).to(torch.uint8)
+    return codes.mul_(scale), steps, inside
+
+
+def in_one_kernel(x: Tensor, scale: Tensor, low: int, high: int) -> Quantized:
+    """Quantizes by torch's fused operator, which computes in float32: on a GPU, where every kernel is a launch."""
+    scale = scale.reshape(1)
+    zero, on = _constants(x.device)
+    quantize = torch._fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+    output, inside = quantize(x, scale, zero, on, low, high)
+    return output, x[: _estimating(x)] / scale, inside
 
 
 @cache
@@ -205,7 +226,7 @@ class ActivationQuantizer(nn.Module):
             passed = x.clamp(low * self._borrowed, high * self._borrowed)
             return passed + (deployed - passed).detach()
         log_clips = self.log_clip if self.ceiling is None else self.log_clip.clamp(max=math.log(self.ceiling))
-        grad_scale = 1 / math.sqrt(x.numel() * high)
+        grad_scale = 1 / math.sqrt(CLIP_GRADIENT_BATCH * math.prod(x.shape[1:]) * high)
         output: Tensor = _FakeQuantize.apply(x, log_clips, self._index, low, high, grad_scale)
         return output
 

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from emqdeploy.format.child import FLOAT, Child, parse_children
-from emqdeploy.quant.activations import CLIP_GRADIENT_SHARE, ActivationQuantizer
+from emqdeploy.quant.activations import (
+    CLIP_GRADIENT_SHARE,
+    ActivationQuantizer,
+    element_by_element,
+    in_one_kernel,
+)
 from emqdeploy.quant.readers import Readers
 
 READ = Readers(("conv",))
@@ -77,6 +82,38 @@ def test_the_gradient_is_that_of_lsq(seed: int, signed: bool, bits: int, clip: f
     assert quantizer.log_clip.grad is not None
     torch.testing.assert_close(quantizer.log_clip.grad[1:2], log_clip.grad, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_to_quantize_agree(dtype: torch.dtype) -> None:
+    """A GPU takes torch's fused operator, which the CPU has as well: values, steps and what is inside are the same."""
+    x = torch.randn(16, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scale = torch.tensor(0.11)
+    one, other = (way(x, scale, -8, 7) for way in (element_by_element, in_one_kernel))
+    same = (one[0] - other[0]).abs() < 0.01
+    # In bfloat16 the fused operator rounds a step once, the others twice.
+    assert same.all() if dtype == torch.float32 else same.float().mean() > 0.97
+    torch.testing.assert_close(one[1][:2].float(), other[1].float(), rtol=0.01, atol=0)
+    assert other[0].dtype == dtype
+    assert other[2] is not None
+    inside = (one[1] > -8.5) & (one[1] < 7.5)
+    assert (inside == other[2]).float().mean() > (0.99 if dtype == torch.bfloat16 else 0.9999)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(64, 4), (128, 1), (24, 2)])
+def test_a_batch_in_parts_gives_the_same_gradient_of_the_clip(batch: int, parts: int) -> None:
+    """Ghost batches and processes add up to one batch; a batch of another size learns at the same pace."""
+    image, upstream = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def gradient(batch: int, parts: int) -> float:
+        quantizer = site(True, 4)
+        quantizer.use(Child.of(4, 4))
+        for part in image.repeat(batch, 1, 1, 1).chunk(parts):
+            quantizer(part).backward(upstream.expand_as(part) / batch)
+        assert quantizer.log_clip.grad is not None
+        return float(quantizer.log_clip.grad[1])
+
+    assert gradient(batch, parts) == pytest.approx(gradient(64, 1), rel=1e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
