@@ -37,6 +37,7 @@ from emqdeploy.training.api import TrainResult, network_spec, train
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.recipes import resolve
 from emqdeploy.training.run import METRICS_FILE
+from emqdeploy.training.scores import SCORES
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 EPOCHS = 21
@@ -102,14 +103,14 @@ ROWS: dict[str, Row] = {
     "EMQNet 0.8 el2n, rotating, drawn anew": Row(
         _pruned(0.8, score_plan="rotating", sharing="scores", score_epochs=4, resample_every=1)
     ),
-    "EMQNet 0.8 tdds": Row(_pruned(0.8, score="tdds", score_epochs=2)),
+    "EMQNet 0.8 tdds": Row(_pruned(0.8, score="tdds", score_epochs=3)),
     "control of 0.8": Row(share=_control(0.8)),
     "EMQNet 0.6 el2n": Row(_pruned(0.6)),
-    "EMQNet 0.6 tdds": Row(_pruned(0.6, score="tdds", score_epochs=2)),
+    "EMQNet 0.6 tdds": Row(_pruned(0.6, score="tdds", score_epochs=3)),
     "control of 0.6": Row(share=_control(0.6)),
     "EMQNet 0, E/8": Row(share=1 / 8),
     "dedicated": Row(recipe="dedicated"),
-    **{f"score {score}": _choice(score=score) for score in OTHER_SCORES},
+    **{f"score {score}": _choice(score=score, score_epochs=SCORES[score].epochs) for score in OTHER_SCORES},
     "selection top": _choice(selection="top"),
     "selection balanced": _choice(selection="balanced"),
     "selection middle": _choice(selection="middle"),

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from emqdeploy.data import Dataset, Split, load_dataset, validation_split
+from emqdeploy.data.cache import cached
 from emqdeploy.data.wishes import wishes_of
 from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError, plain_text
@@ -25,6 +26,7 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
+from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.batches import ImageSource, image_source
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.deployment import make_card, write_checkpoint
@@ -136,7 +138,7 @@ def _train(
         config.check_resumes(stored_config(out), out)
     elif world.leads:
         run.check_new()
-    material = _material(config, report_test)
+    material = _material(config, report_test, console)
     plans = config.networks()
     if world.leads and not resume and any(plan.folder for plan in plans):
         run.start(write_options(config))
@@ -221,7 +223,7 @@ def training_device(config: CommonOptions) -> torch.device:
     return torch.device(automatic if config.device == "auto" else config.device)
 
 
-def _material(config: TrainConfig, report_test: bool) -> Material:
+def _material(config: TrainConfig, report_test: bool, console: Console) -> Material:
     wishes, expected = wishes_of(config), expected_of(config)
     dataset = load_dataset(config.data, config.data_dir, limit=config.limit, pixels=wishes, expected=expected)
     if not dataset.labelled:
@@ -230,20 +232,30 @@ def _material(config: TrainConfig, report_test: bool) -> Material:
             " a CSV file of paths and labels, or quantize a trained network, which needs none"
         )
     if not report_test and not config.validation_share:
-        raise UsageError("--validation-share 0 leaves nothing to judge by but the test set; report that, or take a share")
+        raise UsageError(
+            "--validation-share 0 leaves nothing to judge by but the test set; report that, or take a share"
+        )
     train_split, validation_split_ = validation_split(dataset.train, config.validation_share)
     device = training_device(config)
 
-    def source(split: Split) -> ImageSource:
+    def say(sentence: str) -> None:
+        console.print(plain_text(sentence), markup=False, highlight=False, soft_wrap=True)
+
+    def source(split: Split, learns: bool = False) -> ImageSource:
         if len(split) == 0 and not (split is validation_split_ and config.validation_share == 0):
             raise UsageError(
                 f"data set {dataset.name!r} has too few images for training, validation and test; add images"
             )
         augmentation = config.augment or dataset.augmentation
+        # Crops of random size are cut from whole pictures, which no cache holds.
+        if config.cache is not None and not (learns and AUGMENTATIONS[augmentation].box is not None):
+            split = cached(split, config.cache, say)
         return image_source(split, dataset.preprocessing, augmentation, device, config.workers)
 
     validation = source(validation_split_)
-    return Material(dataset, source(train_split), validation, source(dataset.test) if report_test else validation)
+    return Material(
+        dataset, source(train_split, learns=True), validation, source(dataset.test) if report_test else validation
+    )
 
 
 def network_spec(config: TrainConfig, dataset: Dataset, plan: NetworkPlan | None = None) -> NetworkSpec:

@@ -40,7 +40,9 @@ class TrainConfig(CommonOptions):
             return self
         named = tuple(child for child in plan.trained if child in self.children)
         bits = tuple(child.name for child in plan.trained if child not in named)
-        return replace(self, bits=bits, children=named)
+        others = {child.name for child in self.trained} - {child.name for child in plan.trained}
+        scales = tuple(part for part in self.lr_scale if part.split("=")[0] not in others)
+        return replace(self, bits=bits, children=named, lr_scale=scales)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values: tables by name for children, method and quantizer."""

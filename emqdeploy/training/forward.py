@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from emqdeploy.format.child import Child
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.training.fused import fused_quantizers
 from emqdeploy.training.settings import CommonOptions
 
 Forward = Callable[[Child, Tensor], Tensor]
@@ -30,7 +28,7 @@ def forward_of(
         device: of the training.
         alone: whether each child has one pass over a whole batch in an update, which graphs take for granted.
     """
-    if device.type == "cuda" and alone and common.cuda_graphs:
+    if device.type == "cuda" and alone and common.cuda_graphs and not common.compile:
         return _Graphed(network, frozenset(children), common)
     run: Any = torch.compile(network) if common.compile else network
 
@@ -54,19 +52,20 @@ class _AtChild(nn.Module):
     Args:
         network: all of it.
         child: to run at.
-        bfloat16: whether its float arithmetic is in mixed precision.
+        mixed: whether its float arithmetic is in mixed precision.
     """
 
-    def __init__(self, network: MultiBitNetwork, child: Child, bfloat16: bool) -> None:
+    def __init__(self, network: MultiBitNetwork, child: Child, mixed: bool) -> None:
         super().__init__()
         self.network = network
         self.child = child
-        self.bfloat16 = bfloat16
+        self.mixed = mixed
 
     def forward(self, images: Tensor) -> Tensor:
         self.network.use(self.child)
-        with _mixed(images.device.type, self.bfloat16):
-            return self.network(images)
+        with _mixed(images.device.type, self.mixed):
+            logits: Tensor = self.network(images)
+        return logits
 
 
 class _Graphed:
@@ -104,11 +103,10 @@ class _Graphed:
     def _capture(self, child: Child, images: Tensor) -> Callable[..., Any]:
         # Warming up runs the network a few times; the statistics that it gathers there are not those of training.
         before = [buffer.clone() for buffer in self.network.buffers()]
-        with fused_quantizers(self.network) if self.common.compile else nullcontext():
-            # A child does not use what only others learn: clips of other widths, say.
-            captured: Callable[..., Any] = torch.cuda.make_graphed_callables(
-                self._at(child), (images.clone(),), allow_unused_input=True
-            )
+        # A child does not use what only others learn: clips of other widths, say.
+        captured: Callable[..., Any] = torch.cuda.make_graphed_callables(
+            self._at(child), (images.clone(),), allow_unused_input=True
+        )
         for buffer, values in zip(self.network.buffers(), before, strict=True):
             buffer.copy_(values)
         return captured

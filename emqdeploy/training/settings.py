@@ -57,7 +57,7 @@ def one_of(flag: str, *allowed: str) -> Parse:
 
 def hold_anywhere(settings: Any) -> None:
     """Makes the paths of frozen settings absolute, in place: whoever reads them later may work in another directory."""
-    for name in ("data_dir", "pretrained"):
+    for name in ("data_dir", "pretrained", "cache"):
         path = getattr(settings, name, None)
         if path is not None:
             object.__setattr__(settings, name, Path(os.path.abspath(path)))
@@ -86,6 +86,7 @@ class CommonOptions(PixelOptions):
     validation_share: float = _what(
         0.1, "Share of the training images that choose the best epoch; 0 trains on all, and the last counts.", least=0
     )
+    cache: Path | None = option(None, "Keep the pictures of a folder decoded here, for later runs.", panel=WHAT)
     pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
     weights_entry: str | None = _what(
         None, "Which weights to take of a --pretrained file that holds several, model_ema for example."
@@ -104,6 +105,11 @@ class CommonOptions(PixelOptions):
 
     epochs: int = _schedule(20, "Passes of every child over its images.", least=1)
     batch_size: int = _schedule(64, "Images in a step.", least=2)
+    shuffle_block: int = _schedule(
+        0,
+        "Images that are read together, for disks that search slowly: batches mix 16 such blocks; 0 mixes all.",
+        least=0,
+    )
     learning_rate: float = _schedule(
         None, "Peak learning rate; by default 0.1, with adam 0.001, and a tenth of it with --pretrained.", flag="lr"
     )

@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 
 from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.registry import Registry
+from emqdeploy.training.shuffling import shuffled
 
 SMALLEST_BATCH = 2
 """Batch statistics of one image mean nothing; a last batch of one is dropped."""
 
 DRAWN = "drawn"
 """Name of the children that a plan draws layer by layer."""
+
+MIXED = 0x30B17
+"""The number of the random stream of mixed steps; to a seed, a 0 at the end is as good as nothing there."""
 
 Indices = NDArray[np.int64]
 
@@ -48,6 +52,7 @@ class Epoch:
         index: of this epoch, from 0.
         total: epochs of the run.
         layers: names of the layers that switch, for plans that give each its own widths.
+        block: images that are read together, see `shuffled`.
     """
 
     subsets: Mapping[Child, Indices]
@@ -56,6 +61,7 @@ class Epoch:
     index: int
     total: int
     layers: tuple[str, ...] = ()
+    block: int = 0
 
     @property
     def children(self) -> list[Child]:
@@ -68,8 +74,8 @@ class Epoch:
 
     def batches(self, child: Child) -> list[Indices]:
         """A child's images in an order drawn anew every epoch, cut into batches."""
-        shuffled = self.random(stream_of(child)).permutation(self.subsets[child])
-        parts = [shuffled[start : start + self.batch_size] for start in range(0, len(shuffled), self.batch_size)]
+        order = shuffled(self.subsets[child], self.random(stream_of(child)), self.block)
+        parts = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         return [part for part in parts if len(part) >= SMALLEST_BATCH]
 
 
@@ -166,7 +172,7 @@ def progressive(epoch: Epoch) -> list[Step]:
 @_plan("mixed", one_batch=False)
 def mixed(epoch: Epoch) -> list[Step]:
     """Interleaved, and after each round a step in which every layer draws the widths of one child (Bit-Mixer)."""
-    steps, random = [], epoch.random(0)
+    steps, random = [], epoch.random(MIXED)
     children = epoch.children
     for turn, step in enumerate(interleaved.plan(epoch)):
         steps.append(step)

@@ -69,9 +69,9 @@ class Planned(Method):
         source, network = setting.source, setting.network
         self.everything = {child: np.arange(len(source)) for child in network.trained}
         self.float_alone = options.float_first > 0
-        self.distillation = DISTILLATIONS[options.distill](
-            len(source), setting.classes, in_order(network.trained)[-1], options.distill_weight, source.labels.device
-        )
+        about = (len(source), setting.classes, in_order(network.trained)[-1], options.distill_weight)
+        smoothing = setting.common.label_smoothing
+        self.distillation = DISTILLATIONS[options.distill](*about, source.labels.device, smoothing)
 
     def subsets(self, epoch: int) -> Mapping[Child, Indices]:
         """The images of every child in an epoch that begins."""
@@ -107,7 +107,9 @@ class Planned(Method):
         common, network = self.setting.common, self.setting.network
         layers = tuple(network.switchable)
         plan = STEP_PLANS[self.step_plan(epoch)]
-        steps = plan.plan(Epoch(subsets, common.batch_size, common.seed, epoch, common.epochs, layers))
+        steps = plan.plan(
+            Epoch(subsets, common.batch_size, common.seed, epoch, common.epochs, layers, common.shuffle_block)
+        )
         alone = round(self._float_share(epoch) * len(steps))
         return [Step((FLOAT,), step.indices) for step in steps[:alone]] + steps[alone:]
 
