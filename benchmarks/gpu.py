@@ -1,8 +1,8 @@
 """What a GPU is needed for: the cost of a training step, the paper's table on all of CIFAR-10, the dial's children.
 
-``python -m benchmarks.gpu --data-dir DIR`` does what is missing within ``--minutes``; finished rows are kept in
-``--json``, so several short sittings do as well as a long one. Rows and seeds train side by side, which fills the GPU
-and tells accuracies; how long an epoch takes is measured with the GPU to itself (part ``times``).
+``python -m benchmarks.gpu --data-dir DIR`` does what is missing within ``--minutes``; every finished row is kept in
+``--json``, so several short sittings do as well as a long one. Rows take turns, seed by seed, each with the GPU to
+itself: side by side they only take its time from one another (eight at once took eight times as long each).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import io
 import itertools
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,28 +21,25 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import RESULTS, machine
-from benchmarks.gpu_rows import DIAL, OURS, TABLE, TIMED
+from benchmarks.gpu_rows import DIAL, OURS, TABLE
 from emqdeploy.data import load_dataset
 from emqdeploy.files import atomic_write_text
 from emqdeploy.training.api import network_spec, train
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.loop import Trainer
-from emqdeploy.training.recipes import changed, resolve
+from emqdeploy.training.recipes import resolve
 from emqdeploy.training.run import METRICS_FILE
 
 BATCH = 128
 PARTS = {"table": TABLE, "dial": DIAL}
 
-ALL = ("steps", *PARTS, "times")
+ALL = ("steps", *PARTS)
 
-KINDS = {"eager": {"cuda_graphs": False}, "graphs": {}, "compiled": {"compile": True}}
+KINDS = {"eager": {"cuda_graphs": False}, "graphs": {}}
 """How a step may run, and the options for it."""
 
-WORTH = 0.75
-"""Compiling takes a minute, so rows do without where a step would keep more than this share of its time."""
-
 GUESS_S = 1.0
-"""Seconds that a child's pass over all images takes at least, while other rows train too."""
+"""Seconds that a child's pass over all images takes, to guess whether a row still fits."""
 
 
 def config_of(part: str, row: str, seed: int, data_dir: Path, epochs: int) -> TrainConfig:
@@ -58,15 +54,12 @@ def config_of(part: str, row: str, seed: int, data_dir: Path, epochs: int) -> Tr
     return resolve(found.recipe, None, values)
 
 
-def run(work: tuple[str, str, int, Path, int, bool, float]) -> dict[str, Any]:
+def run(part: str, row: str, seed: int, data_dir: Path, epochs: int) -> dict[str, Any]:
     """Trains one row with one seed; what fails is a result too."""
-    part, row, seed, data_dir, epochs, compiles, ends = work
     started = time.perf_counter()
     figures: dict[str, Any] = {"part": part, "row": row, "seed": seed, "epochs": epochs}
     try:
-        config = changed(config_of(part, row, seed, data_dir, epochs), {"compile": compiles})
-        if time.time() + GUESS_S * config.epochs * len(config.trained) > ends:
-            return figures | {"failed": "too little time is left"}
+        config = config_of(part, row, seed, data_dir, epochs)
         with tempfile.TemporaryDirectory() as folder:
             result = train(config, Path(folder) / "run", console=Console(file=io.StringIO()))
             lines = [json.loads(line) for file in sorted(Path(folder).rglob(METRICS_FILE)) for line in file.open()]
@@ -129,24 +122,6 @@ def _time_steps(config: TrainConfig, folder: Path, rounds: int) -> list[tuple[st
     return times
 
 
-def times(data_dir: Path, compiles: bool) -> list[dict[str, Any]]:
-    """Seconds of an epoch of some rows, by phase, with the GPU to themselves; the first epoch of a phase captures."""
-    found = []
-    for row in TIMED:
-        config = config_of("table", row, 0, data_dir, 4)
-        short = {"float_first": 0.5} if PARTS["table"][row].values.get("float_first") else {}
-        config = changed(config, {"epochs": 4, "compile": compiles, **short})
-        with tempfile.TemporaryDirectory() as folder:
-            train(config, Path(folder) / "run", console=Console(quiet=True), report_test=False)
-            lines = [json.loads(line) for line in (Path(folder) / "run" / METRICS_FILE).open()]
-        for before, line in itertools.pairwise(lines):
-            if before["phase"] == line["phase"]:
-                seconds = round(line["seconds"] - before["seconds"], 3)
-                found.append({"part": "times", "row": row, "phase": line["phase"], "epoch_s": seconds})
-                print("times", row, line["phase"], seconds, flush=True)
-    return found
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -159,9 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "gpu.json", help="where results go, and are read from")
     parser.add_argument("--minutes", type=float, default=9, help="no row starts that would probably end later")
     parser.add_argument("--epochs", type=int, default=24, help="of the longest rows")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="by default if the steps say so")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=8, help="rows that train side by side")
     parser.add_argument("--parts", nargs="*", default=[*ALL], choices=ALL)
     parser.add_argument("--rows", nargs="*", help="only these")
     parser.add_argument("--models", nargs="*", default=["resnet8", "resnet20"], help="whose steps are timed")
@@ -175,26 +148,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_write_text(options.json, json.dumps(held, indent=1) + "\n")
 
     if "steps" in options.parts:
-        found = steps(options.data_dir, options.models)
-        keep(found)
-        if options.compile is None:
-            whole = {kind: sum(row["step_ms"] for row in found if row["kind"] == kind) for kind in KINDS}
-            options.compile = whole["compiled"] < WORTH * whole["graphs"]
+        keep(steps(options.data_dir, options.models))
     done = {(row["part"], row["row"], row["seed"]) for row in held["rows"] if "accuracy" in row}
-    work = [
-        (part, row, seed, options.data_dir, options.epochs, bool(options.compile), ends)
-        for part in PARTS
-        for row in PARTS[part]
-        for seed in range(min(options.seeds, PARTS[part][row].seeds))
-        if part in options.parts and (not options.rows or row in options.rows) and (part, row, seed) not in done
-    ]
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for result in pool.imap_unordered(run, work):
+    for seed, part in itertools.product(range(options.seeds), PARTS):
+        for row, found in PARTS[part].items():
+            wanted = part in options.parts and (not options.rows or row in options.rows) and seed < found.seeds
+            if not wanted or (part, row, seed) in done:
+                continue
+            config = config_of(part, row, seed, options.data_dir, options.epochs)
+            if time.time() + GUESS_S * config.epochs * len(config.trained) > ends:
+                print(part, row, seed, "too little time is left", flush=True)
+                continue
+            result = run(part, row, seed, options.data_dir, options.epochs)
             keep([result])
             said = result.get("failed") or (result["accuracy"], result["seconds"], result["whole_seconds"])
-            print(result["part"], result["row"], result["seed"], said, flush=True)
-    if "times" in options.parts:
-        keep(times(options.data_dir, bool(options.compile)))
+            print(part, row, seed, said, flush=True)
 
 
 if __name__ == "__main__":

@@ -64,4 +64,3 @@ DIAL = {
         "emqnet", {"model": "resnet20", **OURS, "bits": ("8", "4", "4a4", "2", "2a4", "2a2", "1", "1a4", "1a2")}, 1
     ),
 }
-TIMED = ("Any-Precision", "Any-Precision tuned", "EMQNet", "EMQNet paper", "float32")
