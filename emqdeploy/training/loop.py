@@ -38,6 +38,9 @@ from emqdeploy.training.tensorboard import TensorBoardLog
 READ_EVERY = 16
 """Steps of a GPU whose losses are read together, because reading waits until the device has caught up."""
 
+STATE = 2
+"""Version of what `Trainer.state` holds."""
+
 EXTRA = "method."
 """Begins the names of what a method learns, among all that is learned."""
 
@@ -313,6 +316,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that continuing exactly needs, as tensors and plain values."""
         return {
+            "version": STATE,
             "progress": dict(vars(self.progress)),
             "weights": self._weights(),
             "best": self.best_weights,
@@ -324,7 +328,16 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`.
+
+        Raises:
+            EmqError: another version of emqdeploy saved it.
+        """
+        if state.get("version") != STATE:
+            raise EmqError(
+                f"{self.run.path} was trained by another version of emqdeploy, whose state cannot be continued; begin"
+                f" anew with: emqdeploy train --config {self.run.path}/config.toml"
+            )
         self.progress = Progress(**state["progress"])
         self._load_weights(state["weights"])
         self.best_weights = state["best"]

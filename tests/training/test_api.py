@@ -336,3 +336,14 @@ def test_without_validation_images_the_last_epoch_counts(tmp_path: Path) -> None
         train(config, tmp_path / "other", console=Console(quiet=True), report_test=False)
     with pytest.raises(UsageError, match=r"--validation-share is 1.0; allowed: 0 up to, not including, 1"):
         resolve(None, None, {"validation_share": 1.0})
+
+
+def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    """In one sentence that says how to begin anew; the run stays as it is."""
+    config = resolve(None, None, {"limit": 100, "epochs": 1, "bits": "8"})
+    train(config, tmp_path, console=Console(quiet=True))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["version"]
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(EmqError, match=r"another version of emqdeploy.*begin anew with: emqdeploy train --config"):
+        train(config, tmp_path, resume=True, console=Console(quiet=True))
