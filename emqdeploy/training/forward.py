@@ -34,6 +34,8 @@ def forward_of(
 
     def forward(child: Child, images: Tensor) -> Tensor:
         network.use(child)
+        if common.compile:  # one graph serves the smaller last batch too
+            torch._dynamo.maybe_mark_dynamic(images, 0)
         with _mixed(device.type, common.amp == "bf16"):
             logits: Tensor = run(images)
         return logits
