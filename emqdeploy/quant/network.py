@@ -85,6 +85,11 @@ class MultiBitNetwork(nn.Module):
         """The normalizations that fuse into a layer, by name."""
         return {name: self.graph.get_submodule(name) for name in self.norm_of.values()}  # type: ignore[misc]
 
+    @property
+    def quantized(self) -> tuple[Child, ...]:
+        """The trained children without the float network, which no file holds; that one where it is alone."""
+        return tuple(child for child in self.trained if child != FLOAT) or self.trained
+
     def use(self, child: ChildLike) -> None:
         """Sets the child of the next forward passes.
 

@@ -56,7 +56,9 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
             sources: names of the layers before that one.
         """
         self.layer, self.sources = layer, tuple(sources)
-        self._rows = {child: row for row, child in enumerate(child for child in children if child != FLOAT)}
+        # Alone, the float network has the numbers of the float normalization; among others it is a child like them.
+        own = [child for child in children if child != FLOAT or len(children) > 1]
+        self._rows = {child: row for row, child in enumerate(own)}
         self.register_buffer("child_mean", torch.zeros(len(self._rows), self.num_features))
         self.register_buffer("child_var", torch.ones(len(self._rows), self.num_features))
         self.register_buffer("estimated", torch.zeros(len(self._rows), dtype=torch.bool))
@@ -80,6 +82,9 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         row = self._rows[child]
         self.child_mean[row], self.child_var[row] = mean, var
         self.estimated[row] = True
+
+    def start_from_float(self) -> None:
+        """Children that learn gain and shift of their own begin with those that the float network has learned."""
 
     def forget(self) -> None:
         """Evaluation goes back to the shared statistics at every child."""
@@ -211,6 +216,14 @@ class PrivateNorm(SharedAffineNorm):
         self.register_buffer("learned", torch.tensor([child in trained for child in self._rows], dtype=torch.bool))
 
     @torch.no_grad()
+    def start_from_float(self) -> None:
+        """Every row becomes the float network's, its own where it is one of the children."""
+        gain, shift = self._affine(self._rows.get(FLOAT, NO_ROW))
+        if gain is not None and shift is not None:
+            self.child_weight.copy_(gain.clone().expand_as(self.child_weight))
+            self.child_bias.copy_(shift.clone().expand_as(self.child_bias))
+
+    @torch.no_grad()
     def start(self, children: Sequence[Child]) -> None:
         """Starts children without gain and shift of their own from what they borrow, to be learned from now on."""
         borrowed = {self._rows[child]: self._lender(self._rows[child]) for child in children}
@@ -262,6 +275,14 @@ class TransitionalNorm(MultiBitBatchNorm2d):
         self.register_buffer("pair_var", torch.ones(pairs))
         self.register_buffer("learned", torch.zeros(pairs[:2], dtype=torch.bool))
         super().attach(children, trained, layer, sources)
+
+    @torch.no_grad()
+    def start_from_float(self) -> None:
+        """Every pair becomes the float network's."""
+        gain, shift = self._affine(NO_ROW)
+        if gain is not None and shift is not None:
+            self.pair_weight.copy_(gain.expand_as(self.pair_weight))
+            self.pair_bias.copy_(shift.expand_as(self.pair_bias))
 
     def use(self, child: Child) -> None:
         """Sets the child, and with it the pair of widths."""

@@ -54,7 +54,8 @@ def accuracy_table(
     columns = _FIDELITY if fidelity else ()
     result = table(title, "child", "accuracy", *columns, "", caption=_measured_on(fidelity))
     for child, value in accuracy.items():
-        cells = fidelity_cells(fidelity[child]) if fidelity else []
+        # The float network, where it was trained beside the others, is no file that could be far from anything.
+        cells = fidelity_cells(fidelity[child]) if fidelity and child in fidelity else [""] * len(columns)
         result.add_row(child, percent(value), *cells, origin(child, trained, method))
     return result
 

@@ -204,10 +204,13 @@ def _train_one(
     result.sample_passes += trainer.method.finish(console)
     result.seconds += time.perf_counter() - started
     run.save_latent(network.float_state(), dataset.preprocessing)
-    children = in_order(trainer.method.leaves())
-    if children == (FLOAT,):
-        result.accuracy = accuracy_per_child(network, material.test, children)
+    left = in_order(trainer.method.leaves())
+    if FLOAT in left:
+        result.accuracy = _judge_float(network, config, material)
+    children = tuple(child for child in left if child != FLOAT)
+    if not children:
         return result
+    spec = replace(spec, trained=network.quantized)  # what a file says of its network
     groups = storage_groups(children, config.quantizer.nested)
     for name, group in groups.items():
         path = out / (CHECKPOINT_FILE if len(groups) == 1 else f"model-{name}.emq")
@@ -317,6 +320,14 @@ def _write(
     card = make_card(spec, material.dataset, source, trained, measured, fidelity, config.to_dict(), provenance)
     result.checkpoints.append(write_checkpoint(path, network.cpu(), frozen, card))
     network.to(device)
+
+
+def _judge_float(network: MultiBitNetwork, config: TrainConfig, material: Material) -> dict[Child, float]:
+    """Percent of the test images that the float network decides correctly; among others it has its own statistics."""
+    if network.quantized != (FLOAT,):
+        images = material.train.plain(np.arange(min(CALIBRATION_IMAGES, len(material.train))))
+        NORM_ADAPTATIONS[config.norm_adaptation](network, _batches(images), (FLOAT,))
+    return accuracy_per_child(network, material.test, (FLOAT,))
 
 
 def _batches(images: torch.Tensor) -> list[torch.Tensor]:

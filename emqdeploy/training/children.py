@@ -101,7 +101,7 @@ def children_tables(children: Sequence[Child]) -> dict[str, dict[str, Any]]:
 
 
 def named_children(bits: Bits, activation_bits: int | str, children: Sequence[Child]) -> tuple[Child, ...]:
-    """The children that options name, each once; the float network stands alone.
+    """The children that options name, each once; the float network may be among them, and no file holds it.
 
     Args:
         bits: uniform ones.
@@ -110,12 +110,10 @@ def named_children(bits: Bits, activation_bits: int | str, children: Sequence[Ch
     """
     uniform = parse_children(",".join(map(str, bits)), activation_bits) if bits else ()
     found = check_unique([*uniform, *children], "--bits with --children" if children else "--bits")
-    if FLOAT in found and len(found) > 1:
-        raise UsageError("--bits names 32, the float network, among others; train it alone")
     return found
 
 
 def unseen_children(trained: Sequence[Child], activation_bits: int | str) -> tuple[Child, ...]:
     """The children that come for free between those, without names that are taken."""
-    taken = {child.name for child in trained}
-    return tuple(child for child in children_between(trained, activation_bits) if child.name not in taken)
+    taken, quantized = {child.name for child in trained}, [child for child in trained if child != FLOAT]
+    return tuple(child for child in children_between(quantized, activation_bits) if child.name not in taken)

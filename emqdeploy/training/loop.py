@@ -123,7 +123,7 @@ class Trainer:
 
     def weigh_start(self) -> None:
         """Lets the weights that training starts from compete with what it makes of them, so that none ends below."""
-        found = accuracy_per_child(self.network, self.validation, self.network.trained, self.world)
+        found = accuracy_per_child(self.network, self.validation, self.network.quantized, self.world)
         self.progress.best_accuracy = sum(found.values()) / len(found)
         self.best_weights = self._copy_weights()
 
@@ -266,7 +266,7 @@ class Trainer:
             progress.best_epoch, self.best_weights = progress.epoch, self._copy_weights()
             return {}
         found = accuracy_per_child(self.network, self.validation, self.network.trained, self.world)
-        average = sum(found.values()) / len(found)
+        average = sum(found[child] for child in self.network.quantized) / len(self.network.quantized)
         progress.unvalidated = 0
         if average >= progress.best_accuracy:
             progress.best_accuracy, progress.best_epoch = average, progress.epoch

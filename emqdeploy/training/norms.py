@@ -31,7 +31,7 @@ def keep_statistics(network: MultiBitNetwork, batches: list[Tensor], children: S
 @NORM_ADAPTATIONS.register("shared")
 def estimate_shared(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
     """Re-estimates the one set of statistics over the mixture of the trained children."""
-    _estimate(network, batches, network.trained)
+    _estimate(network, batches, network.quantized)
     for norm in network.norms.values():
         norm.forget()
 
@@ -44,7 +44,7 @@ def estimate_per_child(network: MultiBitNetwork, batches: list[Tensor], children
         for norm in network.norms.values():
             norm.keep(child, norm.running_mean, norm.running_var)
     # What is shared stays the mixture, for whoever fine-tunes from here.
-    _estimate(network, batches, network.trained)
+    _estimate(network, batches, network.quantized)
 
 
 def _estimate(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
@@ -94,8 +94,8 @@ def measure_input_means(network: MultiBitNetwork, batches: list[Tensor]) -> None
             totals[name] += float(inputs[0].mean())
 
         handles.append(layer.register_forward_pre_hook(add))
-    run_all(network, batches, network.trained)
+    run_all(network, batches, network.quantized)
     for handle in handles:
         handle.remove()
     for name, layer in network.layers.items():
-        layer.input_mean.fill_(totals[name] / (len(batches) * len(network.trained)))
+        layer.input_mean.fill_(totals[name] / (len(batches) * len(network.quantized)))

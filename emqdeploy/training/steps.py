@@ -173,7 +173,7 @@ def progressive(epoch: Epoch) -> list[Step]:
 def mixed(epoch: Epoch) -> list[Step]:
     """Interleaved, and after each round a step in which every layer draws the widths of one child (Bit-Mixer)."""
     steps, random = [], epoch.random(MIXED)
-    children = epoch.children
+    children = [child for child in epoch.children if child != FLOAT]
     for turn, step in enumerate(interleaved.plan(epoch)):
         steps.append(step)
         if turn % len(children) == len(children) - 1:

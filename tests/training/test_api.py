@@ -347,3 +347,20 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "state.pt")
     with pytest.raises(EmqError, match=r"another version of emqdeploy.*begin anew with: emqdeploy train --config"):
         train(config, tmp_path, resume=True, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("recipe", ["emqnet", "any-precision"])
+def test_the_float_network_may_be_one_of_the_children(recipe: str, tmp_path: Path) -> None:
+    """It trains, is judged beside the others and is in no file; it teaches where the highest child does."""
+    given = {"limit": 200, "epochs": 2, "bits": "2,8,32", "validate_every": 1}
+    result = train(resolve(recipe, None, given), tmp_path, console=Console(quiet=True))
+    assert FLOAT in result.accuracy
+    assert FLOAT not in result.fidelity
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all({"2", "8", "float"} == set(line["validation_accuracy"]) == set(line["loss"]) for line in lines)
+    for path in result.checkpoints:
+        checkpoint = load_checkpoint(path)
+        assert FLOAT not in checkpoint.network.children
+        assert "float" not in checkpoint.card.trained
+        rebuilt = api.NetworkSpec.from_dict(checkpoint.card.structure).build()
+        assert FLOAT not in rebuilt.trained

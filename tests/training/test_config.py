@@ -24,7 +24,6 @@ from emqdeploy.training.recipes import resolve
         ({"bits": (4, 9)}, "allowed: 1..8"),
         ({"bits": ()}, "--bits is empty"),
         ({"bits": (4, 4)}, "--bits names child '4' twice"),
-        ({"bits": "4,32"}, "--bits names 32, the float network, among others; train it alone"),
         ({"bits": "four"}, "--bits has 'four'"),
         ({"activation_bits": 9}, "--act-bits is 9"),
         ({"activation_bits": 1}, "--act-bits is 1"),

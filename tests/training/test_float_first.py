@@ -11,7 +11,9 @@ import torch
 from rich.console import Console
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import FLOAT
+from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
@@ -92,6 +94,22 @@ def test_shares_that_leave_no_steps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--float-first 0.999 leaves the children no step in 3 epochs of .* images"):
         train(config_of(float_first=0.999), tmp_path / "run", console=Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("policy", ["private", "transitional"])
+def test_norms_of_their_own_start_from_the_float_network_s(policy: str) -> None:
+    """Else children would have to learn again what the first part of the run has learned."""
+    network = NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, (Child("2", 2, 8),), (), InsertionConfig(norm=policy)).build()
+    norm = next(iter(network.norms.values()))
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(-1, 1)
+    norm.start_from_float()
+    network.use(Child("2", 2, 8))
+    network.train()
+    gain, shift = norm._affine(norm._row)
+    assert torch.equal(gain, norm.weight)
+    assert torch.equal(shift, norm.bias)
 
 
 def test_it_is_an_option_of_every_planned_method() -> None:

@@ -92,7 +92,7 @@ class Planned(Method):
             UsageError: in the last epoch, where the float network leaves none to the children.
         """
         steps, epochs = self._steps(epoch, self.sizes(epoch)), self.setting.common.epochs
-        if epoch == epochs - 1 and self.options.float_first and all(FLOAT in step.children for step in steps):
+        if epoch == epochs - 1 and self.options.float_first and all(step.children == (FLOAT,) for step in steps):
             raise UsageError(
                 f"--float-first {self.options.float_first} leaves the children no step in {epochs} epochs of"
                 f" {len(self.setting.source):,} images; use a smaller share or more --epochs"
@@ -119,13 +119,15 @@ class Planned(Method):
 
     def next_step(self, planned: Step) -> Step:
         """Hands over to the children where that is in the middle of an epoch."""
-        if FLOAT not in planned.children:
+        if planned.children != (FLOAT,):
             self._hand_over()
         return planned
 
     def _hand_over(self) -> None:
-        """Once, before the children's first step: their clips start anew from what the float network has become."""
+        """Once, before the children's first step: clips and norms start from what the float network has become."""
         if self.float_alone:
+            for norm in self.setting.network.norms.values():
+                norm.start_from_float()
             few = np.arange(min(4 * self.setting.common.batch_size, len(self.setting.source)))
             self.setting.network.initialise_clips(self.setting.source.plain(few))
             self.float_alone = False
@@ -145,8 +147,8 @@ class Planned(Method):
         self.distillation.start_epoch(epoch / self.setting.common.epochs)
 
     def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        """Loss per image, of the labels and of what other children said; of the labels alone in float."""
-        if child == FLOAT:
+        """Loss per image, of the labels and of what other children said; before those train, of the labels alone."""
+        if child == FLOAT and FLOAT not in self.everything:
             return Distillation.losses(self.distillation, child, logits, labels, indices)
         return self.distillation.losses(child, logits, labels, indices)
 
