@@ -79,15 +79,9 @@ def train() -> None:
     Examples:
       emqdeploy train
 
-      emqdeploy train --data fashion-mnist --model resnet20 --bits 2,4,8
-
-      emqdeploy train --bits 8,4,2a4,1a2 --prune-rate 0.8
-
-      emqdeploy train --recipe any-precision --data cifar10 --model resnet20
+      emqdeploy train --data cifar10 --model resnet20 --bits 8,4,2a4,1a2
 
       emqdeploy train --data imagefolder:photos --model resnet18 --epochs 60
 
       emqdeploy train --resume runs/digits-resnet8-001
-
-      torchrun --nproc-per-node 4 -m emqdeploy train --model resnet50 --data ...
     """

@@ -83,10 +83,10 @@ class CommonOptions(PixelOptions):
     data: str = _what("digits", "digits, cifar10, ..., a folder of pictures, or a CSV file of paths and labels.")
     data_dir: Path | None = option(None, "Where the data set's files lie.", panel=WHAT)
     limit: int | None = _what(None, "At most this many training images, for a quick trial.", least=1)
-    validation_share: float = _what(
+    validation_share: float = _schedule(
         0.1, "Share of the training images that choose the best epoch; 0 trains on all, and the last counts.", least=0
     )
-    cache: Path | None = option(None, "Keep the pictures of a folder decoded here, for later runs.", panel=WHAT)
+    cache: Path | None = option(None, "Keep the pictures of a folder decoded here, for later runs.", panel="Speed")
     pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
     weights_entry: str | None = _what(
         None, "Which weights to take of a --pretrained file that holds several, model_ema for example."
@@ -105,13 +105,13 @@ class CommonOptions(PixelOptions):
 
     epochs: int = _schedule(20, "Passes of every child over its images.", least=1)
     batch_size: int = _schedule(64, "Images in a step.", least=2)
-    shuffle_block: int = _schedule(
+    shuffle_block: int = _speed(
         0,
         "Images that are read together, for disks that search slowly: batches mix 16 such blocks; 0 mixes all.",
         least=0,
     )
     learning_rate: float = _schedule(
-        None, "Peak learning rate; by default 0.1, with adam 0.001, and a tenth of it with --pretrained.", flag="lr"
+        None, "Peak learning rate; by default 0.1, with adam 0.001; where --pretrained is given, a tenth.", flag="lr"
     )
     schedule: str = _schedule(
         "cosine", "Learning rate over the run: cosine, linear, step or constant.", parse=entry(SCHEDULES)

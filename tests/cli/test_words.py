@@ -67,7 +67,7 @@ def test_export_takes_format_for_target() -> None:
     [
         ("emqdeploy ex", "export"),
         ("emqdeploy export --format tensorrt-o", "tensorrt-onnx"),
-        ("emqdeploy train --recipe any", "any-precision"),
+        ("emqdeploy train --recipe ada", "adabits"),
         ("emqdeploy eval --runtime onnx", "onnxruntime"),
     ],
 )

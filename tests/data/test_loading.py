@@ -169,7 +169,7 @@ def test_known_names() -> None:
     """The names are part of the command line and must not change by accident."""
     assert list(DATASETS) == [
         *("cifar10", "cifar100", "csv", "digits", "fashion-mnist", "huggingface", "imagefolder", "imagenet"),
-        *("tinyimagenet", "torchvision", "unlabelled"),
+        *("tinyimagenet", "torchvision", "unlabelled", "wds", "wds-partial"),
     ]
 
 

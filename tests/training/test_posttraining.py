@@ -32,7 +32,7 @@ from emqdeploy.training.posttraining.clips import CLIP_CHOICES, calibrate_clips
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.judging import Verdict
 from emqdeploy.training.posttraining.quantize import QuantizeResult, advice, calibrate, calibration_batches, quantize
-from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS, _certain
+from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 
 ONE, TWO, FOUR, EIGHT = map(Child.of, (1, 2, 4, 8))
 NARROW = Child("narrow", {"*": 4, "stage1.0.conv1": 8, "stage3.0.conv2": 2}, {"*": 8, "stage2.0.conv2": 4})
@@ -201,16 +201,6 @@ def test_estimated_statistics_normalize_the_images(network: MultiBitNetwork, bat
     assert torch.equal(norm.statistics(TWO)[0], norm.running_mean)
 
 
-def test_means_that_images_do_not_agree_on_count_less() -> None:
-    """A difference of many standard errors is kept, one within its error is halved or less."""
-    agreed = torch.tensor([[1.0], [1.1], [0.9], [1.0]])
-    doubtful = torch.tensor([[1.0], [-1.0], [1.0], [-0.6]])
-    assert float(_certain(agreed)) == pytest.approx(1, abs=0.01)
-    assert 0 < float(_certain(doubtful)) < 0.05
-    assert float(_certain(doubtful[:1])) == 1
-    assert float(_certain(torch.zeros(4, 1))) == 0
-
-
 def test_mean_correction_gives_every_layer_its_float_mean(network: MultiBitNetwork, batches: list[Tensor]) -> None:
     """After the correction the deployed layers have the float network's channel means, the last one included."""
     calibrate_clips(network, batches, "mse")
@@ -232,8 +222,7 @@ def test_mean_correction_gives_every_layer_its_float_mean(network: MultiBitNetwo
     frozen = freeze(network, CHILDREN)
     corrected = BIAS_CORRECTIONS["mean"](network, frozen, images)
     assert distance(frozen) > 0.3
-    # Not all of it: where images do not agree, so few of them do not tell what is missing.
-    assert distance(corrected) < 0.1
+    assert distance(corrected) < 0.02
     assert BIAS_CORRECTIONS["none"](network, frozen, images) is frozen
 
 
@@ -263,7 +252,8 @@ def config(file: Path, **changes: object) -> QuantizeConfig:
 def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(trained_digits: Path, tmp_path: Path) -> None:
     """A trained model becomes a checkpoint of usable children, whose accuracy is that of its deployed numbers."""
     lines: list[str] = []
-    result = quantize(config(trained_digits), tmp_path / "run", lines.append, threads=1)
+    # A point is four images of this test set, and which four depends on the processor that trained the fixture.
+    result = quantize(config(trained_digits, usable_drop=2.0), tmp_path / "run", lines.append, threads=1)
     assert result.float_accuracy > 95
     assert [child.bits for child in result.usable] == [4, 5, 6, 7, 8]
     assert result.images == 200

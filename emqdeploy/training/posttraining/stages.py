@@ -130,8 +130,7 @@ def correct_means(
     """Gives every output channel of every layer the mean that it has in the float network (arXiv 1906.04721, sec. 4.2).
 
     The layers are corrected in the order in which they run, all in one pass: what a layer lacks is added to its output
-    before the next one reads it. What few images cannot tell from chance is corrected less: a difference ``d`` with the
-    standard error ``e`` counts ``d^2 / (d^2 + e^2)``.
+    before the next one reads it.
     """
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
     means = [_float_means(network, images) for images in batches]
@@ -148,23 +147,14 @@ def correct_means(
 
 
 def _channel_means(output: Tensor, layer: nn.Module) -> Tensor:
-    """Mean of each output channel in each image ``(N, C)``: of ``(N, C, H, W)`` of a convolution or ``(N, ..., C)``."""
-    channels = 1 if isinstance(layer, nn.Conv2d) else output.dim() - 1
-    inner = tuple(axis for axis in range(1, output.dim()) if axis != channels)
-    return output.mean(inner) if inner else output
-
-
-def _certain(differences: Tensor) -> Tensor:
-    """Mean ``(C,)`` of what images say ``(N, C)``, less where they do not agree."""
-    mean = differences.mean(0)
-    if len(differences) == 1:
-        return mean
-    error = differences.var(0) / len(differences)
-    return mean * mean.square() / (mean.square() + error).clamp(min=1e-30)
+    """Mean of each output channel, shaped to be added to it: ``(N, C, H, W)`` of a convolution, else ``(..., C)``."""
+    convolution = isinstance(layer, nn.Conv2d)
+    axes = (0, *range(2, output.dim())) if convolution else tuple(range(output.dim() - 1))
+    return output.mean(axes, keepdim=True)[0]
 
 
 def _float_means(network: MultiBitNetwork, images: Tensor) -> dict[str, Tensor]:
-    """What every layer of the float network gives on average in each image, its normalization included."""
+    """What every layer of the float network gives on average, its normalization included."""
     means: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -191,8 +181,9 @@ def _run_shifted(
 
     def shift(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            shifts[name] = _certain(wanted[name] - _channel_means(output, layers[name]))
-            return output + (shifts[name][:, None, None] if isinstance(layers[name], nn.Conv2d) else shifts[name])
+            difference = wanted[name] - _channel_means(output, layers[name])
+            shifts[name] = difference.reshape(-1)
+            return output + difference
 
         return hook
 
