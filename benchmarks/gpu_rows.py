@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.gpu`, the most telling first, because a lent GPU's time may end before the last."""
+"""The rows of `benchmarks.gpu`, the most telling first, because time on a GPU may end before the last."""
 
 from __future__ import annotations
 
