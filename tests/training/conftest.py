@@ -22,7 +22,7 @@ def trained_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = torch.from_numpy(digits.train.labels)
     model = create_model("resnet8", 10, 1, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for step in range(110):
+    for step in range(220):
         chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(step))[:64]
         optimizer.zero_grad()
         F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
