@@ -369,7 +369,7 @@ def test_methods_combine_and_repeat(trained_digits: Path, batches: list[Tensor])
         ({"bits": (0, 4)}, "weight width 0; allowed: 1..8"),
         ({"activation_bits": 1}, "--act-bits is 1; allowed: 2..8"),
         ({"images": 3}, "--images is 3; it must be at least 16"),
-        ({"clips": "median"}, "unknown clip calibration 'median'; known: max, mse"),
+        ({"clips": "median"}, "unknown clip calibration 'median'; known: majority, max, mse"),
         ({"equalization": "x"}, "unknown equalization"),
         ({"statistics": "x"}, "unknown statistics"),
         ({"bias_correction": "x"}, "unknown bias correction"),

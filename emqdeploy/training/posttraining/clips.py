@@ -36,17 +36,21 @@ ONE_SIDED = 2
 SMALLEST_CLIP = 1e-12
 """Of faint tensors, and of those that are always zero; its scale times that of the weights stays a normal float32."""
 
-ClipChoice = Callable[[Tensor, int, int], float]
-"""``(values (K, G), steps below zero, steps above it) -> clip``, the value of the highest step.
+SHARES = torch.linspace(0.1, 1, 91).tolist()
+"""The clips that are tried, as shares of the range."""
 
-Readers see the mean of every row of G. Never-negative tensors have as many steps below zero as above it, and use none.
+ClipChoice = Callable[[Tensor, int, int, Tensor], float]
+"""``(values (K, G), steps below zero, steps above it, channels (K,)) -> clip``, the value of the highest step.
+
+Readers see the mean of every row of G, all of one channel. Never-negative tensors have as many steps below zero as
+above it, and use none.
 """
 
 CLIP_CHOICES: Registry[ClipChoice] = Registry("clip calibration")
 
 
 @CLIP_CHOICES.register("max")
-def largest(values: Tensor, below: int, above: int) -> float:
+def largest(values: Tensor, below: int, above: int, channels: Tensor | None = None) -> float:
     """The clip that cuts nothing: the steps are coarse."""
     return float(_heights(values, below, above).max())
 
@@ -54,7 +58,7 @@ def largest(values: Tensor, below: int, above: int) -> float:
 def percentile(share: float) -> ClipChoice:
     """Returns the choice that cuts all but a share of the values."""
 
-    def choose(values: Tensor, below: int, above: int) -> float:
+    def choose(values: Tensor, below: int, above: int, channels: Tensor | None = None) -> float:
         return float(torch.quantile(_heights(values, below, above).flatten(), share))
 
     return choose
@@ -66,10 +70,28 @@ CLIP_CHOICES.register("p99.99")(percentile(0.9999))
 
 
 @CLIP_CHOICES.register("mse")
-def least_error(values: Tensor, below: int, above: int) -> float:
+def least_error(values: Tensor, below: int, above: int, channels: Tensor | None = None) -> float:
     """The clip of least mean squared error for the readers, of ninety between a tenth and all of the range."""
     top = largest(values, below, above)
-    errors = {top * share: _error(values, top * share, below, above) for share in torch.linspace(0.1, 1, 91).tolist()}
+    errors = {top * share: _error(values, top * share, below, above) for share in SHARES}
+    return min(errors, key=errors.__getitem__)
+
+
+@CLIP_CHOICES.register("majority")
+def most_channels(values: Tensor, below: int, above: int, channels: Tensor) -> float:
+    """The clip that serves most channels (direct quantization: Hoang et al., arXiv 2012.13762).
+
+    A squared error over the whole tensor is that of the few channels with large values. Here each channel's error is
+    divided by its own mean square, and the mean over the channels is smallest. Reconstructed from the abstract, which
+    says that errors of individual channels count, so that the quantizer suits the majority of them.
+    """
+    top = largest(values, below, above)
+    power = _per_channel(values.mean(1).square(), channels)
+    alive = power > 0
+    errors = {}
+    for share in SHARES:
+        wrong = _per_channel(_differences(values, top * share, below, above), channels)
+        errors[top * share] = float((wrong[alive] / power[alive]).sum())
     return min(errors, key=errors.__getitem__)
 
 
@@ -80,9 +102,19 @@ def _heights(values: Tensor, below: int, above: int) -> Tensor:
 
 def _error(values: Tensor, clip: float, below: int, above: int) -> float:
     """Mean squared error for the readers."""
+    return float(_differences(values, clip, below, above).mean())
+
+
+def _differences(values: Tensor, clip: float, below: int, above: int) -> Tensor:
+    """Squared error for the readers of every row ``(K,)``."""
     scale = clip / above
     given = (values / scale).round_().clamp_(-below, above).mul_(scale).sub_(values)
-    return float(given.mean(1).square().mean())
+    return given.mean(1).square()
+
+
+def _per_channel(rows: Tensor, channels: Tensor) -> Tensor:
+    """Sums of the rows ``(K,)`` of every channel, ``(C,)``."""
+    return rows.new_zeros(int(channels.max()) + 1).index_add_(0, channels, rows)
 
 
 @torch.no_grad()
@@ -95,15 +127,16 @@ def calibrate_clips(network: MultiBitNetwork, batches: list[Tensor], choice: str
         choice: a name in `CLIP_CHOICES`.
     """
     choose = CLIP_CHOICES[choice]
-    values = _observe(network, batches)
+    seen = _observe(network, batches)
     for name, site in network.sites.items():
         if site.fixed:  # the input image, whose range is known
             continue
+        values, channels = seen[name]
         if site.signed and site.levels == FULL:
-            site.zero_point = _zero_point(values[name], choose)
+            site.zero_point = _zero_point(values, channels, choose)
         steps = {child: _steps(site, child) for child in site.clips()}
         # A percentile is zero where nearly all values are.
-        clips = {ends: choose(values[name], *ends) or largest(values[name], *ends) for ends in set(steps.values())}
+        clips = {ends: choose(values, *ends, channels) or largest(values, *ends) for ends in set(steps.values())}
         for child, ends in steps.items():
             site.set_clip(child, max(clips[ends], SMALLEST_CLIP))
 
@@ -114,7 +147,7 @@ def _steps(site: ActivationQuantizer, child: Child) -> tuple[int, int]:
     return (codes.steps if site.zero_point is None else codes.below), codes.steps
 
 
-def _zero_point(values: Tensor, choose: ClipChoice) -> int | None:
+def _zero_point(values: Tensor, channels: Tensor, choose: ClipChoice) -> int | None:
     """The code of zero that the ends of the range ask for; None where it serves readers no better than the middle.
 
     Nor is it moved where both ends reach nearly as far: little is won there, and a maximum reads the very ends.
@@ -124,14 +157,17 @@ def _zero_point(values: Tensor, choose: ClipChoice) -> int | None:
         return None
     zero = min(max(round(-low / (high - low) * STEPS), 1), HIGHEST_ZERO)
     ways = {None: (MIDDLE - 1, MIDDLE - 1), zero: (zero, STEPS - zero)}
-    errors = {way: _error(values, choose(values, *ends) or high, *ends) for way, ends in ways.items()}
+    errors = {way: _error(values, choose(values, *ends, channels) or high, *ends) for way, ends in ways.items()}
     return min(errors, key=errors.__getitem__)
 
 
-def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, Tensor]:
-    """Values ``(K, G)`` that the readers of every site see, or see the means of; of many, a random sample."""
+def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Values ``(K, G)`` that the readers of every site see, or see the means of, and their channels ``(K,)``.
+
+    Of many, a random sample.
+    """
     random = torch.Generator().manual_seed(0)
-    found: dict[str, list[Tensor]] = {name: [] for name in network.sites}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in network.sites}
     taps, windows = network.taps(), _averaged(network)
 
     def watch(name: str, site: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -140,12 +176,13 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, Tenso
             x = (x if site.ceiling is None else x.clamp(max=site.ceiling)).float()
             rows = _rows(x, windows[name]) if name in windows else x.reshape(-1, 1)
             count = max(1, SAMPLE // (len(batches) * rows.shape[1]))
+            places = torch.arange(len(rows))
             if len(rows) > count:
                 # The largest value is always among them: nothing else says how far the tensor reaches.
-                chosen = torch.randint(len(rows), (count,), generator=random)
-                chosen[0] = rows.abs().amax(1).argmax()
-                rows = rows[chosen.to(x.device)]
-            found[name].append(rows)
+                places = torch.randint(len(rows), (count,), generator=random)
+                places[0] = rows.abs().amax(1).argmax()
+            places = places.to(x.device)
+            found[name].append((rows[places], _channels(x, len(rows))(places)))
 
         return note
 
@@ -157,7 +194,13 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, Tenso
     run_all(network.eval(), batches, (FLOAT,))
     for hook in hooks:
         hook.remove()
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: (torch.cat([v for v, _ in parts]), torch.cat([c for _, c in parts])) for name, parts in found.items()}
+
+
+def _channels(x: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    """Which channel of ``(N, C, H, W)``, or of ``(..., C)``, each of its rows is of."""
+    run, channels = (rows // (x.shape[0] * x.shape[1]), x.shape[1]) if x.dim() == 4 else (1, x.shape[-1])
+    return lambda places: places // run % channels
 
 
 def _averaged(network: MultiBitNetwork) -> dict[str, tuple[int, int] | None]:

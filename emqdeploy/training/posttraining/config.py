@@ -52,7 +52,9 @@ class QuantizeConfig(PixelOptions):
         (), "TOML file of more children, whose widths may differ from layer to layer.", parse=read_children
     )
     images: int = option(512, "Training images that calibrate.", least=FEWEST_IMAGES)
-    clips: str = option("mse", "Activation clips: mse, max, p99.99, p99.9 or p99.", parse=entry(CLIP_CHOICES))
+    clips: str = option(
+        "mse", "Activation clips: mse, majority (of channels), max, p99.99, p99.9 or p99.", parse=entry(CLIP_CHOICES)
+    )
     equalization: str = option(
         "peak", "Weights before quantization: peak (channels scaled alike) or none.", parse=entry(EQUALIZATIONS)
     )
