@@ -25,7 +25,11 @@ _FUNCTIONS = {
         *(F.max_pool2d, torch.flatten, torch.squeeze, torch.reshape, torch.max_pool2d),
         *("flatten", "view", "reshape", "squeeze", "contiguous"),
     ),
-    "moves_axes": (torch.permute, torch.transpose, operator.getitem, "permute", "transpose", "unflatten", "expand"),
+    "moves_axes": (
+        *(torch.permute, torch.transpose, torch.chunk, torch.split, torch.unbind, torch.channel_shuffle),
+        *(F.channel_shuffle, nn.ChannelShuffle, operator.getitem),
+        *("permute", "transpose", "chunk", "split", "unbind", "unflatten", "expand"),
+    ),
     "joins": (torch.cat, torch.concat),
     "average": (*(nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"),),
     "layer_norm": (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, F.layer_norm, F.group_norm, F.rms_norm),
@@ -142,13 +146,12 @@ class Patterns:
     def is_never_negative(self, node: fx.Node) -> bool:
         """Whether a tensor is never negative, from the operators that lead to it."""
         if node not in self.never_negative:
-            inputs = node.all_input_nodes
-            passing = ("moves_axes", "average", "joins")
-            passes = self._is_tensor_sum(node) or self.moves(node) or any(self.calls(node, kind) for kind in passing)
             known = any(self.calls(node, kind) for kind in ("relu", "relu6", "never_negative"))
-            self.never_negative[node] = known or (
-                passes and bool(inputs) and all(self.is_never_negative(source) for source in inputs)
-            )
+            inputs = node.all_input_nodes
+            if not (self._is_tensor_sum(node) or self.calls(node, "joins")):
+                # What else a mover is given, a size for example, says nothing about its values.
+                inputs = inputs[:1] if self._passes(node) else []
+            self.never_negative[node] = known or (bool(inputs) and all(map(self.is_never_negative, inputs)))
         return self.never_negative[node]
 
     # --- sums ---

@@ -92,6 +92,22 @@ class Concat(nn.Module):
         return self.fc(F.dropout(x, 0.5, self.training))
 
 
+class Shuffle(nn.Module):
+    """ShuffleNet's unit: half of the channels passes by, and both halves are mixed by reshaping with traced sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.fc = conv(3, 8), conv(4, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to the output."""
+        left, right = F.relu(self.stem(x)).chunk(2, 1)
+        x = torch.cat([left, F.relu(self.branch(right))], 1)
+        count, channels, high, wide = x.size()
+        x = x.view(count, 2, channels // 2, high, wide).transpose(1, 2).reshape(count, channels, high, wide)
+        return self.fc(F.adaptive_avg_pool2d(x.chunk(2, 1)[0], 1).flatten(1))
+
+
 def plain(*between: nn.Module, bias: bool = False) -> nn.Sequential:
     """A stem, something, a convolution and a classifier."""
     stem = [conv(3, 8, bias=bias), nn.BatchNorm2d(8)]
@@ -210,6 +226,13 @@ PATTERNS = {
         unsigned="relu relu_1 cat relu_2 adaptive_avg_pool2d",
         pinned="left right fc",
         operators="Q:1 QGemm:1 QLinearConcat:1 QLinearConv:3 QPool:1",
+    ),
+    "shuffle": Pattern(
+        Shuffle,
+        signed="input",
+        unsigned="relu getitem_1 relu_1 adaptive_avg_pool2d",
+        pinned="stem fc",
+        operators="DQ:3 GlobalAveragePool:1 Q:3 QGemm:1 QLinearConv:2",
     ),
     "mlp": Pattern(
         mlp,
