@@ -21,7 +21,7 @@ from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.format.grid import integer_bias
-from emqdeploy.format.segment import CONSTANTS, DOMAIN, NATIVE, OPERATOR, PINNED_OFFSET, VERSION
+from emqdeploy.format.segment import CONSTANTS, DOMAIN, NATIVE, OPERATOR, VERSION
 from emqdeploy.graph.segments import Cut, Segment, rows_of
 from emqdeploy.graph.selector import SELECTOR_INPUT, selector_values
 
@@ -188,7 +188,7 @@ def _constants(network: FrozenNetwork, graph: Any, children: dict[Child, int]) -
         [(codes.low, codes.high) if site.clamped else (0, 255) for codes in map(site.code_range, children)]
         for site in grids
     ]
-    codes = [_codes(network, name) for name in dict.fromkeys(layers)]
+    codes = [network.layers[name].bytes_of_kernels().reshape(-1) for name in dict.fromkeys(layers)]
     empty = np.zeros((3, 0), np.int32), np.zeros(0, np.uint8), np.zeros(0, np.float32)
     joined = [[np.concatenate(parts, -1) for parts in zip(empty, *child, strict=True)] for child in numbers]
     return {
@@ -202,18 +202,10 @@ def _constants(network: FrozenNetwork, graph: Any, children: dict[Child, int]) -
     }
 
 
-def _codes(network: FrozenNetwork, name: str) -> NDArray[np.uint8]:
-    layer = network.layers[name]
-    codes = layer.codes.astype(np.int16) + PINNED_OFFSET if layer.pinned else layer.codes
-    return codes.astype(np.uint8).reshape(-1)
-
-
 def _layer(network: FrozenNetwork, name: str, child: Child) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Gain, shift and bias ``(3, C)``, bits ``(C,)`` and scale ``(C,)`` of a layer at a child."""
     layer = network.layers[name]
     grid = layer.grids[child]
-    gain, shift = grid.affine()
-    if layer.pinned:
-        gain, shift = grid.slope.astype(np.int32), -PINNED_OFFSET * grid.slope.astype(np.int32)
+    gain, shift, bits = layer.affine_of_kernels(child)
     bias, _ = integer_bias(layer.biases[child], network.sites[layer.site].scales[child], grid.scale)
-    return np.stack([gain, shift, bias]).astype(np.int32), grid.bits.astype(np.uint8), grid.scale.astype(np.float32)
+    return np.stack([gain, shift, bias]).astype(np.int32), bits.astype(np.uint8), grid.scale.astype(np.float32)

@@ -22,6 +22,7 @@ from emqdeploy.exporters.onnx_writer import Builder, filled_graph, sealed
 from emqdeploy.format.child import MASTER_BITS, Child
 from emqdeploy.format.emq import Checkpoint, places_in
 from emqdeploy.format.frozen import FrozenLayer
+from emqdeploy.format.grid import TABLE
 from emqdeploy.graph.filling import filled
 from emqdeploy.registry import Registry
 
@@ -121,11 +122,18 @@ def _column(numbers: NDArray[Any], layer: FrozenLayer) -> NDArray[np.uint8]:
 
 
 def _add_weights(builder: Builder, codes: str, name: str, layer: FrozenLayer, child: Child) -> None:
-    """Makes a layer's int8 weights of its codes, in as many bits as each channel uses.
+    """Makes a layer's int8 weights of its codes, in as many bits as each channel uses, or by its table.
 
     A byte per channel holds gain and shift: modulo 256 is exact, because every weight fits int8 and a cast to a
     narrower integer drops the upper bits.
     """
+    if layer.grids[child].kind == TABLE:
+        numbers = layer.grids[child].looked_up()
+        first = np.arange(len(numbers), dtype=np.int32) * np.int32(numbers.shape[1])
+        column = builder.constant(first.reshape((-1,) + (1,) * (layer.codes.ndim - 1)))
+        places = builder.node("Add", builder.cast(codes, np.int32), column)
+        builder.node("Gather", builder.constant(numbers.reshape(-1)), places, out=f"{name}.weight", axis=0)
+        return
     gain, shift = (
         builder.cast(builder.constant(_column(numbers, layer)), np.int32) for numbers in layer.grids[child].affine()
     )

@@ -1,4 +1,4 @@
-"""The ``.emq`` file, format 3: a network at every child, in one safetensors file; the only reader and writer of it.
+"""The ``.emq`` file, formats 3 and 4: a network at every child, in one safetensors file; its only reader and writer.
 
 Tensors, planes first, each with a hash of its own in the header (`docs/format.md` describes the file for others):
 
@@ -8,6 +8,7 @@ Tensors, planes first, each with a hash of its own in the header (`docs/format.m
 ``pinned``         int8 weights of the layers that stay at 8 bits
 ``slope/W``        per weight width ``W`` in use and output channel of the switchable layers: ``slope``, ``offset``
                    and used ``bits`` of the grid, which every child of that width shares
+``table/W``        per weight width and output channel of the layers that have tables: what each code stands for
 ``scale/CHILD``    per child and output channel of every layer: ``scale``, ``bias``, and the ``sign`` of the norm's
                    gain, which turns slope and offset around
 ``skeleton``       the weightless ONNX graph, deflated
@@ -34,6 +35,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.card import Card, check_card, decode, encode, read_children, record_children
 from emqdeploy.format.child import MASTER_BITS, Child, ChildLike, find_child
 from emqdeploy.format.emq_schema import (
+    FORMATS,
     OWN,
     PINNED,
     SHARED,
@@ -44,16 +46,17 @@ from emqdeploy.format.emq_schema import (
     check_structure,
     count,
     expected_tensors,
+    format_of,
     places,
+    tabled,
     tensors_of,
     widths_of,
 )
 from emqdeploy.format.frozen import FrozenLayer, FrozenNetwork, FrozenSite
 from emqdeploy.format.gate import Expected, check_graph
-from emqdeploy.format.grid import Grid, Kind, pack_planes, unpack_planes
+from emqdeploy.format.grid import TABLE, Grid, Kind, pack_planes, unpack_planes
 from emqdeploy.format.tensor_file import TensorFile, flat, hash_tensor, write_tensors
 
-FORMAT_VERSION = 3
 SUFFIX = ".emq"
 
 LARGEST_SKELETON = 256 << 20
@@ -110,6 +113,10 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
         for kind in SHARED:
             columns = [_shared_column(layers[name], _users(children, name, width), kind) for name in names]
             tensors[f"{kind}/{width}"] = flat(columns, np.int8)
+    records = tuple(LayerRecord(name, layer.codes.shape, layer.site, _kind(layer)) for name, layer in layers.items())
+    for width in widths_of(children, tabled(records)):
+        found = [_table(layers[name], _users(children, name, width), width) for name in tabled(records)]
+        tensors[f"{TABLE}/{width}"] = flat(found, np.int8)
     for child in children:
         tensors[f"scale/{child.name}"] = flat([layer.grids[child].scale for layer in layers.values()], np.float32)
         tensors[f"bias/{child.name}"] = flat([layer.biases[child] for layer in layers.values()], np.float32)
@@ -117,10 +124,10 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> int
     tensors["skeleton"] = np.frombuffer(zlib.compress(checkpoint.skeleton, 9), np.uint8)
     tensors |= {f"float/{name}": array for name, array in network.floats.items()}
     header = Header(
-        FORMAT_VERSION,
+        format_of(records),
         checkpoint.card.only(children),
         record_children(children),
-        tuple(LayerRecord(name, layer.codes.shape, layer.site, _kind(layer)) for name, layer in layers.items()),
+        records,
         tuple(
             SiteRecord(
                 name,
@@ -171,8 +178,8 @@ def read_card(path: str | os.PathLike[str]) -> tuple[Card, dict[Child, int]]:
         floats = [name for name in header.hashes if name.startswith("float/")]
         common = file.header_bytes + sum(file.size_of(name) for name in ("pinned", "skeleton", *floats))
         layers = [layer.name for layer in header.layers if layer.kind != PINNED]
-        sizes = {child: common + sum(file.size_of(name) for name in tensors_of([child], layers)) for child in children}
-        return header.card, sizes
+        needed = {child: tensors_of([child], layers, tabled(header.layers)) for child in children}
+        return header.card, {child: common + sum(map(file.size_of, names)) for child, names in needed.items()}
 
 
 @dataclass(frozen=True)
@@ -212,9 +219,11 @@ def _read_header(file: TensorFile) -> tuple[Header, tuple[Child, ...]]:
         version = decode(Version, file.header).format_version
     except ValueError as error:
         raise file.fail("is not an .emq file") from error
-    if version != FORMAT_VERSION:
-        remedy = "update emqdeploy" if version > FORMAT_VERSION else "train or quantize the network again"
-        raise EmqError(f"{file.path} has format {version}, this emqdeploy reads {FORMAT_VERSION}; {remedy}")
+    if version not in FORMATS:
+        remedy = "update emqdeploy" if version > FORMATS[-1] else "train or quantize the network again"
+        raise EmqError(
+            f"{file.path} has format {version}, this emqdeploy reads {' and '.join(map(str, FORMATS))}; {remedy}"
+        )
     try:
         header = decode(Header, file.header)
         children = read_children(header.children)
@@ -249,6 +258,8 @@ def _read_network(
         layers[layer.name] = FrozenLayer(layer.site, part.reshape(layer.shape), {}, {})
     kinds = {layer.name: layer.kind for layer in header.layers}
     shared = {width: _read_shared(file, width, layers, names) for width in widths}
+    for width in widths_of(children, tabled(header.layers)):
+        shared[width][TABLE] = _read_tables(file, width, layers, tabled(header.layers))
     for child in children:
         _read_child(file, child, layers, kinds, shared)
     sites = {
@@ -285,6 +296,14 @@ def _read_shared(
     return {kind: _split(table, layers, names) for kind, table in tables.items()}
 
 
+def _read_tables(file: TensorFile, width: int, layers: Mapping[str, FrozenLayer], names: list[str]) -> _Columns:
+    """What the codes of a weight width stand for in the layers that have tables, ``(C, 2^width)`` each."""
+    numbers = file.tensor(f"{TABLE}/{width}").reshape(-1, 1 << width)
+    if numbers.size and not (numbers.min() >= -127 and (numbers[:, :-1] <= numbers[:, 1:]).all()):
+        raise file.fail(f"is damaged: a table of {width} bits does not ascend from -127 at least")
+    return _split(numbers, layers, names)
+
+
 def _read_child(
     file: TensorFile,
     child: Child,
@@ -310,7 +329,8 @@ def _read_child(
             continue
         table = shared[child.weights.of(name)]
         slope, offset = (table[column][name] * turned for column in ("slope", "offset"))
-        layer.grids[child] = Grid(scales[name], slope, offset, table["bits"][name].astype(np.uint8), kind)
+        numbers = table[TABLE][name] if kind == TABLE else None
+        layer.grids[child] = Grid(scales[name], slope, offset, table["bits"][name].astype(np.uint8), kind, numbers)
 
 
 def _split(table: NDArray[Any], layers: Mapping[str, FrozenLayer], names: Sequence[str]) -> _Columns:
@@ -345,13 +365,19 @@ def _shared_column(layer: FrozenLayer, users: Sequence[Child], kind: str) -> NDA
     return columns[0] if columns else np.zeros(len(layer.codes), np.int8)
 
 
+def _table(layer: FrozenLayer, users: Sequence[Child], width: int) -> NDArray[Any]:
+    """The table of a layer at a width, ``(C, 2^width)``; zeros where no child has the layer at that width."""
+    found = next((layer.grids[child].table for child in users), None)
+    return np.zeros((len(layer.codes), 1 << width), np.int8) if found is None else found
+
+
 def _signs(grid: Grid) -> NDArray[np.int16]:
     """1 or -1 per channel: what a norm's gain made of a slope that is never negative; a constant channel has none."""
     turned = np.where(grid.slope != 0, np.sign(grid.slope), np.sign(grid.offset))
     return np.where(turned < 0, -1, 1).astype(np.int16)
 
 
-def _kind(layer: FrozenLayer) -> Literal["odd", "integer", "int8"]:
+def _kind(layer: FrozenLayer) -> Literal["odd", "integer", "table", "int8"]:
     if layer.pinned:
         return PINNED
     return next(iter(layer.grids.values())).kind

@@ -12,7 +12,7 @@ from msgspec import Meta
 from emqdeploy.format.card import MOST_CHILDREN, Card, ChildRecord, Digest, Name, Positive, Record, Side
 from emqdeploy.format.child import ACTIVATION_BITS, Child
 from emqdeploy.format.frozen import check_layers
-from emqdeploy.format.grid import HIGHEST_ZERO
+from emqdeploy.format.grid import HIGHEST_ZERO, TABLE, WIDEST_TABLE
 from emqdeploy.format.levels import FULL
 from emqdeploy.format.tensor_file import ALIGNMENT, Shape
 
@@ -21,6 +21,9 @@ PINNED: Literal["int8"] = "int8"
 
 SHARED = ("slope", "offset", "bits")
 """Tables of a weight width, int8: what its children have in common."""
+
+FORMATS = (3, 4)
+"""Formats that can be read. The fourth brought layers whose codes stand for numbers of a table."""
 
 OWN = {"scale": np.float32, "bias": np.float32, "sign": np.int8}
 """Tables of a child and their types."""
@@ -35,7 +38,7 @@ class LayerRecord(Record, frozen=True):
     name: Name
     shape: Annotated[tuple[Side, ...], Meta(min_length=2, max_length=4)]
     site: Name
-    kind: Literal["odd", "integer", "int8"]
+    kind: Literal["odd", "integer", "table", "int8"]
 
 
 class SiteRecord(Record, frozen=True, omit_defaults=True):
@@ -69,6 +72,11 @@ class Version(msgspec.Struct):
     format_version: int
 
 
+def format_of(layers: Iterable[LayerRecord]) -> int:
+    """The oldest format that can say what a file holds: older readers refuse what they would misread."""
+    return FORMATS[any(layer.kind == TABLE for layer in layers)]
+
+
 def check_structure(header: Header, children: Sequence[Child]) -> None:
     """Raises `ValueError` for layers, sites and children that do not fit one another."""
     for what, records in (("layer", header.layers), ("site", header.sites)):
@@ -87,6 +95,12 @@ def check_structure(header: Header, children: Sequence[Child]) -> None:
     pinned = {layer.name: layer.kind == PINNED for layer in header.layers}
     for child in children:
         check_layers(child, list(pinned), pinned)
+    if format_of(header.layers) > header.format_version:
+        raise ValueError(f"it has tables, which came with format {format_of(header.layers)}")
+    for name in tabled(header.layers):
+        widths = widths_of(children, [name])
+        if len(widths) > 1 or widths[0] > WIDEST_TABLE:
+            raise ValueError(f"layer {name!r} has tables of other than one width up to {WIDEST_TABLE}")
 
 
 def expected_tensors(header: Header, children: Sequence[Child]) -> dict[str, tuple[type, Shape | None]]:
@@ -98,21 +112,36 @@ def expected_tensors(header: Header, children: Sequence[Child]) -> dict[str, tup
     pinned = sum(count(layer.shape) for layer in header.layers if layer.kind == PINNED)
     expected: dict[str, tuple[type, Shape | None]] = {"pinned": (np.int8, (pinned,)), "skeleton": (np.uint8, None)}
     layers = [layer.name for layer in header.layers if layer.kind != PINNED]
-    for name in tensors_of(children, layers):
-        kind = name.partition("/")[0]
+    numbers = sum(layer.shape[0] for layer in header.layers if layer.kind == TABLE)
+    for name in tensors_of(children, layers, tabled(header.layers)):
+        kind, _, width = name.partition("/")
         if kind in OWN:
             expected[name] = (OWN[kind], every)
+        elif kind == TABLE:
+            expected[name] = (np.int8, (numbers << int(width),))
         else:
             expected[name] = (np.int8, table) if kind in SHARED else (np.uint8, plane)
     floats = (name for name in header.hashes if name.startswith("float/"))
     return expected | {name: (np.float32, None) for name in floats}
 
 
-def tensors_of(children: Sequence[Child], layers: Sequence[str]) -> list[str]:
-    """Names of the tensors that children need beyond those that all have in common; ``layers`` are the switchable."""
+def tabled(layers: Iterable[LayerRecord]) -> list[str]:
+    """Names of the layers whose codes stand for numbers of a table."""
+    return [layer.name for layer in layers if layer.kind == TABLE]
+
+
+def tensors_of(children: Sequence[Child], layers: Sequence[str], tables: Sequence[str]) -> list[str]:
+    """Names of the tensors that children need beyond those that all have in common.
+
+    Args:
+        children: those that are needed.
+        layers: the switchable ones.
+        tables: those among them that have tables.
+    """
     widths = widths_of(children, layers)
     planes = [f"plane{index}" for index in range(max(widths, default=1))]
     shared = [f"{kind}/{width}" for width in widths for kind in SHARED]
+    shared += [f"{TABLE}/{width}" for width in widths_of(children, tables)]
     return planes + shared + [f"{kind}/{child.name}" for child in children for kind in OWN]
 
 

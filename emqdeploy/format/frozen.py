@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import MASTER_BITS, Child, ChildLike, find_child
-from emqdeploy.format.grid import CodeRange, Codes, Floats, Grid, code_range, integer_bias
+from emqdeploy.format.grid import TABLE, CodeRange, Codes, Floats, Grid, code_range, integer_bias
 from emqdeploy.format.levels import HALF, Levels
 
 _WORTH_A_THREAD = 1 << 16
 """Weights from which on two threads gain more than it takes to start them."""
+
+BYTE_OFFSET = 128
+"""What makes a code of 8 bits of an integer weight."""
 
 UNIT_SUFFIX = "_as_conv"
 """Names the layer that computes a normalization which follows no layer: ``bn1_as_conv`` for ``bn1``."""
@@ -53,6 +56,29 @@ class FrozenLayer:
             signs = self.grids[child].slope.astype(np.int8)
             return self.codes.view(np.int8) * signs.reshape((-1,) + (1,) * (self.codes.ndim - 1))
         return self.grids[child].integers(self.codes.view(np.uint8), out)
+
+    def bytes_of_kernels(self) -> Codes:
+        """Codes of 8 bits that serve every child in kernels which know ``z = gain c + shift`` and nothing else.
+
+        Of a pinned layer its int8 weights, and of one with a table what its codes stand for, each plus `BYTE_OFFSET`.
+        """
+        grid = next(iter(self.grids.values()))
+        if self.pinned:
+            numbers = self.codes.astype(np.int16)
+        elif grid.kind == TABLE:
+            plain = replace(grid, slope=np.ones_like(grid.slope), offset=np.zeros_like(grid.offset))
+            numbers = plain.integers(self.codes.view(np.uint8)).astype(np.int16)
+        else:
+            return self.codes.view(np.uint8)
+        return (numbers + BYTE_OFFSET).astype(np.uint8)
+
+    def affine_of_kernels(self, child: Child) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint8]]:
+        """Gain, shift and used bits of those bytes at a child, each ``(C,)``."""
+        grid = self.grids[child]
+        if not self.pinned and grid.kind != TABLE:
+            return *grid.affine(), grid.bits
+        slope, offset = grid.slope.astype(np.int32), grid.offset.astype(np.int32)
+        return slope, offset - BYTE_OFFSET * slope, np.full_like(grid.bits, MASTER_BITS)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ graph computes, operation by operation; a difference of one code is a defect.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,10 +26,15 @@ from numpy.typing import NDArray
 from emqdeploy.format.child import MASTER_BITS
 from emqdeploy.format.levels import HALF, Levels, largest_code
 
-Kind = Literal["odd", "integer"]
+Kind = Literal["odd", "integer", "table"]
 ODD: Kind = "odd"
 INTEGER: Kind = "integer"
-"""Kinds of grid: a code stands for ``u = 2 c - (2^b - 1)``, or for ``u = c - 2^(b-1)``, which has a zero."""
+TABLE: Kind = "table"
+"""Kinds of grid: a code stands for ``u = 2 c - (2^b - 1)``, for ``u = c - 2^(b-1)``, which has a zero, or for a number
+of its channel's table."""
+
+WIDEST_TABLE = 4
+"""Bits of a code that stands for a number of a table: more would cost as much as they say."""
 
 BIAS_HEADROOM = 2.0**30
 """Largest integer bias; what is left of int32 holds the products."""
@@ -112,7 +117,8 @@ class Grid:
         slope: ``m`` of ``z = m u + k``; negative where folding met a negative norm gain.
         offset: ``k`` of ``z = m u + k``.
         bits: the bits of the code that the channel really uses; less than asked for where ``u`` would leave int8.
-        kind: what a code stands for, `ODD` or `INTEGER`.
+        kind: what a code stands for, `ODD`, `INTEGER` or `TABLE`.
+        table: of kind `TABLE`, int8 ``(C, 2^b)``, ascending: the ``u`` of every code.
     """
 
     scale: Floats
@@ -120,14 +126,20 @@ class Grid:
     offset: NDArray[np.int16]
     bits: NDArray[np.uint8]
     kind: Kind = ODD
+    table: NDArray[np.int8] | None = None
 
     def affine(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Returns gain and shift of ``z = gain c + shift``, each ``(C,)``; nothing else makes integers of codes."""
+        """Returns gain and shift of ``z = gain c + shift``, each ``(C,)``, of a grid that is no `TABLE`."""
         slope, offset = self.slope.astype(np.int32), self.offset.astype(np.int32)
         steps = np.int32(1) << self.bits.astype(np.int32)
         if self.kind == ODD:
             return 2 * slope, offset - slope * (steps - 1)
         return slope, offset - slope * (steps >> 1)
+
+    def looked_up(self) -> NDArray[np.int8]:
+        """Returns the ``z`` of every code, ``(C, 2^b)``, of a `TABLE`; nothing but this and `affine` makes integers."""
+        assert self.table is not None
+        return (self.slope[:, None] * self.table + self.offset[:, None]).astype(np.int8)
 
     def integers(self, codes: Codes, out: NDArray[np.uint8] | None = None) -> NDArray[np.int8]:
         """Returns ``z = m u + k`` for master codes of shape ``(C, ...)``, in the memory of ``out`` where it is given.
@@ -136,6 +148,12 @@ class Grid:
         session, and bytes move four times faster than the int32 that the formula suggests.
         """
         column = (-1,) + (1,) * (codes.ndim - 1)
+        if self.kind == TABLE:
+            places = (codes >> (MASTER_BITS - self.bits).reshape(column)).reshape(len(codes), -1)
+            found = np.take_along_axis(self.looked_up(), places.astype(np.intp), 1).reshape(codes.shape)
+            if out is not None:
+                out.view(np.int8)[...] = found
+            return found
         gain, shift = ((numbers & 255).astype(np.uint8).reshape(column) for numbers in self.affine())
         drop = (MASTER_BITS - self.bits).astype(np.uint8)
         same = (drop == drop[0]).all()
@@ -214,7 +232,7 @@ def fold(
     smallest = np.maximum(np.abs(folded_bias.astype(np.float64)) / (input_scale * BIAS_HEADROOM), SMALLEST_SCALE)
     scale = np.maximum(grid.scale * np.abs(gain), smallest).astype(np.float32)
     sign = np.where(gain < 0, -1, 1).astype(np.int16)
-    return Grid(scale, grid.slope * sign, grid.offset * sign, grid.bits, grid.kind), folded_bias
+    return replace(grid, scale=scale, slope=grid.slope * sign, offset=grid.offset * sign), folded_bias
 
 
 def integer_bias(bias: Floats, input_scale: float, weight_scale: Floats) -> tuple[NDArray[np.int32], Floats]:

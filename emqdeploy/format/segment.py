@@ -7,7 +7,7 @@ other) and S sites, its inputs are, layers and sites in the order in which the g
 ``bits``           int64 ``(1,)``            what chooses the child
 ``graph``          uint8                     a serialised ONNX model without numbers
 ``values``         int64 ``(K,)``            the value of ``bits`` for each child
-``codes``          uint8                     of every layer; of a pinned one its int8 weights plus `PINNED_OFFSET`
+``codes``          uint8                     of every layer, see `FrozenLayer.bytes_of_kernels`
 ``widths``         uint8 ``(K, C)``          bits of the codes
 ``integers``       int32 ``(K, 3, C)``       gain, shift, bias
 ``scales``         float32 ``(K, C)``        of one step of a weight
@@ -33,9 +33,6 @@ CONSTANTS = ("graph", "values", "codes", "widths", "integers", "scales", "site_s
 
 FIRST_DATA = 1 + len(CONSTANTS)
 """Index of the first input that goes in."""
-
-PINNED_OFFSET = 128
-"""What is added to the int8 weights of a pinned layer, so that they are codes like any other."""
 
 NATIVE = "native"
 """What a file calls its selector where its graph has such operators."""

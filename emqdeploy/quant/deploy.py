@@ -57,6 +57,7 @@ def _freeze_layer(
             one.offset.cpu().numpy().astype(np.int16),
             one.bits.cpu().numpy().astype(np.uint8),
             layer.quantizer.kind,
+            None if one.table is None else one.table.cpu().numpy().astype(np.int8),
         )
         bias = layer.deployed_bias(one).double().cpu().numpy()
         grids[child], biases[child] = fold(grid, bias, gain, shift, sites[site].scales[child])

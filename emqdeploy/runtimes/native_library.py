@@ -26,9 +26,6 @@ from emqdeploy.graph.reference import CODES_SUFFIX
 PACKAGE = "emqdeploy_native"
 VERSION = 1
 
-_PINNED_OFFSET = 128
-"""What is added to the int8 weights of a pinned layer, so that they are codes like any other."""
-
 
 class _LayerNumbers(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("gain", "shift", "bias", "bits", "scale")]
@@ -221,23 +218,20 @@ class _Made:
         numbers = []
         for child in network.children:
             grid = layer.grids[child]
-            gain, shift = grid.affine()
-            if layer.pinned:
-                gain, shift = grid.slope.astype(np.int32), -_PINNED_OFFSET * grid.slope.astype(np.int32)
+            gain, shift, bits = layer.affine_of_kernels(child)
             bias, _ = integer_bias(layer.biases[child], network.sites[layer.site].scales[child], grid.scale)
             numbers.append(
                 _LayerNumbers(
                     *(self._pointer(values, np.int32) for values in (gain, shift, bias)),
-                    self._pointer(grid.bits, np.uint8),
+                    self._pointer(bits, np.uint8),
                     self._pointer(grid.scale, np.float32),
                 )
             )
-        codes = layer.codes.astype(np.int16) + _PINNED_OFFSET if layer.pinned else layer.codes
         return _Layer(
             name.encode(),
             len(layer.codes),
             layer.codes[0].size,
-            self._pointer(codes, np.uint8),
+            self._pointer(layer.bytes_of_kernels(), np.uint8),
             self._many(_LayerNumbers, numbers),
         )
 

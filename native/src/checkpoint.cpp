@@ -11,10 +11,10 @@
 namespace emq {
 namespace {
 
-constexpr int64_t format_version = 3;
+constexpr int64_t first_format = 3, table_format = 4;
 constexpr int master_bits = 8;
 constexpr size_t layer_start = 64;  // bytes of a plane: every layer begins at a multiple
-constexpr int pinned_offset = 128;  // makes codes of the int8 weights of a pinned layer
+constexpr int byte_offset = 128;  // makes codes of 8 bits of int8 weights
 constexpr size_t largest_graph = 256u << 20;
 constexpr float most_steps = 2147483648.0f;  // of a bias
 constexpr const char *floats = "float/";     // how the names of parameters that stay in float begin
@@ -66,17 +66,23 @@ void Checkpoint::read_header() {
     } catch (const Failure &) {
         file_.fail("is not an .emq file");
     }
-    if (version != format_version) {
-        file_.fail("has format " + std::to_string(version) + ", this library reads " + std::to_string(format_version),
-                   version > format_version ? "update emqdeploy-native" : "train or quantize the network again");
+    if (version < first_format || version > table_format) {
+        file_.fail("has format " + std::to_string(version) + ", this library reads " + std::to_string(first_format) +
+                       " and " + std::to_string(table_format),
+                   version > table_format ? "update emqdeploy-native" : "train or quantize the network again");
     }
-    file_.held_to([&] { header_ = emq::read_header(span_of(file_.header())); });
+    file_.held_to([&] {
+        header_ = emq::read_header(span_of(file_.header()));
+        if (version < table_format && !header_.table_widths().empty()) {
+            throw Failure("it has tables, which came with format " + std::to_string(table_format));
+        }
+    });
     file_.digests = header_.digests;
 }
 
 // The file holds the tensors that follow from its layers, and no others.
 void Checkpoint::check_tensors() {
-    int64_t every = 0, table = 0, plane = 0, pinned = 0;
+    int64_t every = 0, table = 0, plane = 0, pinned = 0, tabled = 0;
     for (const LayerRecord &layer : header_.layers) {
         every += layer.outputs();
         if (!layer.switchable()) {
@@ -84,6 +90,7 @@ void Checkpoint::check_tensors() {
             continue;
         }
         table += layer.outputs();
+        if (layer.kind == GridKind::table) tabled += layer.outputs();
         plane += static_cast<int64_t>(plane_bytes(layer));
     }
     std::vector<std::string> expected;
@@ -98,6 +105,7 @@ void Checkpoint::check_tensors() {
     for (const int width : widths_) {
         for (const char *kind : {"slope/", "offset/", "bits/"}) expect(kind + std::to_string(width), Type::int8, table);
     }
+    for (const int width : header_.table_widths()) expect("table/" + std::to_string(width), Type::int8, tabled << width);
     for (const ChildRecord &child : header_.children) {
         expect("scale/" + child.name, Type::float32, every);
         expect("bias/" + child.name, Type::float32, every);
@@ -149,12 +157,12 @@ void Checkpoint::read_codes() {
     std::vector<Span> all;
     for (int index = 0; index < planes(); index++) all.push_back(file_.tensor("plane" + std::to_string(index)));
     const Span pinned = file_.tensor("pinned");
-    size_t plane_at = 0, pinned_at = 0;
+    size_t plane_at = 0, pinned_at = 0, tabled_at = 0;
     for (Layer &layer : layers_) {
         const size_t weights = static_cast<size_t>(layer.record->weights());
         layer.codes.resize((weights + 7) / 8 * 8);
         if (!layer.record->switchable()) {
-            for (size_t i = 0; i < weights; i++) layer.codes[i] = pinned.data[pinned_at + i] ^ pinned_offset;
+            for (size_t i = 0; i < weights; i++) layer.codes[i] = pinned.data[pinned_at + i] ^ byte_offset;
             pinned_at += weights;
             continue;
         }
@@ -167,7 +175,29 @@ void Checkpoint::read_codes() {
             std::memcpy(&layer.codes[8 * byte], &bits, sizeof bits);
         }
         plane_at += plane_bytes(*layer.record);
+        if (layer.record->kind == GridKind::table) tabled_at += look_up(layer, tabled_at);
     }
+}
+
+// Puts what the codes of a layer stand for in their place, as bytes, whichever child uses them; returns its channels.
+size_t Checkpoint::look_up(Layer &layer, size_t first) const {
+    const int bits = header_.children[0].weights.of(layer.record->name);
+    const size_t outputs = static_cast<size_t>(layer.record->outputs()), numbers = size_t{1} << bits;
+    const size_t row = static_cast<size_t>(layer.record->weights()) / outputs;
+    const Span tables = file_.tensor("table/" + std::to_string(bits));
+    for (size_t n = 0; n < outputs; n++) {
+        const uint8_t *table = tables.data + (first + n) * numbers;
+        for (size_t i = 0; i < numbers; i++) {
+            const auto number = static_cast<int8_t>(table[i]);
+            if (number == INT8_MIN || (i > 0 && number < static_cast<int8_t>(table[i - 1]))) {
+                file_.fail("is damaged: a table of " + std::to_string(bits) + " bits does not ascend from -127 at least");
+            }
+        }
+        for (size_t i = n * row; i < (n + 1) * row; i++) {
+            layer.codes[i] = table[layer.codes[i] >> (master_bits - bits)] ^ byte_offset;
+        }
+    }
+    return outputs;
 }
 
 // The tables of a weight width, which its children share.
@@ -202,7 +232,7 @@ void Checkpoint::read_child(size_t index) {
     }
 }
 
-// What belongs to a child; of a pinned layer that is all, its integers are codes less 128, turned by the sign.
+// What belongs to a child; of a pinned layer that is all, its integers are bytes less 128, turned by the sign.
 void Checkpoint::add_channel(const ChildRecord &child, const LayerRecord &layer, const Own &own, size_t channel,
                              float input_scale, Numbers &numbers) const {
     const float scale = at<float>(own.scale, channel), bias = at<float>(own.bias, channel);
@@ -220,16 +250,21 @@ void Checkpoint::add_channel(const ChildRecord &child, const LayerRecord &layer,
         file_.fail("is damaged: a bias of layer '" + layer.name + "' at child '" + child.name + "' is no int32");
     }
     numbers.gain.push_back(sign);
-    numbers.shift.push_back(-pinned_offset * sign);
+    numbers.shift.push_back(-byte_offset * sign);
     numbers.bias.push_back(static_cast<int32_t>(steps));
     numbers.bits.push_back(master_bits);
     numbers.scale.push_back(scale);
 }
 
-// z = gain * code + shift, from z = slope * u + offset and what a code stands for.
+// z = gain * code + shift, from z = slope * u + offset and what a code stands for; of a table that is a byte less 128.
 void Checkpoint::grid_of(const Shared &grid, size_t channel, GridKind kind, Numbers &numbers, size_t n) {
     const int32_t sign = numbers.gain[n], slope = at<int8_t>(grid.slope, channel) * sign;
     const int32_t offset = at<int8_t>(grid.offset, channel) * sign;
+    if (kind == GridKind::table) {
+        numbers.gain[n] = slope;
+        numbers.shift[n] = offset - byte_offset * slope;
+        return;
+    }
     const int bits = at<int8_t>(grid.bits, channel), steps = 1 << bits;
     numbers.gain[n] = kind == GridKind::odd ? 2 * slope : slope;
     numbers.shift[n] = offset - slope * (kind == GridKind::odd ? steps - 1 : steps >> 1);

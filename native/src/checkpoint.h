@@ -50,6 +50,7 @@ class Checkpoint {
     void check_graph() const;
     int planes() const;
     void read_codes();
+    size_t look_up(Layer &layer, size_t first) const;
     const Shared &shared(int width);
     void read_child(size_t index);
     void add_channel(const ChildRecord &child, const LayerRecord &layer, const Own &own, size_t channel,

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t largest_layer = int64_t{1} << 40;
 constexpr size_t most_records = 1 << 16, shortest_digest = 32, longest_digest = 64;
-constexpr int master_bits = 8, least_activation_bits = 2, highest_zero = 192;
+constexpr int master_bits = 8, least_activation_bits = 2, highest_zero = 192, widest_table = 4;
 
 bool is_digit(char letter) { return letter >= '0' && letter <= '9'; }
 
@@ -127,8 +127,8 @@ class Reader {
     }
 
     GridKind kind() {
-        constexpr GridKind kinds[] = {GridKind::odd, GridKind::integer, GridKind::pinned};
-        return kinds[json_.one_of({"odd", "integer", "int8"})];
+        constexpr GridKind kinds[] = {GridKind::odd, GridKind::integer, GridKind::table, GridKind::pinned};
+        return kinds[json_.one_of({"odd", "integer", "table", "int8"})];
     }
 
     void sites() {
@@ -189,6 +189,15 @@ void check_structure(Header &header) {
         }
         layer.site_index = site->second;
     }
+    for (const LayerRecord &layer : header.layers) {
+        if (layer.kind != GridKind::table) continue;
+        for (const ChildRecord &child : header.children) {
+            const int bits = child.weights.of(layer.name);
+            if (bits > widest_table || bits != header.children[0].weights.of(layer.name)) {
+                throw Failure("layer '" + layer.name + "' has tables of other than one width up to 4");
+            }
+        }
+    }
     for (const SiteRecord &site : header.sites) {
         if (site.bits.size() != header.children.size() || site.scales.size() != header.children.size()) {
             throw Failure("site '" + site.name + "' needs bits and a scale for each child");
@@ -227,10 +236,18 @@ int64_t LayerRecord::weights() const {
 }
 
 std::vector<int> Header::widths() const {
+    return widths_of([](const LayerRecord &layer) { return layer.switchable(); });
+}
+
+std::vector<int> Header::table_widths() const {
+    return widths_of([](const LayerRecord &layer) { return layer.kind == GridKind::table; });
+}
+
+std::vector<int> Header::widths_of(const std::function<bool(const LayerRecord &)> &meant) const {
     std::set<int> found;
     for (const ChildRecord &child : children) {
         for (const LayerRecord &layer : layers) {
-            if (layer.switchable()) found.insert(child.weights.of(layer.name));
+            if (meant(layer)) found.insert(child.weights.of(layer.name));
         }
     }
     return {found.begin(), found.end()};

@@ -1,6 +1,7 @@
 // What the header of an `.emq` says, with the bounds that the format has for it.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -22,7 +23,7 @@ struct ChildRecord {
     Widths weights, activations;
 };
 
-enum class GridKind { odd, integer, pinned };
+enum class GridKind { odd, integer, table, pinned };
 
 struct LayerRecord {
     std::string name, site;
@@ -50,6 +51,10 @@ struct Header {
     std::map<std::string, std::string> digests;  // of every tensor
 
     std::vector<int> widths() const;  // of weights, that some switchable layer has at some child, ascending
+    std::vector<int> table_widths() const;  // those of layers with tables
+
+  private:
+    std::vector<int> widths_of(const std::function<bool(const LayerRecord &)> &meant) const;
 };
 
 // The format that a header says it has; throws `Failure` for a text that is no header.

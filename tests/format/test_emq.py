@@ -264,11 +264,13 @@ def test_other_formats_are_refused_in_one_sentence(tmp_path: Path) -> None:
     """An old device says that it is old, an old file how to make it anew, not that it is broken."""
     path = tmp_path / "other.emq"
     with_version(path, 99)
-    with pytest.raises(EmqError, match="has format 99, this emqdeploy reads 3; update emqdeploy"):
+    with pytest.raises(EmqError, match="has format 99, this emqdeploy reads 3 and 4; update emqdeploy"):
         load_checkpoint(path)
     for version in (1, 2):
         with_version(path, version)
-        with pytest.raises(EmqError, match=f"has format {version}, .* reads 3; train or quantize the network again"):
+        with pytest.raises(
+            EmqError, match=f"has format {version}, .* reads 3 and 4; train or quantize the network again"
+        ):
             load_checkpoint(path)
 
 

@@ -156,7 +156,10 @@ def _put(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda header, _: header.update(format_version=4), r"has format 4, this library reads 3; update emqdeploy"),
+        (
+            lambda header, _: header.update(format_version=5),
+            r"has format 5, this library reads 3 and 4; update emqdeploy",
+        ),
         (lambda header, _: header.update(format_version=2), "train or quantize the network again"),
         (lambda header, _: header.update(note=1), "an unknown field note"),
         (lambda header, _: header["card"].pop("classes"), "no classes"),

@@ -31,6 +31,7 @@ class QuantizedWeight(NamedTuple):
         offset: ``k``, ``(C,)``.
         bits: the bits of the code that each channel uses, ``(C,)``.
         residual: what rounding ``k`` left of the mean, in units of the weights, ``(C,)``.
+        table: of kind `TABLE`, the ``u`` of every code ``(C, 2^b)``, ascending.
     """
 
     value: Tensor
@@ -40,6 +41,7 @@ class QuantizedWeight(NamedTuple):
     offset: Tensor
     bits: Tensor
     residual: Tensor
+    table: Tensor | None = None
 
 
 class WeightQuantizer(nn.Module, ABC):

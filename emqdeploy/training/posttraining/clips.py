@@ -52,7 +52,7 @@ CLIP_CHOICES: Registry[ClipChoice] = Registry("clip calibration")
 @CLIP_CHOICES.register("max")
 def largest(values: Tensor, below: int, above: int, channels: Tensor | None = None) -> float:
     """The clip that cuts nothing: the steps are coarse."""
-    return float(_heights(values, below, above).max())
+    return _reach(values, below, above)
 
 
 def percentile(share: float) -> ClipChoice:
@@ -72,7 +72,7 @@ CLIP_CHOICES.register("p99.99")(percentile(0.9999))
 @CLIP_CHOICES.register("mse")
 def least_error(values: Tensor, below: int, above: int, channels: Tensor | None = None) -> float:
     """The clip of least mean squared error for the readers, of ninety between a tenth and all of the range."""
-    top = largest(values, below, above)
+    top = _reach(values, below, above)
     errors = {top * share: _error(values, top * share, below, above) for share in SHARES}
     return min(errors, key=errors.__getitem__)
 
@@ -85,7 +85,7 @@ def most_channels(values: Tensor, below: int, above: int, channels: Tensor) -> f
     divided by its own mean square, and the mean over the channels is smallest. Reconstructed from the abstract, which
     says that errors of individual channels count, so that the quantizer suits the majority of them.
     """
-    top = largest(values, below, above)
+    top = _reach(values, below, above)
     power = _per_channel(values.mean(1).square(), channels)
     alive = power > 0
     errors = {}
@@ -98,6 +98,11 @@ def most_channels(values: Tensor, below: int, above: int, channels: Tensor) -> f
 def _heights(values: Tensor, below: int, above: int) -> Tensor:
     """The clips that values ask for: negative ones have steps of their own."""
     return torch.where(values < 0, values * (-above / below), values)
+
+
+def _reach(values: Tensor, below: int, above: int) -> float:
+    """The largest clip that a value asks for."""
+    return float(_heights(values, below, above).max())
 
 
 def _error(values: Tensor, clip: float, below: int, above: int) -> float:
@@ -136,7 +141,7 @@ def calibrate_clips(network: MultiBitNetwork, batches: list[Tensor], choice: str
             site.zero_point = _zero_point(values, channels, choose)
         steps = {child: _steps(site, child) for child in site.clips()}
         # A percentile is zero where nearly all values are.
-        clips = {ends: choose(values, *ends, channels) or largest(values, *ends) for ends in set(steps.values())}
+        clips = {ends: choose(values, *ends, channels) or _reach(values, *ends) for ends in set(steps.values())}
         for child, ends in steps.items():
             site.set_clip(child, max(clips[ends], SMALLEST_CLIP))
 
