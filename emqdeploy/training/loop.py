@@ -31,7 +31,7 @@ from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, parameter_group
 from emqdeploy.training.passes import Passes
 from emqdeploy.training.progress import TrainProgress
 from emqdeploy.training.run import RunDirectory
-from emqdeploy.training.scales import child_scale
+from emqdeploy.training.scales import set_rates
 from emqdeploy.training.steps import Step
 from emqdeploy.training.tensorboard import TensorBoardLog
 
@@ -206,10 +206,8 @@ class Trainer:
     def _update(self, step: Step) -> None:
         config = self.config
         rate = config.learning_rate * self.schedule(self.progress.step / self.total_steps, config.warm_up)
-        if step.updates_alone(config.accumulate):
-            rate *= child_scale(config.lr_scale, step.children[0])
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        alone = step.children[0] if step.updates_alone(config.accumulate) else None
+        set_rates(self.optimizer.param_groups, rate, config.lr_scale, alone)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
         self.optimizer.step()
