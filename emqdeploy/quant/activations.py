@@ -149,6 +149,13 @@ class ActivationQuantizer(nn.Module):
         self._index = -1 if child == FLOAT else self._place(child)
         self._borrowed = self.scale(child) if self._index < 0 and child != FLOAT else 0.0
 
+    def redefine(self, old: Child, new: Child) -> None:
+        """Lets a child have other widths from now on; its clip goes with it, unless others learn that one too."""
+        others = {self._key(child) for child in self.trained if child != old}
+        if old in self.trained and self._key(old) not in others:
+            self._keys = tuple(self._key(new) if key == self._key(old) else key for key in self._keys)
+        self.trained = tuple(new if child == old else child for child in self.trained)
+
     def _key(self, child: Child) -> int | Child:
         """What has a clip: the activation width, or the child."""
         return self.bits_of(child) if self.shares else child

@@ -111,6 +111,20 @@ class MultiBitNetwork(nn.Module):
         """The same as `use`, for a weight width; 32 computes in float."""
         self.use(bits)
 
+    def redefine(self, old: Child, new: Child) -> None:
+        """Lets a child have other widths, and perhaps another name, from now on; what it has learned goes with it.
+
+        A method that learns or searches widths begins with a child that stands for what it will find.
+        """
+        pinned = {name: layer.pinned for name, layer in self.layers.items()}
+        check_layers(new, list(pinned), pinned)
+        self.trained, self.known = (_replaced(children, old, new) for children in (self.trained, self.known))
+        for site in self.sites.values():
+            site.redefine(old, new)
+        for norm in self.norms.values():
+            norm.redefine(old, new)
+        self.use(new if self.child == old else self.child)
+
     @contextmanager
     def at(self, child: ChildLike) -> Iterator[MultiBitNetwork]:
         """Runs a block at one child: ``with network.at(4): logits = network(images)``."""
@@ -217,6 +231,10 @@ class MultiBitNetwork(nn.Module):
         if node.op == "call_module":
             return isinstance(self.graph.get_submodule(str(node.target)), nn.MaxPool2d)
         return node.target in (F.max_pool2d, torch.max_pool2d)
+
+
+def _replaced(children: tuple[Child, ...], old: Child, new: Child) -> tuple[Child, ...]:
+    return tuple(new if child == old else child for child in children)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

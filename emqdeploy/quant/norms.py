@@ -77,6 +77,10 @@ class MultiBitBatchNorm2d(nn.BatchNorm2d):
         alike = [row for other, row in self._rows.items() if other.uniform and other.bits == width]
         return alike[0] if alike else NO_ROW
 
+    def redefine(self, old: Child, new: Child) -> None:
+        """Lets a child have other widths from now on; its numbers stay."""
+        self._rows = {new if child == old else child: row for child, row in self._rows.items()}
+
     def keep(self, child: Child, mean: Tensor, var: Tensor) -> None:
         """Sets the statistics that evaluation uses at a child of the network."""
         row = self._rows[child]

@@ -78,6 +78,7 @@ class TrainResult:
 
     def __iadd__(self, other: TrainResult) -> TrainResult:
         """Adds a part of the run."""
+        self.trained += other.trained
         self.seconds += other.seconds
         self.sample_passes += other.sample_passes
         self.checkpoints += other.checkpoints
@@ -142,7 +143,7 @@ def _train(
     plans = config.networks()
     if world.leads and not resume and any(plan.folder for plan in plans):
         run.start(write_options(config))
-    result = TrainResult(out, config.trained)
+    result = TrainResult(out, ())
     for plan in plans:
         path = out / plan.folder
         resumes = world.agree(resume and RunDirectory.holds_run(path))
@@ -188,7 +189,7 @@ def _train_one(
             run.truncate_metrics(0)
     elif world.leads:  # only now, so that whatever was refused has written nothing
         run.start(write_options(config))
-    competes = start.known and plan.trained != (FLOAT,) and len(material.validation) > 0
+    competes = start.known and plan.trained != (FLOAT,) and len(material.validation) > 0 and trainer.method.competes
     if competes and trainer.progress.step == 0:
         some = images.plain(np.arange(min(START_IMAGES, len(images))))
         NORM_ADAPTATIONS[config.norm_adaptation](network, _batches(some), network.trained)
@@ -203,6 +204,7 @@ def _train_one(
     started = time.perf_counter()
     result.sample_passes += trainer.method.finish(console)
     result.seconds += time.perf_counter() - started
+    result.trained = network.trained  # some methods find out their widths
     run.save_latent(network.float_state(), dataset.preprocessing)
     left = in_order(trainer.method.leaves())
     if FLOAT in left:
@@ -210,7 +212,8 @@ def _train_one(
     children = tuple(child for child in left if child != FLOAT)
     if not children:
         return result
-    spec = replace(spec, trained=network.quantized)  # what a file says of its network
+    unseen = tuple(child for child in network.known if child not in network.trained)
+    spec = replace(spec, trained=network.quantized, unseen=unseen)  # what a file says of its network
     groups = storage_groups(children, config.quantizer.nested)
     for name, group in groups.items():
         path = out / (CHECKPOINT_FILE if len(groups) == 1 else f"model-{name}.emq")

@@ -35,8 +35,8 @@ class TrainConfig(CommonOptions):
         return METHODS[self.method.name].networks(self.method, self)
 
     def only(self, plan: NetworkPlan) -> TrainConfig:
-        """The run that trains one of the networks alone."""
-        if plan.trained == self.trained:
+        """The run that trains one of the networks alone; where there is but one, all of the run."""
+        if plan.trained == self.trained or not plan.folder:
             return self
         named = tuple(child for child in plan.trained if child in self.children)
         bits = tuple(child.name for child in plan.trained if child not in named)

@@ -80,6 +80,20 @@ def plain_averages(network: MultiBitNetwork) -> Iterator[None]:
             norm.eval()
 
 
+@contextmanager
+def undisturbed(network: MultiBitNetwork) -> Iterator[None]:
+    """Passes inside normalize with batch statistics, as in training, and leave the running ones as they were."""
+    before = [(buffer, buffer.clone()) for norm in network.norms.values() for buffer in norm.buffers()]
+    training = network.training
+    network.train()
+    try:
+        yield
+    finally:
+        network.train(training)
+        for buffer, values in before:
+            buffer.copy_(values)
+
+
 def measure_input_means(network: MultiBitNetwork, batches: list[Tensor]) -> None:
     """Measures the mean of every layer's input, over the trained children.
 

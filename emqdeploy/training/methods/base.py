@@ -87,6 +87,9 @@ class Method(ABC):
 
     Options: ClassVar[type[MethodOptions]]
 
+    competes: ClassVar[bool] = True
+    """Whether weights that training starts from may win over every epoch; not where its child is still to be found."""
+
     features: FeatureTap | None = None
     """Where penultimate features are read, for a method that asks for them."""
 
