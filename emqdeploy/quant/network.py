@@ -136,7 +136,12 @@ class MultiBitNetwork(nn.Module):
             self.use(before)
 
     def initialise_clips(self, images: Tensor) -> None:
-        """Starts every clip from what the float network makes of a batch of normalised images."""
+        """Starts every clip from what the float network makes of a batch of normalised images.
+
+        And what quantizers learn from its weights, where they ask for it.
+        """
+        for layer in self.layers.values():
+            layer.quantizer.start_from(layer.weight.detach())
         training = self.training
         for site in self.sites.values():
             site.observing = True

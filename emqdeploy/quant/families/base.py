@@ -66,6 +66,9 @@ class WeightQuantizer(nn.Module, ABC):
         """Returns the fake-quantized weights alone, all that a training pass needs; a family may get there sooner."""
         return self(weight, bits).value
 
+    def start_from(self, weight: Tensor) -> None:
+        """Lets what is learned besides the weights begin from them, as they are when quantized training begins."""
+
 
 @dataclass(frozen=True)
 class FamilyOptions(ABC):

@@ -169,11 +169,18 @@ class CpqQuantizer(WeightQuantizer):
         super().__init__(limit)
         self.options = options
         self.widths = tuple(sorted(widths))
-        rows = weight.detach().reshape(len(weight) if options.step == "channel" else 1, -1).abs().mean(1)
-        starts = [2 * rows / math.sqrt(self._range(bits)[1]) for bits in self.widths]
-        self.step = nn.Parameter(torch.stack(starts) if starts else weight.new_zeros(0, len(rows)))
+        channels = len(weight) if options.step == "channel" else 1
+        self.step = nn.Parameter(weight.new_zeros(len(self.widths), channels))
+        self.start_from(weight.detach())
         self.gate: Callable[[int, int], Tensor] | None = None
         self.kept: Callable[[], int] | None = None
+
+    def start_from(self, weight: Tensor) -> None:
+        """Starts the steps at ``2 E|w| / sqrt(Q_P)``."""
+        rows = weight.reshape(self.step.shape[1], -1).abs().mean(1)
+        with torch.no_grad():
+            for step, bits in zip(self.step, self.widths, strict=True):
+                step.copy_(2 * rows / math.sqrt(self._range(bits)[1]))
 
     def _range(self, bits: int) -> tuple[int, int, int]:
         """The lowest and highest grid point, and the bits of the code that the limit leaves."""

@@ -131,13 +131,22 @@ class LevelsQuantizer(WeightQuantizer):
         super().__init__(limit)
         self.options = options
         self.levels, self.scores = nn.ParameterDict(), nn.ParameterDict()
-        rows = self._rows(weight.detach())
+        rows = self._rows(weight)
         for bits in sorted(widths):
-            levels = closest_levels(rows, 2**bits)
-            self.levels[str(bits)] = nn.Parameter(levels)
+            self.levels[str(bits)] = nn.Parameter(rows.new_zeros(len(rows), 2**bits))
             if options.assignment == "direct":
-                squares = (rows - levels.T.unsqueeze(-1)).square()
-                self.scores[str(bits)] = nn.Parameter(-squares / (2 * _distance(levels)))
+                self.scores[str(bits)] = nn.Parameter(rows.new_zeros(2**bits, *rows.shape))
+        self.start_from(weight.detach())
+
+    def start_from(self, weight: Tensor) -> None:
+        """Starts the levels where their squared error is least, and the scores so that each weight has the nearest."""
+        rows = self._rows(weight)
+        with torch.no_grad():
+            for bits, levels in self.levels.items():
+                levels.copy_(closest_levels(rows, levels.shape[1]))
+                if bits in self.scores:
+                    squares = (rows - levels.T.unsqueeze(-1)).square()
+                    self.scores[bits].copy_(-squares / (2 * _distance(levels)))
 
     def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
         """Returns the fake-quantized weights and the numbers that deploy them."""

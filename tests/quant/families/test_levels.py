@@ -194,3 +194,12 @@ def test_bad_choices_are_refused() -> None:
     with pytest.raises(UsageError, match=r"8-bit weights, which quantizer 'levels' cannot make; allowed: 1\.\.4"):
         spec.build()
     assert family_options(LevelsOptions("channel", "nearest").to_dict()) == LevelsOptions("channel", "nearest")
+
+
+def test_levels_start_from_the_weights_that_there_are() -> None:
+    """A float network that trained alone first hands over what it has become."""
+    weight = torch.randn(4, 9)
+    one, fresh = quantizer(torch.zeros(4, 9)), quantizer(weight)
+    one.start_from(weight)
+    for bits in WIDTHS:
+        torch.testing.assert_close(one.value(weight, bits), fresh.value(weight, bits), rtol=0, atol=0)
