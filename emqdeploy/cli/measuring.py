@@ -48,6 +48,8 @@ def evaluate(
 ) -> None:
     """Measure accuracy on the test set, in a runtime.
 
+    What `quantize` made is shown beside the float network that it was made of, which torch computes.
+
     Examples:
       emqdeploy eval
 
@@ -58,12 +60,14 @@ def evaluate(
       emqdeploy eval bundle --data imagefolder:photos
     """
     from emqdeploy.report.terminal import accuracy_table
-    from emqdeploy.runtimes import use
+    from emqdeploy.workflows.evaluation import evaluate as measure
 
-    result = use.evaluate(path, bits, runtime, data_dir, threads, model, data)
+    result = measure(path, bits, runtime, data_dir, threads, model, data)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
-    notes = [note for note in (result["unproven"], result["note"]) if note]
-    finish(result, json_, accuracy_table(title, result["accuracy"], result["trained"], result["method"]), *notes)
+    notes = [note for note in (result["unproven"], result["note"], result["float_missing"]) if note]
+    floating = result["float_accuracy"]
+    table = accuracy_table(title, result["accuracy"], result["trained"], result["method"], floating=floating)
+    finish(result, json_, table, *notes)
 
 
 def _classes() -> Sequence[type]:

@@ -49,10 +49,16 @@ def accuracy_table(
     trained: Sequence[str],
     method: str | None = None,
     fidelity: dict[str, dict[str, Any]] | None = None,
+    floating: float | None = None,
 ) -> Table:
-    """Accuracy per child by name, and where known how far it is from what was trained; unseen children are marked."""
+    """Accuracy per child by name, and where known how far it is from what was trained; unseen children are marked.
+
+    ``floating`` is that of the float network that the children were quantized from.
+    """
     columns = _FIDELITY if fidelity else ()
     result = table(title, "child", "accuracy", *columns, "", caption=_measured_on(fidelity))
+    if floating is not None:
+        result.add_row("float", percent(floating), *[""] * len(columns), "as it came")
     for child, value in accuracy.items():
         # The float network, where it was trained beside the others, is no file that could be far from anything.
         cells = fidelity_cells(fidelity[child]) if fidelity and child in fidelity else [""] * len(columns)

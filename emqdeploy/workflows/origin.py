@@ -31,6 +31,25 @@ if TYPE_CHECKING:
     from emqdeploy.quant.network import MultiBitNetwork
 
 
+def load_float(card: Card, weights: Path) -> tuple[nn.Module, MultiBitNetwork]:
+    """The user's own model in evaluation mode, with its weights, and the multi-bit network that is made of it.
+
+    Raises:
+        EmqError: torch is missing, the weights are not those of the model, or the model is the user's own function and
+            was not named.
+    """
+    require("torch", "train")
+    from emqdeploy.quant.build import NetworkSpec
+    from emqdeploy.training.fidelity import build_both
+    from emqdeploy.training.pretrained import load_pretrained
+
+    # The entry that `quantize` took; the file that it left behind has one only.
+    entry = None if weights.name == LATENT_FILE else card.recipe.get("weights_entry")
+    load = partial(load_pretrained, path=weights, fresh_head=False, entry=entry)
+    model, network = build_both(NetworkSpec.from_dict(card.structure), load)
+    return model.eval(), network
+
+
 @dataclass
 class FloatModel:
     """The float model of a checkpoint, and its answers.
@@ -53,29 +72,15 @@ class FloatModel:
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, weights: Path, images: ParityImages) -> FloatModel:
-        """Builds the model and lets it answer.
-
-        Raises:
-            EmqError: torch is missing, the weights are not those of the model, or the model is the user's own function
-                and was not named.
-        """
-        require("torch", "train")
+        """Builds the model, as `load_float` does, and lets it answer."""
+        model, network = load_float(checkpoint.card, weights)
         import torch
 
-        from emqdeploy.quant.build import NetworkSpec
-        from emqdeploy.training.fidelity import build_both
-        from emqdeploy.training.pretrained import load_pretrained
-
-        spec = NetworkSpec.from_dict(checkpoint.card.structure)
-        # The entry that `quantize` took; the file that it left behind has one only.
-        entry = None if weights.name == LATENT_FILE else checkpoint.card.recipe.get("weights_entry")
-        load = partial(load_pretrained, path=weights, fresh_head=False, entry=entry)
-        model, network = build_both(spec, load)
         places = spread(len(images.inputs))
         inputs, answers = images.inputs[places], []
         with torch.inference_mode():
             for start in range(0, len(inputs), BATCH):
-                answers.append(model.eval()(torch.from_numpy(inputs[start : start + BATCH])).numpy())
+                answers.append(model(torch.from_numpy(inputs[start : start + BATCH])).numpy())
         return cls(model, network, checkpoint, inputs, places, np.concatenate(answers))
 
     def compare(self, logits: Floats) -> FidelityRecord:

@@ -24,6 +24,7 @@ from emqdeploy.training.posttraining.quantize import quantize
 from emqdeploy.workflows import origin as origins
 from emqdeploy.workflows.baselines import float_onnx
 from emqdeploy.workflows.comparing import ParityImages, parity_images
+from emqdeploy.workflows.evaluation import evaluate
 from emqdeploy.workflows.origin import Origin
 from emqdeploy.workflows.verify import verify
 
@@ -103,6 +104,25 @@ def test_a_file_that_is_wrong_in_itself_fails_though_every_rung_agrees(
     printed = capsys.readouterr()
     assert LAYER in printed.out
     assert "verification failed at child 8" in printed.err
+
+
+def test_eval_shows_the_float_network_beside_its_children(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it came, from the weights beside the file; without them there is no row, and with others one line says why."""
+    measured = evaluate(run, "8", "onnxruntime", None, threads=1)
+    known = load_checkpoint(run / "model.emq").card.provenance["float_accuracy"]
+    assert measured["float_accuracy"] == pytest.approx(known, abs=1e-3)
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main(["eval", str(run), "--bits", "8"])
+    assert "as it came" in capsys.readouterr().out
+    (run / "latent.safetensors").write_bytes(b"no weights")
+    spoiled = evaluate(run / "model.emq", "8", "onnxruntime", None, threads=1)
+    assert spoiled["float_accuracy"] is None
+    assert str(spoiled["float_missing"]).startswith("the float network was not measured: ")
+    (run / "latent.safetensors").unlink()
+    assert evaluate(run, "8", "onnxruntime", None, threads=1)["float_missing"] is None
 
 
 def test_without_the_float_weights_the_card_is_what_is_known(run: Path, images: ParityImages) -> None:
