@@ -159,8 +159,8 @@ class CpqQuantizer(WeightQuantizer):
 
     Attributes:
         step: ``(widths, C or 1)``.
-        gate: in training, factors of the odds of the points of a grid ``(low, high)``, ``(points,)``; None leaves them.
-        kept: bits at most that evaluation and deployment use; a narrower grid has the step of the next wider width.
+        gate: in training, factors ``(points,)`` of the odds of the points of a grid ``(low, high)``, or None for all of
+            them. Where there is a gate, a narrower grid has the step of the next wider width: its outer points dropped.
     """
 
     kind: Kind = INTEGER
@@ -172,8 +172,7 @@ class CpqQuantizer(WeightQuantizer):
         channels = len(weight) if options.step == "channel" else 1
         self.step = nn.Parameter(weight.new_zeros(len(self.widths), channels))
         self.start_from(weight.detach())
-        self.gate: Callable[[int, int], Tensor] | None = None
-        self.kept: Callable[[], int] | None = None
+        self.gate: Callable[[int, int], Tensor | None] | None = None
 
     def start_from(self, weight: Tensor) -> None:
         """Starts the steps at ``2 E|w| / sqrt(Q_P)``."""
@@ -191,7 +190,7 @@ class CpqQuantizer(WeightQuantizer):
 
     def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
         """Returns the fake-quantized weights and the numbers that deploy them."""
-        low, high, used = self._range(bits if self.kept is None else min(bits, self.kept()))
+        low, high, used = self._range(bits)
         step = self._step(weight, bits)
         value = self._value(weight, step, None, low, high)
         with torch.no_grad():
@@ -214,7 +213,7 @@ class CpqQuantizer(WeightQuantizer):
 
     def _step(self, weight: Tensor, bits: int) -> Tensor:
         """The learned step of a width, broadcastable to the weights."""
-        wider = [width for width in self.widths if width == bits or (self.kept is not None and width > bits)]
+        wider = [width for width in self.widths if width == bits or (self.gate is not None and width > bits)]
         if not wider:
             have = ", ".join(map(str, self.widths))
             raise UsageError(f"quantizer 'cpq' has learned no step for {bits} bits, it has {have}; train that width")

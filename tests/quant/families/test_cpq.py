@@ -106,7 +106,7 @@ def test_the_mode_counts_the_chosen_point_alone() -> None:
 
 
 def test_dropped_points_are_not_chosen() -> None:
-    """Where a mask leaves the grid of two bits, the value is that grid's."""
+    """Where a mask leaves the grid of two bits, the value is that grid's; and a width without a step borrows one."""
     weight = torch.linspace(-3, 3, 24).reshape(2, 12)
     one = quantizer(weight)
     with torch.no_grad():
@@ -114,8 +114,11 @@ def test_dropped_points_are_not_chosen() -> None:
     narrow = one.value(weight, 2)
     one.gate = lambda low, high: torch.tensor([-2 <= k <= 1 for k in range(low, high + 1)]).float()
     torch.testing.assert_close(one.value(weight, 4), narrow, rtol=0, atol=0)
-    one.kept = lambda: 2
-    torch.testing.assert_close(one(weight, 4).value, narrow, rtol=0, atol=0)
+    wide = CpqOptions().quantizer(weight, 127, (4,))
+    with torch.no_grad():
+        wide.step.fill_(0.6)
+    wide.gate = lambda low, high: None
+    torch.testing.assert_close(wide(weight, 2).value, narrow, rtol=0, atol=0)
 
 
 def test_bad_choices_are_refused() -> None:
