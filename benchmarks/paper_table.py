@@ -46,7 +46,14 @@ EPOCHS = 21
 BASE: dict[str, Any] = {
     **{"data": "fashion-mnist", "model": "resnet8", "limit": 6000, "threads": 1, "epochs": EPOCHS},
     **{"amp": "bf16", "channels_last": True},
+    **{"optimizer": "sgd", "schedule": "cosine", "warm_up": 0.05, "label_smoothing": 0.0, "float_first": 0.0},
 }
+"""Plain training, so that rows differ in nothing but what they are about; `TUNED` and `NOW` are what came later."""
+
+TUNED: dict[str, Any] = {"optimizer": "muon", "schedule": "linear", "warm_up": 0.15, "label_smoothing": 0.1}
+NOW: dict[str, Any] = {**TUNED, "float_first": 0.6}
+"""The defaults of ``emqdeploy train``."""
+
 QUICK = {"limit": 600, "epochs": 4, "amp": "none"}
 
 OTHER_SCORES = ("random", "entropy", "forgetting", "grand", "moderate")
@@ -110,6 +117,10 @@ ROWS: dict[str, Row] = {
     "control of 0.6": Row(share=_control(0.6)),
     "EMQNet 0, E/8": Row(share=1 / 8),
     "dedicated": Row(recipe="dedicated"),
+    "EMQNet now, E/8": Row(NOW, share=1 / 8),
+    "EMQNet now, not float first, E/8": Row(TUNED, share=1 / 8),
+    "Any-Precision tuned, E/8": Row(TUNED, "any-precision-tuned", 1 / 8),
+    "Any-Precision tuned, E/4": Row(TUNED, "any-precision-tuned", 1 / 4),
     **{f"score {score}": _choice(score=score, score_epochs=SCORES[score].epochs) for score in OTHER_SCORES},
     "selection top": _choice(selection="top"),
     "selection balanced": _choice(selection="balanced"),

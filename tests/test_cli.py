@@ -449,7 +449,7 @@ def test_interrupted_training_says_how_to_go_on(run: Run, tmp_path: Path) -> Non
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("train epoch 1/4"):
+        if line.startswith("float epoch 1/4"):
             process.send_signal(signal.SIGINT)
             break
     out, err = process.communicate(timeout=300)

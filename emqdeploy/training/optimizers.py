@@ -19,7 +19,7 @@ from emqdeploy.registry import Registry
 from emqdeploy.training.muon import Muon
 from emqdeploy.training.scales import GROUPS, Scales, factors_of
 
-WARM_UP = 0.05
+WARM_UP = 0.15
 """Share of all steps over which the learning rate rises, by default."""
 
 ParameterGroups = list[dict[str, Any]]

@@ -103,7 +103,7 @@ class CommonOptions(PixelOptions):
         (), "TOML file of more children, whose widths may differ from layer to layer.", parse=read_children
     )
 
-    epochs: int = _schedule(20, "Passes of every child over its images.", least=1)
+    epochs: int = _schedule(10, "Passes of every child over its images.", least=1)
     batch_size: int = _schedule(64, "Images in a step.", least=2)
     shuffle_block: int = _speed(
         0,
@@ -114,11 +114,11 @@ class CommonOptions(PixelOptions):
         None, "Peak learning rate; by default 0.1, with adam 0.001; where --pretrained is given, a tenth.", flag="lr"
     )
     schedule: str = _schedule(
-        "cosine", "Learning rate over the run: cosine, linear, step or constant.", parse=entry(SCHEDULES)
+        "linear", "Learning rate over the run: cosine, linear, step or constant.", parse=entry(SCHEDULES)
     )
     warm_up: float = _schedule(WARM_UP, "Share of the run over which the learning rate rises, 0 to below 1.", least=0)
     optimizer: str = _schedule(
-        "sgd", "sgd (Nesterov), muon (orthogonal updates), adam or adamw.", parse=entry(OPTIMIZERS)
+        "muon", "muon (orthogonal updates), sgd (Nesterov), adam or adamw.", parse=entry(OPTIMIZERS)
     )
     momentum: float = _schedule(
         None, "Momentum of the optimizer, 0 to below 1; by default 0.9, with muon 0.6 for its matrices.", least=0
@@ -130,7 +130,7 @@ class CommonOptions(PixelOptions):
         parse=read_scales,
     )
     clip_norm: float = _schedule(0.0, "Largest total norm of the gradients of an update; 0 is no limit.", least=0)
-    label_smoothing: float = _schedule(0.0, "Share of the target that all classes have alike, 0 to below 1.", least=0)
+    label_smoothing: float = _schedule(0.1, "Share of the target that all classes have alike, 0 to below 1.", least=0)
     ema: float = _schedule(
         0.0, "Decay of a moving average of all weights, which is validated and kept; 0 is none.", least=0
     )

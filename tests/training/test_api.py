@@ -352,7 +352,7 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", ["emqnet", "any-precision"])
 def test_the_float_network_may_be_one_of_the_children(recipe: str, tmp_path: Path) -> None:
     """It trains, is judged beside the others and is in no file; it teaches where the highest child does."""
-    given = {"limit": 200, "epochs": 2, "bits": "2,8,32", "validate_every": 1}
+    given = {"limit": 200, "epochs": 2, "bits": "2,8,32", "validate_every": 1, "float_first": 0}
     result = train(resolve(recipe, None, given), tmp_path, console=Console(quiet=True))
     assert FLOAT in result.accuracy
     assert FLOAT not in result.fidelity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.api import train
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.loop import Trainer, TrainingStopped
-from emqdeploy.training.methods.emqnet import EMQNet, EMQNetOptions
+from emqdeploy.training.methods.emqnet import FLOAT_SHARE, EMQNet
 from emqdeploy.training.recipes import resolve
 from emqdeploy.training.run import METRICS_FILE
 
@@ -113,6 +114,18 @@ def test_norms_of_their_own_start_from_the_float_network_s(policy: str) -> None:
 
 
 def test_it_is_an_option_of_every_planned_method() -> None:
-    """Joint plans have it too; by default no step is the float network's."""
-    assert EMQNetOptions().float_first == 0
+    """Joint plans have it too."""
     assert resolve("any-precision", None, {"float_first": 0.5}).method.to_dict()["float_first"] == 0.5
+
+
+def test_by_default_fresh_weights_learn_in_float_first() -> None:
+    """Not where they have learned already, nor where coresets or a single epoch leave no time for it; EMQNet alone."""
+
+    def share(recipe: str = "emqnet", **given: Any) -> float:
+        return float(resolve(recipe, None, given).method.to_dict()["float_first"])
+
+    assert share() == FLOAT_SHARE
+    assert share(float_first=0.3) == 0.3
+    assert share(recipe="truncquant") == 0
+    for given in ({"pretrained": "a.pth"}, {"prune_rate": 0.8}, {"epochs": 1}, {"step_plan": "joint"}, {"bits": (32,)}):
+        assert share(**given) == 0

@@ -31,6 +31,7 @@ class AnyPrecisionOptions(PlannedOptions):
 
     def check(self, common: CommonOptions) -> None:
         """Only private norms can be calibrated."""
+        super().check(common)
         if self.calibrate_epochs and common.norm != "private":
             raise UsageError(f"--calibrate-epochs trains private norms; --norm is {common.norm}, use private")
 

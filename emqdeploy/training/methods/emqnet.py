@@ -28,6 +28,9 @@ from emqdeploy.training.steps import STEP_PLANS, Indices
 
 _coreset = partial(option, panel="Coresets")
 
+FLOAT_SHARE = 0.6
+"""Of a run, for the float network; where it has two epochs, the children still see most images."""
+
 _STORED = ("indices", "odds", "standing")
 
 
@@ -104,6 +107,12 @@ class EMQNetOptions(PlannedOptions):
                 f"--score {self.score} goes by the course of training, of which --score-from {self.score_from} sees one"
                 " moment; use --score-from record, or --score el2n"
             )
+
+    def usual_float_first(self, common: CommonOptions) -> float:
+        """Most of the run, unless float weights were given, or coresets or another step plan need the time."""
+        fresh = common.pretrained is None and not common.model.endswith(".onnx") and common.epochs > 1
+        plain = self.prune_rate == 0 and self.step_plan == "interleaved"
+        return FLOAT_SHARE if fresh and plain and any(child != FLOAT for child in common.trained) else 0.0
 
     @property
     def one_record(self) -> bool:
