@@ -1,5 +1,7 @@
 """Families of quantizers at one, two and three bits: the same network, steps and seeds, one network per width.
 
+The float network trains alone in the first half of every run.
+
 ``python -m benchmarks.low_bits``, or with more images ``--data cifar10 --data-dir DIR --limit 5000``.
 """
 
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--limit", type=int, help="training images")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--bits", default="1,2,3")
     parser.add_argument("--rows", default=",".join(name for name in ROWS if "," not in name))
@@ -77,9 +80,10 @@ def _measure(name: str, bits: str, options: Any) -> dict[str, Any]:
                 limit=options.limit,
                 epochs=2 if options.quick else options.epochs,
                 bits=(int(bits),),
+                batch_size=options.batch_size,
                 seed=seed,
                 quantizer=family_options(ROWS[name] | extra),
-                method=method_options({"name": "adabits"}),
+                method=method_options({"name": "emqnet", "float_first": 0.5}),
             )
             with tempfile.TemporaryDirectory() as folder:
                 result = train(config, Path(folder) / "run", console=Console(file=io.StringIO()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,30 +16,45 @@ import pytest
 from emqdeploy.format.bundle import VERIFIED, Bundle
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint, load_checkpoint, places_in, save_checkpoint
+from emqdeploy.format.grid import TABLE
 from emqdeploy.format.seal import read_seal
 from emqdeploy.graph.reference import IntegerReference
 from emqdeploy.runtimes import Runtime
 
+if TYPE_CHECKING:
+    from emqdeploy.quant.insertion import InsertionConfig
+
 DATA = Path(__file__).parent.parent / "data"
-FORMATS = (3,)
 SCHEMAS = (2,)
 
 CHILDREN = (Child.of(2), Child("mixed", {"*": 4, "3": 8, "6": 2}, {"*": 8, "6": 4}), Child.of(8))
+TABLED = (Child("narrow", {"*": 2, "6": 3}, {"*": 8, "6": 4}), Child("wide", {"*": 2, "6": 3}, 8))
 IMAGES = np.linspace(-2, 2, 128, dtype=np.float32).reshape(2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("version", FORMATS)
-def test_checkpoints_stay_readable(version: int) -> None:
+def test_checkpoints_stay_readable() -> None:
     """Every child, its card, and the very answers that it gave when the file was made."""
-    path = DATA / f"format{version}.emq"
+    path = DATA / "format3.emq"
     checkpoint = load_checkpoint(path)
     assert checkpoint.network.children == CHILDREN
     assert checkpoint.trained == (CHILDREN[0], CHILDREN[2])
     assert (checkpoint.card.model, checkpoint.card.classes) == ("tiny", ("a", "b", "c"))
     assert checkpoint.card.accuracy == {"8": 87.5}
     assert list(places_in(path).layer_bytes) == ["3", "6"]
-    answers = json.loads((DATA / f"format{version}.json").read_text())
+    answers = json.loads((DATA / "format3.json").read_text())
     for child in CHILDREN:
+        np.testing.assert_allclose(logits(checkpoint, child), answers[child.name], rtol=1e-6)
+        np.testing.assert_allclose(logits(load_checkpoint(path, child), child), answers[child.name], rtol=1e-6)
+
+
+def test_tables_stay_readable() -> None:
+    """A file of format 4, whose codes stand for numbers of tables, at two widths of activations."""
+    path = DATA / "format4.emq"
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.network.children == TABLED
+    assert [layer.grids[TABLED[0]].kind for layer in checkpoint.network.layers.values()] == ["odd", TABLE, TABLE, "odd"]
+    answers = json.loads((DATA / "format4.json").read_text())
+    for child in TABLED:
         np.testing.assert_allclose(logits(checkpoint, child), answers[child.name], rtol=1e-6)
         np.testing.assert_allclose(logits(load_checkpoint(path, child), child), answers[child.name], rtol=1e-6)
 
@@ -68,17 +84,33 @@ def logits(checkpoint: Checkpoint, child: Child) -> np.ndarray:
 
 def make(folder: Path) -> None:
     """Writes the files of the present version."""
+    from emqdeploy.exporters.settings import ExportSettings
+    from emqdeploy.format.bundle import SCHEMA
+    from emqdeploy.quant.families.levels import LevelsOptions
+    from emqdeploy.quant.insertion import InsertionConfig
+    from emqdeploy.workflows.export import export
+
+    path = _write(folder, "format3", InsertionConfig(), CHILDREN, {"8": 87.5}, ("2", "8"))
+    _write(folder, "format4", InsertionConfig(LevelsOptions("channel")), TABLED, {}, ("narrow", "wide"))
+    export(ExportSettings(path, "mixed", out=folder / f"schema{SCHEMA}"))
+
+
+def _write(
+    folder: Path,
+    name: str,
+    config: InsertionConfig,
+    children: tuple[Child, ...],
+    accuracy: dict[str, float],
+    trained: tuple[str, ...],
+) -> Path:
+    """Writes a small network at some children, and what it answers."""
     import torch
     from torch import nn
 
-    from emqdeploy.exporters.settings import ExportSettings
-    from emqdeploy.format.bundle import SCHEMA
     from emqdeploy.format.card import Card, DataSource, Pixels
-    from emqdeploy.format.emq import FORMAT_VERSION
     from emqdeploy.quant.deploy import freeze
-    from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
+    from emqdeploy.quant.insertion import insert_quantizers
     from emqdeploy.quant.skeleton import export_skeleton
-    from emqdeploy.workflows.export import export
     from tests.conftest import settled
 
     torch.manual_seed(3)
@@ -86,22 +118,22 @@ def make(folder: Path) -> None:
     for inputs, outputs in ((1, 8), (8, 12), (12, 12)):
         layers += [nn.Conv2d(inputs, outputs, 3, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
-    network = settled(insert_quantizers(model, InsertionConfig(), CHILDREN, (), 2.0), torch.randn(16, 1, 8, 8))
-    frozen = freeze(network, CHILDREN)
+    network = settled(insert_quantizers(model, config, children, (), 2.0), torch.randn(16, 1, 8, 8))
+    frozen = freeze(network, children)
     card = Card(
         model="tiny",
         classes=("a", "b", "c"),
         preprocessing=Pixels(1, 8, 8, (0.5,), (0.25,)),
         data=DataSource("digits"),
-        accuracy={"8": 87.5},
-        trained=("2", "8"),
+        accuracy=accuracy,
+        trained=trained,
     )
     checkpoint = Checkpoint(frozen, export_skeleton(network, frozen, (1, 8, 8)), card)
-    path = folder / f"format{FORMAT_VERSION}.emq"
+    path = folder / f"{name}.emq"
     save_checkpoint(path, checkpoint)
-    answers = {child.name: logits(checkpoint, child).tolist() for child in CHILDREN}
-    (folder / f"format{FORMAT_VERSION}.json").write_text(json.dumps(answers) + "\n")
-    export(ExportSettings(path, "mixed", out=folder / f"schema{SCHEMA}"))
+    answers = {child.name: logits(checkpoint, child).tolist() for child in children}
+    (folder / f"{name}.json").write_text(json.dumps(answers) + "\n")
+    return path
 
 
 def make_branches(folder: Path) -> None:

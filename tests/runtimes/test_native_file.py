@@ -68,6 +68,11 @@ def test_files_and_bundles_answer_as_in_python(path: Path) -> None:
     assert_as_python(path, load_checkpoint(KEPT))
 
 
+def test_tables_answer_as_in_python() -> None:
+    """A kept file whose codes stand for numbers of tables, two widths of weights among its layers."""
+    assert_as_python(DATA / "format4.emq", load_checkpoint(DATA / "format4.emq"))
+
+
 def test_a_residual_network_answers_as_in_python(small: Deployed, tmp_path: Path) -> None:
     """Eight widths, norms with negative gains among them, sums, and a first and last layer that stay at 8 bits."""
     save_checkpoint(tmp_path / "small.emq", small.checkpoint)
