@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from emqdeploy.errors import UsageError
@@ -39,3 +40,12 @@ def check_targets(targets: Targets, least: int, most: int, why: str) -> None:
     for target in targets:
         if not least <= target <= most:
             raise UsageError(f"--target-bits is {target:g}; allowed: {least} to {most}, {why}")
+
+
+def check_switchable(layers: Sequence[str]) -> None:
+    """Raises where no layer has a width to choose."""
+    if not layers:
+        raise UsageError(
+            "every layer of this network stays at 8 bits, so there are no widths to find; name fewer in --keep-8bit, or"
+            " use --small-groups layer"
+        )

@@ -31,7 +31,7 @@ from emqdeploy.training.norms import undisturbed
 from emqdeploy.training.relaxation import BIT_COSTS, Relaxation, Sizes
 from emqdeploy.training.settings import CommonOptions, entry
 from emqdeploy.training.steps import Indices, Step
-from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_targets, read_targets
+from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_switchable, check_targets, read_targets
 
 PATIENCE = 10
 """Times that a width turns back until it is frozen."""
@@ -102,6 +102,7 @@ class AdaQAT(Planned):
     def __init__(self, options: AdaQATOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         network, common = setting.network, setting.common
+        check_switchable(network.switchable)
         steps = sum(map(self.length, range(common.epochs)))
         self.search_steps = round(options.search_share * (1 - options.float_first) * steps)
         self.relaxation = Relaxation(

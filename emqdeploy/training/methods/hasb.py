@@ -30,7 +30,7 @@ from emqdeploy.training.methods.base import METHODS, NetworkPlan, Setting
 from emqdeploy.training.methods.planned import Planned, PlannedOptions, plan_option
 from emqdeploy.training.settings import CommonOptions
 from emqdeploy.training.steps import DRAWN, Step
-from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_targets, read_targets
+from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_switchable, check_targets, read_targets
 
 PROBES = 8
 """Random vectors by which the traces are estimated."""
@@ -84,6 +84,7 @@ class Hasb(Planned):
 
     def __init__(self, options: HasbOptions, setting: Setting) -> None:
         super().__init__(options, setting)
+        check_switchable(setting.network.switchable)
         self.offered = offered(setting.network.trained)
         self.traces: dict[str, float] = {}
 
@@ -189,7 +190,8 @@ def allocate(costs: NDArray[np.float64], widths: Sequence[int], budget: int) -> 
     for row in costs:
         options = np.full((len(widths), budget + 1), np.inf)
         for place, bits in enumerate(widths):
-            options[place, bits:] = best[: budget + 1 - bits] + row[place]
+            if bits <= budget:
+                options[place, bits:] = best[: budget + 1 - bits] + row[place]
         choices.append(options.argmin(0))
         best = options.min(0)
     found: list[int] = []
