@@ -15,6 +15,7 @@ from emqdeploy.cli import quantizing  # noqa: F401
 from emqdeploy.cli import exporting  # noqa: F401
 from emqdeploy.cli import measuring  # noqa: F401
 from emqdeploy.cli import running  # noqa: F401
+from emqdeploy.cli import delivering  # noqa: F401
 from emqdeploy.cli import looking  # noqa: F401
 
 # isort: on

@@ -28,14 +28,26 @@ def inspect(path: PathArgument = None, json_: JsonOption = False) -> None:
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/demo-NNN by default.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Instead: a network that gets better while it comes over a slow line.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """See it all in three minutes: train, export, verify and bench on the embedded digits."""
     from emqdeploy.format.runs import RUNS_ROOT, next_run_path
+
+    folder = out or next_run_path(RUNS_ROOT, "demo", "resnet8")
+    if stream:
+        from emqdeploy.report.delivery import stream_parts
+        from emqdeploy.workflows.delivery import stream_demo
+
+        result = stream_demo(folder, say)
+        finish(result, json_, *stream_parts(result))
+        return
     from emqdeploy.report.terminal import demo_parts
     from emqdeploy.workflows.demo import demo as run
 
-    result = run(out or next_run_path(RUNS_ROOT, "demo", "resnet8"), say)
+    result = run(folder, say)
     finish(result, json_, *demo_parts(result))
 
 

@@ -186,10 +186,8 @@ class TensorFile:
         if not 2 <= length <= min(_LARGEST_HEADER, self.size_bytes - 8):
             raise self.fail(foreign)
         try:
-            table = msgspec.json.decode(self._pread(8, length), type=dict[str, msgspec.Raw])
-            texts = msgspec.json.decode(table.pop("__metadata__", b"{}"), type=dict[str, str])
+            self._table, texts = _decode_table(self._pread(8, length))
             self.header = texts[_KEY]
-            self._table = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in table.items()}
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as error:
             raise self.fail(foreign) from error
         if not _matches(texts.get(_DIGEST), self.header.encode()):
@@ -226,6 +224,33 @@ class TensorFile:
             start, length = start + len(part), length - len(part)
             self.bytes_read += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_table(data: bytes) -> tuple[list[tuple[str, tuple[int, int]]], str, int]:
+    """What a file in memory holds: its tensors' names and offsets in their order, our header, and where they begin.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(_LARGEST_HEADER, len(data) - 8):
+        raise ValueError("it has no header")
+    try:
+        table, texts = _decode_table(data[8 : 8 + length])
+        header = texts[_KEY]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    places = sorted(((name, entry.data_offsets) for name, entry in table.items()), key=lambda item: item[1])
+    ends = [0, *(last for _, (_, last) in places)]
+    if any(first != end or last < first for (_, (first, last)), end in zip(places, ends, strict=False)):
+        raise ValueError("its tensors are not where they should be")
+    return places, header, 8 + length
+
+
+def _decode_table(text: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
+    table = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    texts = msgspec.json.decode(table.pop("__metadata__", b"{}"), type=dict[str, str])
+    return {name: msgspec.json.decode(raw, type=_Entry) for name, raw in table.items()}, texts
 
 
 def _hash(digest: Any, *data: Any) -> str:

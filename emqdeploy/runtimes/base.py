@@ -31,6 +31,8 @@ from emqdeploy.runtimes.residency import Active, Engine, Residency, parse_reside
 if TYPE_CHECKING:
     from typing import Self
 
+    from emqdeploy.runtimes.download import Download
+
 _FLOAT32 = np.dtype(np.float32)
 """Made once: to compare a type with ``np.float32`` makes it anew each time, which a small network feels."""
 
@@ -129,6 +131,13 @@ class Runtime(ABC):
         """
         children = (bits,) if isinstance(bits, (int, str, Child)) else bits
         return open_network(Path(path), runtime, children=children, residency=residency, threads=threads, **options)
+
+    @staticmethod
+    def from_url(url: str, runtime: str = "onnxruntime", **options: Any) -> Download:
+        """Opens the base of what `emqdeploy split` wrote, on a web server, and grows while it serves: a `Download`."""
+        from emqdeploy.runtimes.download import Download
+
+        return Download(url, runtime, **options)
 
     @classmethod
     def why_not(cls) -> str | None:
