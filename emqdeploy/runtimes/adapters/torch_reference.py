@@ -57,7 +57,7 @@ class TorchRuntime(Runtime):
         if threads is not None:
             self._torch.set_num_threads(threads)
         self._frozen = checkpoint.network
-        self._structure = _structure(checkpoint.card)
+        self._structure = structure_of(checkpoint.card)
         self._lock = threading.Lock()
         stored, shape = checkpoint.network.children, checkpoint.card.input_shape
         super().__init__(stored, shape, stored[-1:] if children is None else children, residency)
@@ -109,7 +109,7 @@ class TorchRuntime(Runtime):
         return _TorchEngine(self._torch, module, 4 * self._frozen.weight_count())
 
 
-def _structure(card: Card) -> Any:
+def structure_of(card: Card) -> Any:
     """Builds the network that a card describes; that part of it has no schema, and may say anything.
 
     Raises:

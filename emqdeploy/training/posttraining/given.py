@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emqdeploy.data import Dataset, Preprocessing, load_dataset
@@ -145,9 +146,14 @@ def calibration_batches(dataset: Dataset, images: int, seed: int) -> list[Tensor
     count = min(images, len(dataset.train))
     if count < FEWEST_IMAGES:
         raise EmqError(f"{dataset.name} has {count} training images; calibration needs {FEWEST_IMAGES} or more")
-    chosen = np.random.default_rng(seed).permutation(stratified(dataset.train.labels, count, seed)[0])
-    parts = np.array_split(chosen, -(-count // batch_of(dataset.preprocessing)))
+    parts = calibration_places(dataset, count, seed)
     return [torch.from_numpy(dataset.preprocessing.normalize(dataset.train.subset(part).images[:])) for part in parts]
+
+
+def calibration_places(dataset: Dataset, count: int, seed: int) -> list[NDArray[np.intp]]:
+    """Which training images those are, batch by batch."""
+    chosen = np.random.default_rng(seed).permutation(stratified(dataset.train.labels, count, seed)[0])
+    return np.array_split(chosen, -(-count // batch_of(dataset.preprocessing)))
 
 
 def batch_of(pixels: Preprocessing) -> int:

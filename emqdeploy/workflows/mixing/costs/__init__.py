@@ -1,0 +1,1 @@
+"""Cost models, a file each: what a budget can be about."""
