@@ -12,6 +12,7 @@ import warnings
 # isort: off
 from emqdeploy.cli import training  # noqa: F401
 from emqdeploy.cli import quantizing  # noqa: F401
+from emqdeploy.cli import mixing  # noqa: F401
 from emqdeploy.cli import exporting  # noqa: F401
 from emqdeploy.cli import measuring  # noqa: F401
 from emqdeploy.cli import running  # noqa: F401
