@@ -123,9 +123,18 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         super().__init__(limit)
         self.narrow = NARROWINGS[options.narrowing]
         self.nested, self.even = options.nested, options.gradient == "even"
-        rows = weight.detach().reshape(len(weight) if options.step == "channel" else 1, -1)
+        self.per_channel = options.step == "channel"
+        self.step = nn.Parameter(self._start(weight))
+
+    @torch.no_grad()
+    def start_from(self, weight: Tensor) -> None:
+        """Begins with the scale that reaches as far as these weights do."""
+        self.step.copy_(self._start(weight))
+
+    def _start(self, weight: Tensor) -> Tensor:
+        rows = weight.detach().reshape(len(weight) if self.per_channel else 1, -1)
         reach = rows.mean(1).abs() + DEVIATIONS * rows.std(1, correction=0)
-        self.step = nn.Parameter(reach / 2 ** (MASTER_BITS - 1))
+        return reach / 2 ** (MASTER_BITS - 1)
 
     def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
         """Returns the fake-quantized weights and the numbers that deploy them."""

@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.format.child import FLOAT, Child, in_order
+from emqdeploy.format.child import ACTIVATION_BITS, FLOAT, Child, in_order
 from emqdeploy.options import option
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.methods.base import METHODS, NetworkPlan, Setting
@@ -87,8 +87,8 @@ class AdaQATOptions(PlannedOptions):
             raise UsageError(f"--search-share is {self.search_share}; allowed: 0 up to, not including, 1")
         if len(self.target_bits) > 1:
             raise UsageError("--method adaqat learns one child; give --target-bits one width")
-        most = max(most, start.activations.default)
-        check_targets(self.target_bits, self.least_bits, most, "--least-bits and the widest of --bits")
+        least, most = max(self.least_bits, ACTIVATION_BITS[0]), max(most, start.activations.default)
+        check_targets(self.target_bits, least, most, "from --least-bits to the widest of --bits")
 
 
 @METHODS.register("adaqat")
@@ -104,7 +104,7 @@ class AdaQAT(Planned):
         network, common = setting.network, setting.common
         check_switchable(network.switchable)
         steps = sum(map(self.length, range(common.epochs)))
-        self.search_steps = round(options.search_share * (1 - options.float_first) * steps)
+        self.search_steps = int(options.search_share * (1 - options.float_first) * steps)
         self.relaxation = Relaxation(
             network.switchable,
             sizes_of(network, setting.source.plain(np.arange(min(2, len(setting.source))))),

@@ -129,7 +129,7 @@ def test_layers_are_counted(small: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"target_bits": "9"}, "--target-bits is 9; allowed: 2 to 8, --least-bits and the widest of --bits"),
+        ({"target_bits": "9"}, "--target-bits is 9; allowed: 2 to 8, from --least-bits to the widest"),
         ({"target_bits": "1.5"}, "--target-bits is 1.5; allowed: 2 to 8"),
         ({"target_bits": "3,4"}, "--method adaqat learns one child; give --target-bits one width"),
         ({"least_bits": 9}, "--least-bits is 9; allowed: 1 to 8 with this quantizer and --bits"),
