@@ -108,5 +108,7 @@ def _float_ops(skeleton: bytes) -> dict[str, int] | None:
 
 def _effective_bits(layer: FrozenLayer, child: Child) -> float:
     """Bits per weight that a layer really needs at a child, its per-channel numbers included."""
-    width = 8.0 if layer.pinned else float(layer.grids[child].bits.mean())
-    return width + TABLE_BITS_PER_CHANNEL * len(layer.codes) / layer.codes.size
+    grid = layer.grids[child]
+    width = 8.0 if layer.pinned else float(grid.bits.mean())
+    numbers = 0 if grid.table is None else 8 * grid.table.size
+    return width + (TABLE_BITS_PER_CHANNEL * len(layer.codes) + numbers) / layer.codes.size

@@ -33,6 +33,10 @@ from emqdeploy.training.targets import PANEL
 TEMPERATURE, LOWEST, HIGHEST = 2 / 3, -0.1, 1.1
 """Of the hard concrete distribution: its temperature, and the ends that it is stretched to before it is cut."""
 
+MOVES = 1000.0
+"""How far a constant gradient of 1 moves the log odds of a gate in the whole search, in units of the learning rate: a
+longer search moves them in smaller steps, not further."""
+
 LEARNED = "learned"
 """Name of the child while its widths are learned, and where they differ between layers for good."""
 
@@ -48,7 +52,7 @@ class DropBitsOptions(PlannedOptions):
 
     name = "dropbits"
     drop_cost: float = option(
-        0.02, "What an open bit of a layer costs, in units of the loss; 0 only drops bits at random.", panel=PANEL,
+        0.05, "What an open bit of a layer costs, in units of the loss; 0 only drops bits at random.", panel=PANEL,
         least=0
     )  # fmt: skip
     keep_odds: float = option(0.9, "Share of the steps in which a bit is there at the beginning.", panel=PANEL)
@@ -90,25 +94,31 @@ class BitGate(nn.Module):
         least: that width.
         most: the widest.
         keep_odds: how often a gate is open at the beginning.
+        steps: of the search.
 
     Attributes:
-        log_odds: ``(most - least,)``; above 0 a gate is open more often than not.
+        place: ``(most - least,)``, the log odds in units of ``unit``, whose square is the factor of the learning rate.
         settled: whether widths stand still, and no point is dropped any more.
     """
 
-    def __init__(self, least: int, most: int, keep_odds: float) -> None:
+    def __init__(self, least: int, most: int, keep_odds: float, steps: int) -> None:
         super().__init__()
         self.least = least
-        # Open means above 0 before it is cut, which odds of 1 make likelier than not.
-        start = math.log(keep_odds / (1 - keep_odds)) - _OPEN
-        self.log_odds = nn.Parameter(torch.full((most - least,), start))
+        self.unit = math.sqrt(MOVES / max(steps, 1))
+        start = (math.log(keep_odds / (1 - keep_odds)) - _OPEN) / self.unit
+        self.place = nn.Parameter(torch.full((most - least,), start))
         self.settled = False
+
+    @property
+    def log_odds(self) -> Tensor:
+        """Of every gate, ``(bits,)``."""
+        return self.unit * self.place
 
     def forward(self, low: int, high: int) -> Tensor | None:
         """Draws a factor for every point of a grid, ``(high - low + 1,)``; None once widths stand still."""
         if self.settled:
             return None
-        noise = torch.rand_like(self.log_odds).clamp(1e-6, 1 - 1e-6)
+        noise = torch.rand_like(self.place).clamp(1e-6, 1 - 1e-6)
         drawn = torch.sigmoid((noise.logit() + self.log_odds) / TEMPERATURE)
         gates = (drawn * (HIGHEST - LOWEST) + LOWEST).clamp(0, 1).cumprod(0)
         factors = torch.cat([gates.new_ones(1), gates])
@@ -143,15 +153,15 @@ class DropBits(Planned):
     def __init__(self, options: DropBitsOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         network, common = setting.network, setting.common
+        children_steps = (1 - options.float_first) * sum(map(self.length, range(common.epochs)))
+        self.search_steps = round(options.search_share * children_steps)
+        self.steps = 0
         self.gates: dict[str, BitGate] = {}
         for name in network.switchable:
             layer = network.layers[name]
             assert isinstance(layer.quantizer, CpqQuantizer)
-            gate = BitGate(options.least_bits, self.child.bits, options.keep_odds).to(layer.weight.device)
-            layer.quantizer.gate = self.gates[name] = gate
-        children_steps = (1 - options.float_first) * sum(map(self.length, range(common.epochs)))
-        self.search_steps = round(options.search_share * children_steps)
-        self.steps = 0
+            gate = BitGate(options.least_bits, self.child.bits, options.keep_odds, self.search_steps)
+            layer.quantizer.gate = self.gates[name] = gate.to(layer.weight.device)
 
     @classmethod
     def networks(cls, options: Any, common: CommonOptions) -> list[NetworkPlan]:
@@ -203,10 +213,11 @@ class DropBits(Planned):
 
     def finish(self, console: Console) -> int:
         """Names the child by its width where all layers have the same."""
-        found = self.child
-        words = ", ".join(f"{name} {found.weights.of(name)} bits" for name in self.gates)
-        if found.uniform:
-            self.setting.network.redefine(found, Child.of(found.bits, found.activations.default))
+        found, widths = self.child, {name: self.child.weights.of(name) for name in self.gates}
+        words = ", ".join(f"{name} {bits} bits" for name, bits in widths.items())
+        activations = found.activations
+        if len(set(widths.values())) == 1 and activations.uniform:
+            self.setting.network.redefine(found, Child.of(next(iter(widths.values())), activations.default))
         console.print(f"learned {words}", highlight=False, soft_wrap=True)
         return 0
 

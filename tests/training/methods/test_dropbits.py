@@ -28,7 +28,7 @@ from emqdeploy.training.methods.dropbits import BitGate, DropBitsOptions, bits_o
 def test_factors_fall_from_the_core_outwards(seed: int, least: int, most: int, odds: float) -> None:
     """Points of the narrowest grid are never dropped; those of one bit share a factor, at most that of fewer bits."""
     torch.manual_seed(seed)
-    gate = BitGate(least, most, odds)
+    gate = BitGate(least, most, odds, 100)
     low, high = -(2 ** (most - 1)), 2 ** (most - 1) - 1
     factors = gate(low, high)
     by_bits = {bits: set() for bits in range(1, most + 1)}
@@ -44,14 +44,14 @@ def test_factors_fall_from_the_core_outwards(seed: int, least: int, most: int, o
 def test_gates_are_open_as_often_as_they_say() -> None:
     """In a thousand draws; and the width is what is open more often than not, up to the first gate that is not."""
     torch.manual_seed(0)
-    gate = BitGate(2, 4, 0.9)
+    gate = BitGate(2, 4, 0.9, 100)
     assert gate.open().tolist() == pytest.approx([0.9, 0.9])
     drawn = torch.stack([gate(-8, 7) for _ in range(1000)])
     assert float((drawn[:, 12 - 1] > 0).float().mean()) == pytest.approx(0.9, abs=0.03)
     assert float((drawn[:, -1] > 0).float().mean()) == pytest.approx(0.81, abs=0.04)
     assert gate.width() == 4
     with torch.no_grad():
-        gate.log_odds[0] = -5
+        gate.place[0] = -5 / gate.unit
     assert gate.width() == 2
     gate.settled = True
     assert gate(-8, 7) is None
@@ -59,13 +59,14 @@ def test_gates_are_open_as_often_as_they_say() -> None:
 
 def test_what_open_bits_cost_closes_them() -> None:
     """Where nothing speaks for a bit, the cost alone brings a layer to its narrowest width."""
-    gate = BitGate(2, 4, 0.9)
-    for _ in range(50):
-        gate.zero_grad()
-        gate.open().sum().backward()
-        with torch.no_grad():
-            gate.log_odds -= gate.log_odds.grad
-    assert gate.width() == 2
+    for steps in (20, 500):
+        gate = BitGate(2, 4, 0.9, steps)
+        for _ in range(steps):
+            gate.zero_grad()
+            (0.2 * gate.open().sum()).backward()
+            with torch.no_grad():
+                gate.place -= 0.1 * gate.place.grad
+        assert gate.width() == 2
 
 
 def test_learned_widths_are_exact_in_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
