@@ -10,10 +10,12 @@ from rich.table import Table
 
 from emqdeploy.errors import require, writable_dir
 from emqdeploy.files import atomic_path
+from emqdeploy.format.card import MOST_DECIBELS
 from emqdeploy.format.child import Widths
 from emqdeploy.report.colours import of_bits
 from emqdeploy.report.curves import SUFFIXES
 from emqdeploy.report.fitting import table
+from emqdeploy.report.terminal import fidelity_cells
 from emqdeploy.report.units import MISSING, percent
 
 MIXED, UNIFORM = "mixed", "uniform"
@@ -45,8 +47,7 @@ def _front(result: dict[str, Any]) -> Table:
             what,
             _range(row["weights"]),
             *(_share(result, kind, row) for kind in kinds[1:]),
-            f"{row['snr_db']:.1f} dB",
-            f"{row['agreement']:.1f} %",
+            *fidelity_cells(row),
         )
     return shown
 
@@ -61,16 +62,13 @@ def _layers(result: dict[str, Any]) -> Table:
     kind = result["kinds"][0]
     widths = sorted({bits for layer in result["layers"] for bits in layer["shown"]})
     made = [row["name"] for row in result["children"] if row["verdict"] is not None]
-    what = {"sqnr": "signal to noise, dB", "accuracy": "points of accuracy lost"}.get(
-        result["sensitivity"], result["sensitivity"]
-    )
     shown = table(
-        f"What each layer would cost and save, alone at fewer bits: {what}", "layer",
-        *(str(bits) for bits in widths), f"{kind} saved at {widths[0]}, %", *made,
+        f"What each layer would lose and save, alone at fewer bits: {result['shown']}", "layer",
+        *(f"{bits}-bit" for bits in widths), f"{kind} saved at {widths[0]}, %", *made,
         caption=f"on {result['images']} training images; the columns on the right: bits in the children that were made",
     )  # fmt: skip
     for layer in result["layers"]:
-        cells = [layer["shown"].get(bits, MISSING).removesuffix(" dB") for bits in widths]
+        cells = [layer["shown"].get(bits, MISSING) for bits in widths]
         saved = max(layer["saves"][kind].values(), default=0.0)
         share = f"{100 * saved / result['whole'][kind]:.1f}"
         shown.add_row(layer["name"], *cells, share, *(str(layer["bits"][name]) for name in made))
@@ -130,8 +128,7 @@ def draw_front(result: dict[str, Any], stem: Path, shown: Callable[[str, float],
     ]
     for rows, label, look in looks:
         known = sorted((row["costs"][kind], row["snr_db"]) for row in rows if row["costs"][kind] is not None)
-        # The widest child answers like itself.
-        known = [(cost, decibels) for cost, decibels in known if decibels < 100]
+        known = [(cost, decibels) for cost, decibels in known if decibels < MOST_DECIBELS]  # not what is equal
         axis.plot(*zip(*known, strict=True), label=label, linewidth=1.4, markersize=4, **look)
     for row in made:
         axis.annotate(row["name"], (row["costs"][kind], row["snr_db"]), xytext=(6, -10), textcoords="offset points",

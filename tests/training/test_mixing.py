@@ -152,7 +152,8 @@ def test_fewer_bits_lose_more(small: Deployed, trial: Trial, batches: list[torch
     noise = SENSITIVITIES["sqnr"]()
     losses, signal = measure(trial, tried, batches, None, noise)
     assert losses[name][2] > losses[name][4] > losses[name][8] == pytest.approx(0, abs=1e-6)
-    assert noise.shown(signal, signal) == "-0.0 dB" or noise.shown(signal, signal) == "0.0 dB"
+    assert signal > 0
+    assert noise.shown(1.0, 100.0) == "20.0"
     labels = [trial.module(images).argmax(1) for images in batches]
     accuracy, _ = measure(trial, tried, batches, labels, SENSITIVITIES["accuracy"]())
     assert 0 <= accuracy[name][2] <= 1

@@ -221,6 +221,22 @@ def test_what_cannot_be_is_refused(digits: Path, asked: dict[str, object], sente
     assert digits.read_bytes() == before
 
 
+def test_too_few_images_are_refused_by_their_number(digits: Path, tmp_path: Path) -> None:
+    """Twenty pictures tell nothing of seven layers."""
+    from PIL import Image
+
+    from emqdeploy.workflows.mixing.mix import mix
+
+    for number in range(20):
+        folder = tmp_path / "photos" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * number).save(folder / f"{number}.png")
+    with pytest.raises(EmqError, match=r"has 16 training images; the sensitivity estimate needs 64 or more"):
+        mix(settings(digits, "size=60%", data=f"imagefolder:{tmp_path / 'photos'}"))
+    with pytest.raises(UsageError, match=r"--sensitivity accuracy needs labels, .* take --sensitivity sqnr"):
+        mix(settings(digits, "size=60%", data=f"imagefolder:{tmp_path / 'photos'}", sensitivity="accuracy"))
+
+
 def test_a_file_with_one_width_has_nothing_to_mix(digits: Path, tmp_path: Path) -> None:
     """It says what to make first; and an exported file is sealed."""
     from emqdeploy.workflows.mixing.mix import mix

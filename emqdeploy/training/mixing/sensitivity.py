@@ -35,10 +35,12 @@ class Sensitivity(ABC):
     """What counts as a loss of an image.
 
     Attributes:
+        what: what `shown` shows, with its unit.
         labelled: whether it needs the classes of the images.
         fewest: images that it takes to tell layers apart.
     """
 
+    what: ClassVar[str]
     labelled: ClassVar[bool]
     fewest: ClassVar[int]
 
@@ -64,7 +66,7 @@ SENSITIVITIES: Registry[type[Sensitivity]] = Registry("sensitivity")
 class Noise(Sensitivity):
     """Mean squared error of the logits; people read ``10 log10(E[y^2] / (E[(y - y')^2] + 1e-4))``, in decibels."""
 
-    labelled, fewest = False, 64
+    what, labelled, fewest = "signal to noise, dB", False, 64
 
     def losses(self, wanted: Tensor, found: Tensor, labels: Tensor | None) -> Tensor:
         """See the class."""
@@ -72,14 +74,14 @@ class Noise(Sensitivity):
 
     def shown(self, loss: float, signal: float) -> str:
         """Decibels."""
-        return f"{decibels(signal, loss + NOISE_FLOOR):.1f} dB"
+        return f"{decibels(signal, loss + NOISE_FLOOR):.1f}"
 
 
 @SENSITIVITIES.register("accuracy")
 class Accuracy(Sensitivity):
     """Decisions that become wrong, less those that become right."""
 
-    labelled, fewest = True, 256
+    what, labelled, fewest = "points of accuracy lost", True, 256
 
     def losses(self, wanted: Tensor, found: Tensor, labels: Tensor | None) -> Tensor:
         """See the class."""

@@ -110,6 +110,7 @@ def _mix(opened: Opened, settings: MixSettings, target: Path, report: Report) ->
         "start": opened.start.name,
         "start_accuracy": judged.accuracy.get(opened.start),
         "sensitivity": settings.sensitivity,
+        "shown": SENSITIVITIES[settings.sensitivity].what,
         "descent": settings.descent,
         "images": sum(map(len, opened.batches)),
         "test_images": judged.images,

@@ -36,11 +36,9 @@ class CostModel(ABC):
     """One kind of budget.
 
     Attributes:
-        what: what is counted, for the heading of a column.
         units: how a person may write a value, and what each unit is in the model's own.
     """
 
-    what: ClassVar[str]
     units: ClassVar[Mapping[str, float]]
 
     @abstractmethod

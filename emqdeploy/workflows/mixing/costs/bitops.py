@@ -15,7 +15,6 @@ _UNITS = {"M": 1e6, "G": 1e9, "T": 1e12}
 class BitOpsCost(CostModel):
     """Multiplications of one image, times weight bits, times activation bits (arXiv 2302.05397)."""
 
-    what = "bit operations"
     units: ClassVar[Mapping[str, float]] = _UNITS
 
     def costs(self, subject: Subject, widths: Mapping[str, tuple[int, ...]]) -> Costs:

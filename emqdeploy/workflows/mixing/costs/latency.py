@@ -29,7 +29,6 @@ class LatencyCost(CostModel):
     count, and are taken from the time of that child as a whole.
     """
 
-    what = "latency"
     units: ClassVar[Mapping[str, float]] = {"us": 1e-3, "ms": 1, "s": 1e3}
 
     def costs(self, subject: Subject, widths: Mapping[str, tuple[int, ...]]) -> Costs:

@@ -19,7 +19,6 @@ class SizeCost(CostModel):
     children, so a mix adds its numbers per channel to it and nothing else.
     """
 
-    what = "size"
     units: ClassVar[Mapping[str, float]] = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 
     def costs(self, subject: Subject, widths: Mapping[str, tuple[int, ...]]) -> Costs:
