@@ -108,7 +108,7 @@ def test_the_search_is_exact(seed: int, layers: int, mean: float) -> None:
 
 def hasb(tmp_path: Path, **more: Any) -> Any:
     """A run on a few digits."""
-    given = {"method": "hasb", "bits": "8,4,2", "limit": 120, "batch_size": 16, "epochs": 2, "lr": 0.01, **more}
+    given = {"method": "hasb", "bits": "8,4,2", "limit": 100, "batch_size": 16, "epochs": 1, "lr": 0.01, **more}
     return train(resolve(None, None, given), tmp_path / "run", console=Console(file=io.StringIO()))
 
 
