@@ -60,10 +60,10 @@ def test_the_trace_is_that_of_the_hessian() -> None:
     def loss(one: Tensor, other: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(F.linear(images.flatten(1), one), other), labels)
 
-    found = mean_traces(network, images, labels, probes=600)
+    found = mean_traces(network, images, labels, probes=150)
     for name, weight, of in (("first", first, lambda w: loss(w, last)), ("last", last, lambda w: loss(first, w))):
         hessian = torch.autograd.functional.hessian(of, weight).reshape(weight.numel(), -1)
-        assert found[name] == pytest.approx(float(hessian.trace()) / weight.numel(), rel=0.15)
+        assert found[name] == pytest.approx(float(hessian.trace()) / weight.numel(), rel=0.25)
     assert network.child == FLOAT
 
 
