@@ -84,3 +84,26 @@ def plot(
 
     result = plot_runs(runs or [find_checkpoint(None).parent], out)
     finish(result, json_, *(f"wrote {file}" for file in result["files"]))
+
+
+@app.command()
+def labels(
+    path: Annotated[Path | None, typer.Argument(help="A run of train --clean ensemble; the latest by default.")] = None,
+    count: Annotated[int, typer.Option(help="How many of the most suspicious to list.", min=1, max=1000)] = 100,
+    out: Annotated[Path | None, typer.Option(help="Page for a browser; labels.html in the run by default.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the training images whose labels the network believes least, as a page with thumbnails.
+
+    Examples:
+      emqdeploy train --data imagefolder:photos --clean ensemble
+
+      emqdeploy labels --count 200
+    """
+    from emqdeploy.report.labels import labels_parts, save_labels
+    from emqdeploy.workflows.labels import labels as find
+
+    result = find(path, count)
+    page = out or Path(result["run"]) / "labels.html"
+    save_labels(page, result)
+    finish({**result, "page": str(page)}, json_, *labels_parts(result, page))

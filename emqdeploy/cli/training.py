@@ -42,13 +42,13 @@ def _train(
     quantizer: Annotated[
         str | None,
         typer.Option(
-            help="Quantizer family, where it is not the recipe's: tanh or lsq.",
+            help="Quantizer family, where it is not the recipe's: tanh, lsq, double-rounding, cpq, levels.",
             rich_help_panel="Quantization",
             autocompletion=completion("quantizer"),
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of options, for example RUN/config.toml; flags win over it.")
+        Path | None, typer.Option(help="TOML file of options, underscores for dashes; flags win over it.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/DATA-MODEL-NNN by default.")] = None,
     resume: Annotated[
@@ -74,14 +74,10 @@ def _train(
 def train() -> None:
     """Train one network for several children: bit-widths of weights and activations.
 
-    Options can also stand in a TOML file (--config), with underscores for dashes.
-
     Examples:
       emqdeploy train
 
       emqdeploy train --data cifar10 --model resnet20 --bits 8,4,2a4,1a2
 
       emqdeploy train --data imagefolder:photos --model resnet18 --epochs 60
-
-      emqdeploy train --resume runs/digits-resnet8-001
     """

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from emqdeploy.data import Dataset, Split, load_dataset, validation_split
 from emqdeploy.data.cache import cached
+from emqdeploy.data.flipping import flip
 from emqdeploy.data.wishes import wishes_of
 from emqdeploy.data.workers import usable_cores
 from emqdeploy.errors import EmqError, UsageError, plain_text
@@ -229,7 +230,13 @@ def training_device(config: CommonOptions) -> torch.device:
     return torch.device(automatic if config.device == "auto" else config.device)
 
 
-def _material(config: TrainConfig, report_test: bool, console: Console) -> Material:
+def training_data(config: TrainConfig) -> tuple[Dataset, Split, Split]:
+    """The data set of a run, the images that train, and those that validate; labels are as the run sees them.
+
+    Raises:
+        EmqError: the data set is not at hand.
+        UsageError: its images have no labels.
+    """
     wishes, expected = wishes_of(config), expected_of(config)
     dataset = load_dataset(config.data, config.data_dir, limit=config.limit, pixels=wishes, expected=expected)
     if not dataset.labelled:
@@ -237,11 +244,19 @@ def _material(config: TrainConfig, report_test: bool, console: Console) -> Mater
             f"the images of {dataset.name} have no labels, which training needs; sort them into a folder per class, add"
             " a CSV file of paths and labels, or quantize a trained network, which needs none"
         )
+    parts = validation_split(dataset.train, config.validation_share)
+    if config.flip_labels:
+        how = (len(dataset.classes), config.flip_labels, config.flip_kind, config.seed)
+        parts = tuple(replace(part, labels=flip(part.labels, *how)) for part in parts)  # type: ignore[assignment]
+    return dataset, *parts
+
+
+def _material(config: TrainConfig, report_test: bool, console: Console) -> Material:
     if not report_test and not config.validation_share:
         raise UsageError(
             "--validation-share 0 leaves nothing to judge by but the test set; report that, or take a share"
         )
-    train_split, validation_split_ = validation_split(dataset.train, config.validation_share)
+    dataset, train_split, validation_split_ = training_data(config)
     device = training_device(config)
 
     def say(sentence: str) -> None:

@@ -78,22 +78,26 @@ class Choice:
         table: Table = {} if given.get(self.key) is None else {"name": name}
         own = self.own(name)
         for one in options_of(*self.options.values()):
-            value = given.get(one.argument, given.get(one.name))
+            mine = one.name in own and own[one.name].flag == one.flag
+            # A field of that name may stand under another flag elsewhere.
+            value = given.get(one.argument, given.get(one.name) if mine or one.name not in own else None)
             if value is None:
                 continue
-            if one.name not in own:
-                raise UsageError(str(self._stranger(one.name, name)))
+            if not mine:
+                raise UsageError(str(self._stranger(one.name, name, one.flag)))
             table[one.name] = one.read(value)
         return table
 
-    def _stranger(self, key: str, name: Any) -> str | None:
-        """The sentence for an option that belongs to others."""
+    def _stranger(self, key: str, name: Any, flag: str | None = None) -> str | None:
+        """The sentence for an option that belongs to others; ``flag`` says which, where several have that field."""
         owners = [other for other in self.options if key in self.own(other)]
+        owners = [other for other in owners if flag in (None, self.own(other)[key].flag)]
         if name is None or not owners:
             return None
-        flag = self.own(owners[0])[key].flag
+        *most, last = owners
         return (
-            f"--{flag} is an option of {self.key} {' and '.join(owners)}, but {self.key} {name} was chosen; leave it"
+            f"--{self.own(owners[0])[key].flag} is an option of {self.key}"
+            f" {' and '.join([', '.join(most), last] if most else [last])}, but {self.key} {name} was chosen; leave it"
             f" out, or use --{self.key} {owners[0]}"
         )
 

@@ -156,6 +156,7 @@ def choose_coresets(
     children: Sequence[Child],
     seed: tuple[int, ...],
     bounded: bool = False,
+    believed: NDArray[np.bool_] | None = None,
 ) -> dict[Child, Coreset]:
     """Returns the images that each child keeps (bit-wise coreset sampling: EMQNet, arXiv 2510.20673).
 
@@ -167,6 +168,7 @@ def choose_coresets(
         children: the trained ones.
         seed: fixes the draw; another one draws anew.
         bounded: whether odds are kept so large that no loss weight exceeds `WEIGHT_RATIO` times their expected mean.
+        believed: the images ``(N,)`` whose labels are; the others are of no importance. None believes all.
     """
     coresets: dict[Child, Coreset] = {}
     for child in children:
@@ -175,6 +177,8 @@ def choose_coresets(
             continue
         random = np.random.default_rng([*seed, stream_of(child), DRAW])
         importance = dynamics.importance(child, random)
+        if believed is not None:
+            importance = np.where(believed, importance, 0.0)
         core = SELECTIONS[selection](_defensive(importance) if bounded else importance, dynamics.labels, keep, random)
         coresets[child] = replace(core, standing=_scaled(importance)[core.indices])
     return coresets

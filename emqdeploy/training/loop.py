@@ -38,7 +38,7 @@ from emqdeploy.training.tensorboard import TensorBoardLog
 READ_EVERY = 16
 """Steps of a GPU whose losses are read together, because reading waits until the device has caught up."""
 
-STATE = 2
+STATE = 3
 """Version of what `Trainer.state` holds."""
 
 EXTRA = "method."

@@ -78,7 +78,7 @@ class Passes:
         Args:
             step: what to run.
             images: of each part, as `batches` yields them.
-            remembering: whether the method is told what the batch said at each trained child.
+            remembering: whether the method is told what the batch said at each child.
         """
         parts = self._parts(step)
         alone = step.updates_alone(self.common.accumulate)
@@ -102,7 +102,7 @@ class Passes:
         if self.statistics:
             self.statistics.finish()
         for child, rows in zip(step.children, said, strict=True):
-            if remembering and child in self.network.trained:
+            if remembering:
                 self.method.remember(child, step.indices, *self._gather(rows, parts[0].start, len(step.indices)))
         return losses
 

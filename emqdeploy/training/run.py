@@ -24,6 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
 SCORES_FILE = "scores.pt"
 LATENT_FILE = "latent.safetensors"
+LABELS_FILE = "labels.safetensors"
 
 PIXELS_KEY = "preprocessing"
 """Under which float weights say how their network sees pictures."""
@@ -117,6 +118,11 @@ class RunDirectory:
         if not path.exists():
             raise UsageError(f"--scores-from {run} holds no scores; name a run that was trained with --prune-rate")
         return _load(path, "score anew")
+
+    def save_verdicts(self, verdicts: dict[str, Tensor]) -> None:
+        """Keeps what training found out about the labels, where it looked."""
+        if self.writes and verdicts:
+            atomic_write_bytes(self.path / LABELS_FILE, safetensors.torch.save(verdicts))
 
     def save_latent(self, tensors: dict[str, Tensor], seen: Preprocessing) -> None:
         """Writes the float weights, for fine-tuning and baselines, and how their network sees pictures."""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emqdeploy.data.flipping import FLIPS
 from emqdeploy.data.naming import located
 from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.errors import UsageError
@@ -27,7 +28,7 @@ GENTLER = 10
 """The peak learning rate for fresh weights over that for trained ones: it would destroy what they know before it learns
 anything."""
 
-WHAT, SCHEDULE, NORMALIZATION = "What to train", "Schedule", "Normalization"
+WHAT, SCHEDULE, NORMALIZATION, LABELS = "What to train", "Schedule", "Normalization", "Labels"
 
 _what, _schedule, _norm, _quantization, _speed, _run = (
     partial(option, panel=panel) for panel in (WHAT, SCHEDULE, NORMALIZATION, "Quantization", "Speed", "Run")
@@ -85,6 +86,15 @@ class CommonOptions(PixelOptions):
     limit: int | None = _what(None, "At most this many training images, for a quick trial.", least=1)
     validation_share: float = _schedule(
         0.1, "Share of the training images that choose the best epoch; 0 trains on all, and the last counts.", least=0
+    )
+    flip_labels: float = option(
+        0.0, "Share of the training labels that are made wrong on purpose, for trials.", panel=LABELS, least=0
+    )
+    flip_kind: str = option(
+        "symmetric",
+        "Which wrong labels: symmetric (any other class) or pairs (the next).",
+        panel=LABELS,
+        parse=entry(FLIPS),
     )
     cache: Path | None = option(None, "Keep the pictures of a folder decoded here, for later runs.", panel="Speed")
     pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
@@ -200,7 +210,7 @@ class CommonOptions(PixelOptions):
         hold_anywhere(self)
         if not self.learning_rate > 0:
             raise UsageError(f"--lr is {self.learning_rate}; it must be positive")
-        for flag in ("validation-share", "warm-up", "momentum", "label-smoothing", "ema"):
+        for flag in ("validation-share", "warm-up", "momentum", "label-smoothing", "ema", "flip-labels"):
             share = getattr(self, flag.replace("-", "_"))
             if not share < 1:
                 raise UsageError(f"--{flag} is {share}; allowed: 0 up to, not including, 1")

@@ -41,8 +41,11 @@ from emqdeploy.training.recipes import resolve
         ({"small_groups": "drop"}, "allowed: pin, layer"),
         ({"quantizer": "lsq"}, "child '1' has 1-bit weights, which quantizer 'lsq' cannot make; allowed: 2..8"),
         ({"quantizer": "nsq"}, "did you mean 'lsq'"),
-        ({"method": "emq"}, "unknown method 'emq'; known: adabits, adaqat, any-precision, dedicated, emqnet,"
-         " hasb, truncquant"),
+        (
+            {"method": "emq"},
+            "unknown method 'emq'; known: adabits, adaqat, any-precision, dedicated, dropbits,"
+            " emqnet, hasb, truncquant",
+        ),
     ],
 )
 def test_wrong_values_are_named_with_what_is_allowed(values: dict[str, Any], sentence: str) -> None:

@@ -155,6 +155,8 @@ def test_every_option_has_help_and_a_flag_of_its_own() -> None:
         (None, {"distill_weight": 2.0}, "--distill-weight is 2.0"),
         (None, {"norm": "own"}, "known: private, shared, shared-affine, transitional"),
         (None, {"step_plan": "joined"}, "did you mean 'joint'"),
+        (None, {"cpq_step": "channel"}, "--cpq-step is an option of quantizer cpq, but quantizer tanh was chosen"),
+        (None, {"quantizer": "cpq", "bits": "2,4", "lsq_step": "layer"}, "--lsq-step is an option of quantizer double"),
         (None, {"calibrate_epochs": 1}, "--calibrate-epochs is an option of method any-precision and truncquant, but"),
         ("adabits", {"prune_rate": 0.5}, "but method adabits was chosen; leave it out, or use --method emqnet"),
         (

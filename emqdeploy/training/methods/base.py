@@ -152,7 +152,7 @@ class Method(ABC):
         return False
 
     def remember(self, child: Child, indices: Indices, logits: Tensor, features: Tensor | None) -> None:
-        """Told what the whole batch said at a trained child."""
+        """Told what the whole batch said at a child: a trained one, one that was drawn, or the float network."""
 
     # --- the end ---
 

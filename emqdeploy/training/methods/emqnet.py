@@ -224,7 +224,9 @@ class EMQNet(Planned):
         if since == 0 or anew:
             ways, seed = (options.selection, options.sharing), (setting.common.seed, epoch)
             children = setting.network.trained
-            self.coresets = choose_coresets(self.dynamics, self.keep, *ways, children, seed, options.unbiased)
+            self.cleaning.judge()
+            how = (options.unbiased, self.cleaning.believed())
+            self.coresets = choose_coresets(self.dynamics, self.keep, *ways, children, seed, *how)
         self.recording = self._records(epoch)
         if self.recording:
             self.dynamics.open_epoch()
@@ -282,7 +284,7 @@ class EMQNet(Planned):
     def remember(self, child: Child, indices: Indices, logits: Tensor, features: Tensor | None) -> None:
         """Records what a batch said."""
         super().remember(child, indices, logits, features)
-        if self.dynamics is not None and self.recording:
+        if self.dynamics is not None and self.recording and child in self.everything:
             self.dynamics.record(child, indices, logits, features)
 
     def state(self) -> dict[str, Any]:

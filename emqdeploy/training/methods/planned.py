@@ -14,9 +14,10 @@ from torch import Tensor
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.options import option
+from emqdeploy.training.cleaning import CLEANINGS
 from emqdeploy.training.distillation import DISTILLATIONS, Distillation
 from emqdeploy.training.methods.base import Method, MethodOptions, Setting
-from emqdeploy.training.settings import SCHEDULE, CommonOptions, entry
+from emqdeploy.training.settings import LABELS, SCHEDULE, CommonOptions, entry
 from emqdeploy.training.steps import STEP_PLANS, Epoch, Indices, Step
 
 plan_option, distill_option = (
@@ -37,6 +38,12 @@ class PlannedOptions(MethodOptions):
     distill: str = distill_option("none")
     distill_weight: float = option(
         1.0, "Share of the other child's opinion in the target, 0 to 1.", panel=SCHEDULE, least=0
+    )
+    clean: str = option(
+        "none",
+        "What is done about wrong labels: none, or ensemble (what the network said before decides which to believe).",
+        panel=LABELS,
+        parse=entry(CLEANINGS),
     )
     float_first: float = option(
         None,
@@ -83,6 +90,7 @@ class Planned(Method):
         about = (len(source), setting.classes, in_order(network.trained)[-1], options.distill_weight)
         smoothing = setting.common.label_smoothing
         self.distillation = DISTILLATIONS[options.distill](*about, source.labels.device, smoothing)
+        self.cleaning = CLEANINGS[options.clean](source.labels, setting.classes)
 
     def subsets(self, epoch: int) -> Mapping[Child, Indices]:
         """The images of every child in an epoch that begins."""
@@ -155,27 +163,34 @@ class Planned(Method):
         """Hands over to the children where that is between epochs, and tells the distillation."""
         if self._float_share(epoch) == 0:
             self._hand_over()
-        self.distillation.start_epoch(epoch / self.setting.common.epochs)
+        share = epoch / self.setting.common.epochs
+        self.distillation.start_epoch(share)
+        self.cleaning.start_epoch(share)
+        self.setting.run.save_verdicts(self.cleaning.verdicts())
 
     def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Loss per image, of the labels and of what other children said; before those train, of the labels alone."""
-        if child == FLOAT and FLOAT not in self.everything:
-            return Distillation.losses(self.distillation, child, logits, labels, indices)
-        return self.distillation.losses(child, logits, labels, indices)
+        alone = child == FLOAT and FLOAT not in self.everything
+        of_labels = partial(Distillation.losses, self.distillation) if alone else self.distillation.losses
+        return self.cleaning.losses(of_labels(child, logits, labels, indices), logits, indices)
 
     def remembers(self, epoch: int) -> bool:
-        """Whether the distillation does."""
-        return self.distillation.remembers
+        """Whether the distillation or the cleaning does."""
+        return self.distillation.remembers or self.cleaning.remembers
 
     def remember(self, child: Child, indices: Indices, logits: Tensor, features: Tensor | None) -> None:
         """Passes on what a batch said."""
-        self.distillation.remember(child, torch.from_numpy(indices).to(logits.device), logits)
+        places = torch.from_numpy(indices).to(logits.device)
+        self.distillation.remember(child, places, logits)
+        self.cleaning.remember(places, logits)
 
     def state(self) -> dict[str, Any]:
-        """What the distillation remembers."""
-        return {"distillation": self.distillation.state(), "float_alone": self.float_alone}
+        """What distillation and cleaning remember."""
+        remembered = {"distillation": self.distillation.state(), "cleaning": self.cleaning.state()}
+        return {**remembered, "float_alone": self.float_alone}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.distillation.restore(state["distillation"])
+        self.cleaning.restore(state["cleaning"])
         self.float_alone = state["float_alone"]
