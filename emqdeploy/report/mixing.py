@@ -119,6 +119,7 @@ def draw_front(result: dict[str, Any], stem: Path, shown: Callable[[str, float],
     from matplotlib.figure import Figure  # without pyplot: no window, whatever the machine has
 
     kind = result["kinds"][0]
+    stem = stem.with_suffix("") if stem.suffix in SUFFIXES else stem
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axis = figure.subplots()
     made = [row for row in result["children"] if row["verdict"] is not None]

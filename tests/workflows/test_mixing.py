@@ -208,6 +208,7 @@ def test_a_mixed_child_goes_where_children_go(
         ({"images": 20}, r"--images is 20; the sensitivity estimate needs 64 or more"),
         ({"sensitivity": "accuracy"}, r"--images is 64; the sensitivity estimate needs 256 or more"),
         ({"sensitivity": "loudness"}, r"unknown sensitivity 'loudness'; known: accuracy, sqnr"),
+        ({"out": Path("elsewhere")}, r"--out is elsewhere; name a file that ends in \.emq"),
         ({"descent": "steep"}, r"unknown descent 'steep'; known: gain, sorted"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from emqdeploy.training.posttraining.given import batch_of
 from emqdeploy.training.posttraining.judging import Verdict, answers, percent_right, verdict
 from emqdeploy.workflows.baselines import LATENT_FILE
 from emqdeploy.workflows.comparing import ParityImages
-from emqdeploy.workflows.mixing.opening import Opened, deployed
+from emqdeploy.workflows.mixing.opening import Opened
 from emqdeploy.workflows.origin import FloatModel
 
 ALLOWED = 1.0
@@ -74,14 +74,13 @@ class Judged:
 
 
 def judge_all(
-    opened: Opened, checkpoint: Checkpoint, children: Sequence[Child], most: int | None, own: bool, report: Report
+    opened: Opened, modules: Mapping[Child, nn.Module], most: int | None, own: bool, report: Report
 ) -> Judged:
     """Judges new children, and the widest one, on test images.
 
     Args:
         opened: the network.
-        checkpoint: with those children.
-        children: the new ones.
+        modules: the new children, deployed.
         most: test images at most.
         own: whether the images are those of the network's own data set.
         report: receives progress.
@@ -89,17 +88,16 @@ def judge_all(
     dataset = opened.dataset
     test = limited(TestSet(dataset.name, dataset.test, tuple(dataset.classes), whole=True), most)
     source = image_source(test.split, dataset.preprocessing, "none", torch.device("cpu"))
-    modules: Mapping[Child, nn.Module] = {child: deployed(opened, checkpoint, child) for child in children}
     found = answers({opened.start: opened.widest, **modules}, source, batch_of(dataset.preprocessing), report)
     labels = np.asarray(test.split.labels) if opened.labelled else None
     wanted = found[opened.start].decided
-    verdicts = {child: verdict(found[child].decided, wanted, labels, ALLOWED) for child in children}
+    verdicts = {child: verdict(found[child].decided, wanted, labels, ALLOWED) for child in modules}
     accuracy = {} if labels is None else {child: percent_right(one.decided, labels) for child, one in found.items()}
     return Judged(accuracy, verdicts, len(test.split), test.whole and own)
 
 
 def to_float_model(
-    opened: Opened, checkpoint: Checkpoint, children: Sequence[Child], judge: Judge
+    opened: Opened, checkpoint: Checkpoint, modules: Mapping[Child, nn.Module], judge: Judge
 ) -> dict[Child, FidelityRecord]:
     """How far children are from the float model that `quantize` left beside the file; empty where there is none."""
     weights = opened.path.parent / LATENT_FILE
@@ -109,7 +107,7 @@ def to_float_model(
         model = FloatModel.open(checkpoint, weights, ParityImages(judge.inputs, None, "test images"))
     except EmqError:
         return {}
-    return {child: model.compare(judge.logits(deployed(opened, checkpoint, child))) for child in children}
+    return {child: model.compare(judge.logits(module)) for child, module in modules.items()}
 
 
 def with_results(

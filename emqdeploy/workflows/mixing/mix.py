@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from emqdeploy.errors import EmqError
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint, save_checkpoint
@@ -78,13 +80,13 @@ def _mix(opened: Opened, settings: MixSettings, target: Path, report: Report) ->
     front = []
     for number, child in enumerate(points, 1):
         report(f"mix {number} of {len(points)} of the front")
-        front.append(_point(opened, _with(opened.checkpoint, child, opened, matching), child, fronts, judge))
-    uniform = [child for child in opened.checkpoint.network.children if child.uniform]
+        module = deployed(opened, _with(opened.checkpoint, child, opened, matching), child)
+        front.append(_point(opened, module, child, fronts, judge))
     seconds = time.perf_counter() - started
     own = settings.data in (None, opened.checkpoint.card.data.name)
-    children = list(made.values())
-    judged = judge_all(opened, checkpoint, children, settings.test_images, own, report)
-    fidelity = to_float_model(opened, checkpoint, children, judge)
+    modules = {child: deployed(opened, checkpoint, child) for child in made.values()}
+    judged = judge_all(opened, modules, settings.test_images, own, report)
+    fidelity = to_float_model(opened, checkpoint, modules, judge)
     written = None
     if made:
         checkpoint = with_results(checkpoint, judged, fidelity, settings.recipe())
@@ -100,11 +102,16 @@ def _mix(opened: Opened, settings: MixSettings, target: Path, report: Report) ->
             "cost": cost,
             "cost_shown": shown_cost(budget.kind, cost),
         }
-        row |= _point(opened, checkpoint, child, fronts, judge)
+        row |= _point(opened, modules.get(child, opened.widest), child, fronts, judge)
         row["accuracy"] = judged.accuracy.get(child)
         row["verdict"] = asdict(judged.verdicts[child]) if child in judged.verdicts else None
         row["fidelity"] = fidelity[child].to_dict() if child in fidelity else None
         rows.append(row)
+    uniform = {
+        child: deployed(opened, opened.checkpoint, child)
+        for child in opened.checkpoint.network.children
+        if child.uniform
+    }
     return {
         "checkpoint": written,
         "start": opened.start.name,
@@ -120,7 +127,7 @@ def _mix(opened: Opened, settings: MixSettings, target: Path, report: Report) ->
         "least": {kind: one.least for kind, one in fronts.items()},
         "layers": _layers(opened, settings, losses, signal, fronts, found),
         "front": front,
-        "uniform": [_point(opened, opened.checkpoint, child, fronts, judge) for child in uniform],
+        "uniform": [_point(opened, module, child, fronts, judge) for child, module in uniform.items()],
         "children": rows,
         "seconds": round(seconds, 2),
         "notes": [*opened.dataset.notes, *notes],
@@ -141,13 +148,13 @@ def _with(checkpoint: Checkpoint, child: Child, opened: Opened, matching: Matchi
 
 
 def _point(
-    opened: Opened, checkpoint: Checkpoint, child: Child, fronts: Mapping[str, Front], judge: Judge
+    opened: Opened, module: nn.Module, child: Child, fronts: Mapping[str, Front], judge: Judge
 ) -> dict[str, Any]:
     """What a child costs, and how it answers."""
     widths = {layer: child.weights.of(layer) for layer in opened.offer}
     known = all(bits in opened.offer[layer] for layer, bits in widths.items())
     costs = {kind: one.costs.of(widths) if known else None for kind, one in fronts.items()}
-    said = judge(deployed(opened, checkpoint, child))
+    said = judge(module)
     return {**child.to_dict(), "costs": costs, "snr_db": said.snr_db, "agreement": said.agreement}
 
 

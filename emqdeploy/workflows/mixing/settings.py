@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.data.naming import located
+from emqdeploy.errors import UsageError
 from emqdeploy.format.child import parse_children
+from emqdeploy.format.emq import SUFFIX
 from emqdeploy.options import names, option, settle
 from emqdeploy.training.mixing.descent import DESCENTS
 from emqdeploy.training.mixing.sensitivity import SENSITIVITIES
@@ -59,6 +61,8 @@ class MixSettings:
     def __post_init__(self) -> None:
         """Checks every value; the sentence names the flag."""
         settle(self)
+        if self.out is not None and self.out.suffix != SUFFIX:
+            raise UsageError(f"--out is {self.out}; name a file that ends in {SUFFIX}")
         if self.data is not None:
             object.__setattr__(self, "data", located(self.data, self.data_dir))
 

@@ -1,0 +1,226 @@
+"""What widths per layer are worth after training: mixed children beside uniform ones of the same size.
+
+ResNet-20 for CIFAR-10 with trained weights (``--weights``, by the names of Yerlan Idelbayev's PyTorch networks) is
+quantized to 2..8 bits without training, and `emqdeploy mix` makes a child as large as each uniform one, by each order
+of steps. Accuracies are those of onnxruntime, which computes the deployed integers, on the same test images.
+
+Every file and every row is kept as it is made; a second run goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common import arguments, write
+from emqdeploy.data import Dataset, Preprocessing, load_dataset
+from emqdeploy.format.card import DataSource
+from emqdeploy.format.child import Child, in_order
+from emqdeploy.format.emq import load_checkpoint, read_card
+from emqdeploy.options import names, numbers
+from emqdeploy.quant.build import NetworkSpec
+from emqdeploy.runtimes.base import open_runtime
+from emqdeploy.runtimes.test_images import TestSet, limited
+from emqdeploy.training.deployment import make_card, write_checkpoint
+from emqdeploy.training.fidelity import build_both
+from emqdeploy.training.mixing.descent import DESCENTS
+from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.judging import percent_right, verdict
+from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
+from emqdeploy.training.pretrained import load_pretrained
+from emqdeploy.workflows.mixing.budgets import read_budgets
+from emqdeploy.workflows.mixing.mix import mix
+from emqdeploy.workflows.mixing.settings import MixSettings
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WIDTHS = range(2, 9)
+MIXED_AT = (3, 4, 5, 6)
+"""Uniform widths whose size a mix is given."""
+
+BATCH = 100
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut of every other pixel, padded with zero channels (He et al., option A)."""
+
+    def __init__(self, before: int, channels: int) -> None:
+        super().__init__()
+        self.stride = 1 if before == channels else 2
+        self.more = (channels - before) // 2
+        self.conv1 = nn.Conv2d(before, channels, 3, self.stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)``."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.more:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more, self.more))
+        return F.relu(y + x)
+
+
+class ResNet(nn.Module):
+    """A residual network of ``6 blocks + 2`` layers for images of 32 x 32 pixels (arXiv 1512.03385, section 4.2)."""
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(Block(before, channels), *(Block(channels, channels) for _ in range(blocks - 1)))
+            for before, channels in ((16, 16), (16, 32), (32, 64))
+        )
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images ``(N, 3, 32, 32)``."""
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def resnet20(num_classes: int) -> ResNet:
+    """Three blocks in each of three stages."""
+    return ResNet(3, num_classes)
+
+
+def resnet56(num_classes: int) -> ResNet:
+    """Nine blocks in each of three stages."""
+    return ResNet(9, num_classes)
+
+
+def quantized(path: Path, options: Any, dataset: Dataset) -> None:
+    """Writes the file with the uniform children."""
+    pre, children = dataset.preprocessing, in_order(Child.of(bits) for bits in WIDTHS)
+    spec = NetworkSpec(options.model, len(dataset.classes), pre.shape, pre.input_range, children)
+    load = partial(load_pretrained, path=options.weights, fresh_head=False)
+    model, network = build_both(spec, load, users_code=True)
+    model.eval()
+    network.eval()
+    config = QuantizeConfig(options.weights, options.model, "cifar10", reconstruction=options.reconstruct)
+    frozen = calibrate(network, calibration_batches(dataset, config.images, config.seed), config, print)
+    card = make_card(spec, dataset, DataSource("cifar10"), children, {}, {}, config.to_dict(), {})
+    write_checkpoint(path, network, frozen, card)
+
+
+def answers(path: Path, names: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
+    """What children of a file decide, ``(N,)`` each."""
+    checkpoint, found = load_checkpoint(path), {}
+    with open_runtime(checkpoint, "onnxruntime", children=[names[0]]) as runtime:
+        for name in names:
+            runtime.use(name)
+            parts = [runtime.run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+            found[name] = np.concatenate(parts).argmax(1)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark."""
+    parser = arguments(__doc__, "mixed_precision")
+    parser.add_argument("--weights", type=Path, required=True, help="of the float network")
+    parser.add_argument("--model", default="benchmarks.mixed_precision:resnet20")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--images", type=int, default=256, help="training images of the search")
+    parser.add_argument("--test-images", type=int, default=4000)
+    parser.add_argument("--reconstruct", default="none", help="as emqdeploy quantize takes it")
+    parser.add_argument("--descents", default=",".join(DESCENTS), help="orders of steps")
+    parser.add_argument("--at", type=numbers, default=MIXED_AT, help="uniform widths whose size a mix is given")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of the files; what lies there is not made again"
+    )
+    options = parser.parse_args(argv)
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    dataset = load_dataset("cifar10", options.data_dir)
+    seen = replace(dataset.preprocessing, mean=MEAN, std=STD)
+    dataset = load_dataset("cifar10", options.data_dir, pixels=seen)
+    base = options.work / "uniform.emq"
+    if not base.exists():
+        quantized(base, options, dataset)
+    searches: dict[str, Mapping[str, Any]] = {}
+    for descent in names(options.descents):
+        kept = options.work / f"{descent}.json"
+        if not kept.exists():
+            settings = MixSettings(
+                base, read_budgets(",".join(f"size={bits}bits" for bits in options.at)), data="cifar10",
+                data_dir=options.data_dir, images=options.images, test_images=BATCH, points=2, descent=descent,
+                out=options.work / f"{descent}.emq", plot=options.work / descent, model=options.model, threads=1,
+            )  # fmt: skip
+            kept.write_text(json.dumps(mix(settings, print)))
+        searches[descent] = json.loads(kept.read_text())
+    test = limited(
+        TestSet("cifar10", dataset.test, tuple(dataset.classes)), 200 if options.quick else options.test_images
+    )
+    images, labels = Preprocessing.normalize(seen, test.split.images[:]), np.asarray(test.split.labels)
+    uniform = [str(bits) for bits in WIDTHS]
+    started = time.perf_counter()
+    decided = {("uniform", name): found for name, found in answers(base, uniform, images).items()}
+    for descent, search in searches.items():
+        mixed = [row["name"] for row in search["children"]]
+        found = answers(options.work / f"{descent}.emq", mixed, images)
+        decided |= {(descent, name): one for name, one in found.items()}
+    rows: list[dict[str, Any]] = []
+    for (way, name), found in decided.items():
+        search = searches[way if way != "uniform" else next(iter(searches))]
+        said = next(row for row in search["uniform" if way == "uniform" else "children"] if row["name"] == name)
+        bits = said["weights"] if way == "uniform" else int(said["budget"].removeprefix("size=").removesuffix("bits"))
+        beside = decided["uniform", str(bits)]
+        rows.append(
+            {
+                "way": way,
+                "at_bits": bits,
+                "size_bytes": said["costs"]["size"],
+                "snr_db": said["snr_db"],
+                "accuracy": round(percent_right(found, labels), 3),
+                "gained": {
+                    one: -value for one, value in asdict(verdict(found, beside, labels, 0)).items() if one != "word"
+                },
+                "weights": said["weights"],
+            }
+        )
+    write(
+        options.json, "mixed_precision", options.quick, rows, model=options.model.partition(":")[2], data="cifar10",
+        reconstruct=options.reconstruct, images=options.images, test_images=len(labels),
+        search_seconds={descent: search["seconds"] for descent, search in searches.items()},
+        measuring_seconds=round(time.perf_counter() - started, 1), file_bytes=base.stat().st_size,
+        read_bytes={child.name: size for child, size in read_card(base)[1].items()},
+    )  # fmt: skip
+    print("\n".join(table(rows)))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The page's table, as Markdown."""
+    ways = list(dict.fromkeys(row["way"] for row in rows if row["way"] != "uniform"))
+    heads = [f"`{way}`: bytes, dB, accuracy (against uniform)" for way in ways]
+    lines = [f"| size of | bytes | dB | accuracy | {' | '.join(heads)} |", "|---|---|---|---|" + "---|" * len(ways)]
+    for row in rows:
+        if row["way"] != "uniform":
+            continue
+        cells = []
+        for way in ways:
+            one = next((other for other in rows if (other["way"], other["at_bits"]) == (way, row["at_bits"])), None)
+            cells.append(
+                ""
+                if one is None
+                else f"{one['size_bytes'] / 1e3:.1f} kB, {one['snr_db']:.1f}, {one['accuracy']:.2f} %"
+                f" ({one['gained']['lost']:+.2f}; {one['gained']['most']:+.2f} to {one['gained']['least']:+.2f})"
+            )
+        decibels = "" if row["snr_db"] > 100 else f"{row['snr_db']:.1f}"
+        lines.append(
+            f"| {row['at_bits']} bits | {row['size_bytes'] / 1e3:.1f} kB | {decibels} | {row['accuracy']:.2f} % |"
+            f" {' | '.join(cells)} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
