@@ -32,6 +32,9 @@ from emqdeploy.quant.families.base import QUANTIZERS, FamilyOptions, QuantizedWe
 ROUNDS = 30
 """Of Lloyd's algorithm, which finds the levels that training starts from; more move nothing."""
 
+TEMPERATURE = 0.5
+"""Of the scores, as a share of the mean distance of two levels."""
+
 _CHOICES = {"per": ("layer", "channel"), "assignment": ("direct", "nearest")}
 
 
@@ -43,7 +46,6 @@ class LevelsOptions(FamilyOptions):
     Attributes:
         per: levels of their own for every output ``channel``, or one set per ``layer``.
         assignment: scores of the levels (``direct``, as in the paper), or the level ``nearest`` to a float weight.
-        temperature: of the scores, as a share of the mean distance of two levels.
     """
 
     name = "levels"
@@ -58,17 +60,12 @@ class LevelsOptions(FamilyOptions):
         flag="levels-assignment",
         panel="Quantization",
     )
-    temperature: float = option(
-        0.5, "Of the scores, as a share of the distance of two levels.", flag="levels-temperature", panel="Quantization"
-    )
 
     def __post_init__(self) -> None:
         """Checks the choices."""
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise UsageError(f"--levels-{field} is {getattr(self, field)!r}; allowed: {', '.join(allowed)}")
-        if not self.temperature > 0:
-            raise UsageError(f"--levels-temperature is {self.temperature}; it must be above 0")
 
     @property
     def nested(self) -> bool:
@@ -172,7 +169,7 @@ class LevelsQuantizer(WeightQuantizer):
         exact = StraightThrough.apply(levels, integers * scale)
         direct = str(bits) in self.scores
         chooser = self.scores[str(bits)] if direct else self._rows(weight)
-        temperature = self.options.temperature * _distance(levels.detach()) if direct else None
+        temperature = TEMPERATURE * _distance(levels.detach()) if direct else None
         value: Tensor = _Chosen.apply(chooser, exact, codes, temperature)
         return value.reshape(weight.shape)
 

@@ -33,6 +33,9 @@ from emqdeploy.training.targets import PANEL
 TEMPERATURE, LOWEST, HIGHEST = 2 / 3, -0.1, 1.1
 """Of the hard concrete distribution: its temperature, and the ends that it is stretched to before it is cut."""
 
+FIRST = 0.9
+"""Share of the steps in which a gate is open at the beginning."""
+
 MOVES = 1000.0
 """How far a constant gradient of 1 moves the log odds of a gate in the whole search, in units of the learning rate: a
 longer search moves them in smaller steps, not further."""
@@ -48,14 +51,13 @@ def start_of(common: CommonOptions) -> Child:
 
 @dataclass(frozen=True)
 class DropBitsOptions(PlannedOptions):
-    """What an open gate costs, and how gates start."""
+    """What an open gate costs, and how long gates move."""
 
     name = "dropbits"
     drop_cost: float = option(
         0.05, "What an open bit of a layer costs, in units of the loss; 0 only drops bits at random.", panel=PANEL,
         least=0
     )  # fmt: skip
-    keep_odds: float = option(0.9, "Share of the steps in which a bit is there at the beginning.", panel=PANEL)
     least_bits: int = option(2, "The narrowest width to learn.", panel=PANEL, least=1)
     search_share: float = option(0.5, "Share of the run after which all widths do.", panel=PANEL, least=0)
 
@@ -77,8 +79,6 @@ class DropBitsOptions(PlannedOptions):
             raise UsageError(
                 f"--least-bits is {self.least_bits}; allowed: {least} to {start.bits - 1}, below the width of --bits"
             )
-        if not 0.5 < self.keep_odds < 1:
-            raise UsageError(f"--keep-odds is {self.keep_odds}; allowed: above 0.5 and below 1")
         if not self.search_share < 1:
             raise UsageError(f"--search-share is {self.search_share}; allowed: 0 up to, not including, 1")
         if self.distill != "none":
@@ -93,7 +93,6 @@ class BitGate(nn.Module):
     Args:
         least: that width.
         most: the widest.
-        keep_odds: how often a gate is open at the beginning.
         steps: of the search.
 
     Attributes:
@@ -101,11 +100,11 @@ class BitGate(nn.Module):
         settled: whether widths stand still, and no point is dropped any more.
     """
 
-    def __init__(self, least: int, most: int, keep_odds: float, steps: int) -> None:
+    def __init__(self, least: int, most: int, steps: int) -> None:
         super().__init__()
         self.least = least
         self.unit = math.sqrt(MOVES / max(steps, 1))
-        start = (math.log(keep_odds / (1 - keep_odds)) - _OPEN) / self.unit
+        start = (math.log(FIRST / (1 - FIRST)) - _OPEN) / self.unit
         self.place = nn.Parameter(torch.full((most - least,), start))
         self.settled = False
 
@@ -160,7 +159,7 @@ class DropBits(Planned):
         for name in network.switchable:
             layer = network.layers[name]
             assert isinstance(layer.quantizer, CpqQuantizer)
-            gate = BitGate(options.least_bits, self.child.bits, options.keep_odds, self.search_steps)
+            gate = BitGate(options.least_bits, self.child.bits, self.search_steps)
             layer.quantizer.gate = self.gates[name] = gate.to(layer.weight.device)
 
     @classmethod

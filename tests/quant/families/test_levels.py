@@ -185,8 +185,6 @@ def test_bad_choices_are_refused() -> None:
     """In one sentence: what, given, allowed."""
     with pytest.raises(UsageError, match="--levels-per is 'row'; allowed: layer, channel"):
         LevelsOptions(per="row")
-    with pytest.raises(UsageError, match="--levels-temperature is 0; it must be above 0"):
-        LevelsOptions(temperature=0)
     weight = torch.randn(4, 9)
     with pytest.raises(UsageError, match="has learned no levels for 3 bits, it has 2; train that width"):
         LevelsOptions().quantizer(weight, 127, (2,))(weight, 3)

@@ -24,11 +24,11 @@ from emqdeploy.training.methods.dropbits import BitGate, DropBitsOptions, bits_o
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.integers(2, 3), st.integers(4, 6), st.floats(0.55, 0.99))
-def test_factors_fall_from_the_core_outwards(seed: int, least: int, most: int, odds: float) -> None:
+@given(st.integers(0, 2**31), st.integers(2, 3), st.integers(4, 6))
+def test_factors_fall_from_the_core_outwards(seed: int, least: int, most: int) -> None:
     """Points of the narrowest grid are never dropped; those of one bit share a factor, at most that of fewer bits."""
     torch.manual_seed(seed)
-    gate = BitGate(least, most, odds, 100)
+    gate = BitGate(least, most, 100)
     low, high = -(2 ** (most - 1)), 2 ** (most - 1) - 1
     factors = gate(low, high)
     by_bits = {bits: set() for bits in range(1, most + 1)}
@@ -44,7 +44,7 @@ def test_factors_fall_from_the_core_outwards(seed: int, least: int, most: int, o
 def test_gates_are_open_as_often_as_they_say() -> None:
     """In a thousand draws; and the width is what is open more often than not, up to the first gate that is not."""
     torch.manual_seed(0)
-    gate = BitGate(2, 4, 0.9, 100)
+    gate = BitGate(2, 4, 100)
     assert gate.open().tolist() == pytest.approx([0.9, 0.9])
     drawn = torch.stack([gate(-8, 7) for _ in range(1000)])
     assert float((drawn[:, 12 - 1] > 0).float().mean()) == pytest.approx(0.9, abs=0.03)
@@ -60,7 +60,7 @@ def test_gates_are_open_as_often_as_they_say() -> None:
 def test_what_open_bits_cost_closes_them() -> None:
     """Where nothing speaks for a bit, the cost alone brings a layer to its narrowest width."""
     for steps in (20, 500):
-        gate = BitGate(2, 4, 0.9, steps)
+        gate = BitGate(2, 4, steps)
         for _ in range(steps):
             gate.zero_grad()
             (0.2 * gate.open().sum()).backward()
@@ -98,7 +98,6 @@ def test_learned_widths_are_exact_in_onnxruntime(tmp_path: Path, monkeypatch: py
         ({"quantizer": LsqOptions()}, "which quantizer 'lsq' has not; add --quantizer cpq"),
         ({"bits": (3, 4)}, "learns the widths of one child; give --bits one width"),
         ({"bits": (2,)}, "--least-bits is 2; allowed: 2 to 1, below the width of --bits"),
-        ({"method": DropBitsOptions(keep_odds=0.5)}, r"--keep-odds is 0\.5; allowed: above 0\.5 and below 1"),
         ({"method": DropBitsOptions(search_share=1.0)}, r"--search-share is 1\.0; allowed: 0 up to"),
     ],
 )
