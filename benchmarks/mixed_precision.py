@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.fidelity import build_both
 from emqdeploy.training.mixing.descent import DESCENTS
 from emqdeploy.training.posttraining.config import QuantizeConfig
-from emqdeploy.training.posttraining.judging import percent_right, verdict
+from emqdeploy.training.posttraining.judging import Verdict, percent_right, verdict
 from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.workflows.mixing.budgets import read_budgets
@@ -181,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "size_bytes": said["costs"]["size"],
                 "snr_db": said["snr_db"],
                 "accuracy": round(percent_right(found, labels), 3),
-                "gained": {
-                    one: -value for one, value in asdict(verdict(found, beside, labels, 0)).items() if one != "word"
-                },
+                "gained": None if way == "uniform" else _gained(verdict(found, beside, labels, 0)),
                 "weights": said["weights"],
             }
         )
@@ -195,6 +193,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         read_bytes={child.name: size for child, size in read_card(base)[1].items()},
     )  # fmt: skip
     print("\n".join(table(rows)))
+
+
+def _gained(lost: Verdict) -> dict[str, float]:
+    """Points against the uniform child of that size, with bounds of 95 % confidence each."""
+    return {"points": -lost.lost, "least": -lost.most, "most": -lost.least}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -212,7 +215,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 ""
                 if one is None
                 else f"{one['size_bytes'] / 1e3:.1f} kB, {one['snr_db']:.1f}, {one['accuracy']:.2f} %"
-                f" ({one['gained']['lost']:+.2f}; {one['gained']['most']:+.2f} to {one['gained']['least']:+.2f})"
+                f" ({one['gained']['points']:+.2f}; {one['gained']['least']:+.2f} to {one['gained']['most']:+.2f})"
             )
         decibels = "" if row["snr_db"] > 100 else f"{row['snr_db']:.1f}"
         lines.append(
