@@ -51,10 +51,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "statistics: float": {"statistics": "float"},
     "biases: none": {"bias_correction": "none"},
     "statistics: float, biases: none": {"statistics": "float", "bias_correction": "none"},
-    **{f"clips: {choice}": {"clips": choice} for choice in ("max", "p99.99", "p99.9", "p99")},
+    **{f"clips: {choice}": {"clips": choice} for choice in ("majority", "max", "p99.99", "p99.9", "p99")},
     **{
         f"4-bit activations, clips: {choice}": {"clips": choice, "activation_bits": 4}
-        for choice in ("mse", "max", "p99.99", "p99.9", "p99")
+        for choice in ("mse", "majority", "max", "p99.99", "p99.9", "p99")
     },
     **{f"{count} images": {"images": count} for count in (64, 128, 2048)},
 }
