@@ -43,7 +43,7 @@ from emqdeploy.training.recipes import resolve
         ({"quantizer": "nsq"}, "did you mean 'lsq'"),
         (
             {"method": "emq"},
-            "unknown method 'emq'; known: adabits, adaqat, any-precision, dedicated, dropbits,"
+            "unknown method 'emq'; known: adabits, adaqat, any-precision, coquant, dedicated, dropbits,"
             " emqnet, hasb, truncquant",
         ),
     ],
