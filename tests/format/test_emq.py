@@ -274,6 +274,34 @@ def test_other_formats_are_refused_in_one_sentence(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+def changed_tables(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Path:
+    """The kept file of format 4 with another header or tensors, its hashes made to fit."""
+    with TensorFile(Path(__file__).parent.parent / "data" / "format4.emq", "") as file:
+        header = json.loads(file.header)
+        file.hashes = header["hashes"]
+        tensors = {name: file.tensor(name).copy() for name in file.hashes}
+    change(header, tensors)
+    header["hashes"] = {name: hash_tensor(array) for name, array in tensors.items()}
+    write_tensors(path, tensors, json.dumps(header))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda header, _: header.update(format_version=3), "it has tables, which came with format 4"),
+        (lambda header, _: header["children"][1].update(weights=2), "'6' has tables of other than one width up to 4"),
+        (lambda _, tensors: tensors["table/2"].__setitem__(1, -128), "does not ascend from -127 at least"),
+        (lambda _, tensors: tensors["table/3"].__setitem__(slice(-2, None), (9, 8)), "does not ascend from -127"),
+        (lambda _, tensors: tensors.pop("table/2"), "table/2"),
+    ],
+)
+def test_tables_that_no_kernel_could_take_are_refused(change: Any, sentence: str, tmp_path: Path) -> None:
+    """Also in a file that says it is older than tables."""
+    with pytest.raises(EmqError, match=sentence):
+        load_checkpoint(changed_tables(tmp_path / "other.emq", change))
+
+
 def test_a_damaged_file_of_an_old_format_is_one_sentence(tmp_path: Path) -> None:
     """Truncated and altered anywhere."""
     path = tmp_path / "old.emq"
