@@ -92,6 +92,12 @@ def _opened(dice: random.Random) -> bytes:
     return b"e" + (damaged_emq(data, dice) if kind < 0.6 else damaged_skeleton(data, dice))
 
 
+def _tables(dice: random.Random) -> bytes:
+    """A file of format 4, whose codes stand for numbers of a table."""
+    data = _seed("format4.emq")
+    return b"e" + (damaged_bytes(data, dice) if dice.random() < 0.2 else damaged_emq(data, dice))
+
+
 def _read_opened(data: bytes, folder: Path) -> object:
     """In C, which refuses what Python refuses, and answers as Python where both accept."""
     from benchmarks.native_file import opened
@@ -277,6 +283,7 @@ FILES = {
     "emq": FileKind(_emq, _read_emq),
     "native": FileKind(_native, _read_emq),
     "opened": FileKind(_opened, _read_opened, library),
+    "tables": FileKind(_tables, _read_opened, library),
     "manifest": FileKind(_manifest, _read_manifest),
     "sealed": FileKind(_sealed, _read_sealed),
     "ir": FileKind(_ir, _read_ir),

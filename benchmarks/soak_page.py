@@ -37,6 +37,7 @@ TABLES = (
                 "emq": "`.emq`",
                 "native": "`.emq` of branches, its graph",
                 "opened": "`.emq` or bundle, opened in C",
+                "tables": "`.emq` with tables (format 4), in Python and in C",
                 "manifest": "manifest",
                 "sealed": "exported ONNX",
                 "ir": "OpenVINO's IR",

@@ -330,6 +330,8 @@ def _read_child(
         table = shared[child.weights.of(name)]
         slope, offset = (table[column][name] * turned for column in ("slope", "offset"))
         numbers = table[TABLE][name] if kind == TABLE else None
+        if numbers is not None and not (table["bits"][name] == child.weights.of(name)).all():
+            raise file.fail(f"is damaged: layer {name!r} looks its codes up by other bits than those of its width")
         layer.grids[child] = Grid(scales[name], slope, offset, table["bits"][name].astype(np.uint8), kind, numbers)
 
 

@@ -153,7 +153,21 @@ void Checkpoint::check_graph() const {
 
 int Checkpoint::planes() const { return widths_.empty() ? 1 : widths_.back(); }
 
+// Also where no layer looks anything up: a row of a layer that has another width.
+void Checkpoint::check_tables() const {
+    for (const int bits : header_.table_widths()) {
+        const Span tables = file_.tensor("table/" + std::to_string(bits));
+        for (size_t i = 0; i < tables.size; i++) {
+            const int8_t number = at<int8_t>(tables, i);
+            if (number == INT8_MIN || ((i & ((size_t{1} << bits) - 1)) != 0 && number < at<int8_t>(tables, i - 1))) {
+                file_.fail("is damaged: a table of " + std::to_string(bits) + " bits does not ascend from -127 at least");
+            }
+        }
+    }
+}
+
 void Checkpoint::read_codes() {
+    check_tables();
     std::vector<Span> all;
     for (int index = 0; index < planes(); index++) all.push_back(file_.tensor("plane" + std::to_string(index)));
     const Span pinned = file_.tensor("pinned");
@@ -187,12 +201,6 @@ size_t Checkpoint::look_up(Layer &layer, size_t first) const {
     const Span tables = file_.tensor("table/" + std::to_string(bits));
     for (size_t n = 0; n < outputs; n++) {
         const uint8_t *table = tables.data + (first + n) * numbers;
-        for (size_t i = 0; i < numbers; i++) {
-            const auto number = static_cast<int8_t>(table[i]);
-            if (number == INT8_MIN || (i > 0 && number < static_cast<int8_t>(table[i - 1]))) {
-                file_.fail("is damaged: a table of " + std::to_string(bits) + " bits does not ascend from -127 at least");
-            }
-        }
         for (size_t i = n * row; i < (n + 1) * row; i++) {
             layer.codes[i] = table[layer.codes[i] >> (master_bits - bits)] ^ byte_offset;
         }
@@ -225,8 +233,15 @@ void Checkpoint::read_child(size_t index) {
         Numbers numbers;
         for (size_t n = 0; n < outputs; n++) add_channel(child, *layer.record, own, channel++, input_scale, numbers);
         if (layer.record->switchable()) {
-            const Shared &grid = shared(child.weights.of(layer.record->name));
-            for (size_t n = 0; n < outputs; n++) grid_of(grid, shared_channel++, layer.record->kind, numbers, n);
+            const int width = child.weights.of(layer.record->name);
+            const Shared &grid = shared(width);
+            for (size_t n = 0; n < outputs; n++, shared_channel++) {
+                if (layer.record->kind == GridKind::table && at<int8_t>(grid.bits, shared_channel) != width) {
+                    file_.fail("is damaged: layer '" + layer.record->name +
+                               "' looks its codes up by other bits than those of its width");
+                }
+                grid_of(grid, shared_channel, layer.record->kind, numbers, n);
+            }
         }
         layer.children.push_back(std::move(numbers));
     }

@@ -49,6 +49,7 @@ class Checkpoint {
     void check_tensors();
     void check_graph() const;
     int planes() const;
+    void check_tables() const;
     void read_codes();
     size_t look_up(Layer &layer, size_t first) const;
     const Shared &shared(int width);
