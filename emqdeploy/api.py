@@ -75,6 +75,20 @@ class QuantizeResult(Shown):
         return list(self.values["usable"])
 
 
+class MixResult(Shown):
+    """What `mix` found: the front, the layers, and a child for every budget; shown, it is the tables."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that the children were written into."""
+        return Path(self.values["checkpoint"])
+
+    @property
+    def children(self) -> tuple[str, ...]:
+        """Names of the children, one per budget that the widest one does not meet."""
+        return tuple(child["name"] for child in self.values["children"])
+
+
 class ExportResult(Shown):
     """What `export` wrote: ``values`` is what ``emqdeploy export --json`` prints."""
 
@@ -206,6 +220,28 @@ def quantize(
         raise EmqError(str(made.wrong))
     hint = advice(config, made, options.get("children")) if made.wrong is None else ""
     return QuantizeResult(quantize_values(config, made), quantize_parts(config, made, hint))
+
+
+def mix(path: Where | None = None, *, budget: str, report: Report = silent, **options: Any) -> MixResult:
+    """Finds a width for every layer under budgets, without training, as ``emqdeploy mix`` does.
+
+    Args:
+        path: a run or an ``.emq``; the latest run by default.
+        budget: ``size=60%``, ``bitops=50%``, ``latency=8ms``, ``size=4bits``, or several by commas.
+        report: receives a line about what is being done.
+        **options: as the command has them: ``data``, ``images``, ``descent``, ``widths``, ``keep``, ...
+
+    Raises:
+        EmqError: one sentence: a budget that nothing meets, for example.
+    """
+    from emqdeploy.options import from_flags
+    from emqdeploy.report.mixing import mix_parts
+    from emqdeploy.workflows.mixing.mix import mix as run
+    from emqdeploy.workflows.mixing.settings import MixSettings
+
+    _check_options(options, [MixSettings])
+    values = run(MixSettings(_path(path), **from_flags(MixSettings, options | {"budget": budget})), report)
+    return MixResult(values, mix_parts(values))
 
 
 def export(

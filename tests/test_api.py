@@ -39,6 +39,9 @@ def test_a_network_is_trained_exported_proven_measured_and_run(tmp_path: Path) -
     assert set(made.accuracy) == set("2345678")
     assert "accuracy of the deployed network" in " ".join(str(made).split())
     assert "<td>unseen</td>" in made._repr_html_()
+    mixed = emqdeploy.mix(made.run, budget="size=6bits", images=64, points=2, test_images=20, plot=tmp_path / "mix")
+    assert (mixed.checkpoint, mixed.children) == (made.checkpoint, ("mix-size-6bits",))
+    assert "mix-size-6bits" in str(mixed)
     written = emqdeploy.export(made.run, bits=[2, 8], test_images=20)
     assert set(written.files) == {"onnx-w2", "onnx-w8"}
     assert all(file.exists() for file in written.files.values())
