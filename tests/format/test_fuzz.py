@@ -27,8 +27,8 @@ SHARE = {
 
 
 FOUND = {"opened": [14188], "tables": [10101, 10341]}
-"""Numbers that showed a fault once: a shape that is there twice, which C took the last of; a table that no layer uses, and
-one that is looked up by fewer bits than it has."""
+"""Numbers that showed a fault once: a shape that is there twice, which C took the last of; a table that no layer uses,
+and one that is looked up by fewer bits than it has."""
 
 
 @pytest.mark.parametrize("kind", FILES)
