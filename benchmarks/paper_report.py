@@ -150,7 +150,7 @@ def time_to_accuracy(runs: Runs) -> dict[str, Any] | None:
         name: {
             **{"validation": round(value, 2), "reaches": value >= final[BASELINE]},
             **{key: round(_mean(runs, name, key), 1) for key in ("sample_passes", "seconds")},
-            **{f"less_{key}": round(_mean(runs, base, key) / _mean(runs, name, key), 2) for key in _COSTS},
+            **{f"less_{key}": _less(runs, base, name, key) for key in _COSTS},
         }
         for name, value in final.items()
         if _spread(runs, name)
@@ -163,6 +163,18 @@ _COSTS = ("sample_passes", "seconds")
 
 def _mean(runs: Runs, name: str, key: str) -> float:
     return float(np.mean([figures[key] for figures, _ in runs[name]]))
+
+
+def _less(runs: Runs, base: str, name: str, key: str) -> float | None:
+    """How many times less a row took; None for seconds of different processors, which say nothing of one another."""
+    processors = {figures["machine"]["cpu"] for row in (base, name) for figures, _ in runs[row]}
+    if key == "seconds" and len(processors) > 1:
+        return None
+    return round(_mean(runs, base, key) / _mean(runs, name, key), 2)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
 
 
 def _spread(runs: Runs, name: str) -> bool:
@@ -184,7 +196,7 @@ def _summary(name: str, entries: list[tuple[dict[str, Any], Hits]], runs: Runs, 
         "sample_passes": round(costs["sample_passes"]),
         "seconds": round(costs["seconds"], 1),
         "load_average": max(max(figures["load_average"]) for figures, _ in entries),
-        "speed_up": {k: round(_mean(runs, BASELINE, k) / costs[k], 2) if BASELINE in runs else None for k in _COSTS},
+        "speed_up": {k: _less(runs, BASELINE, name, k) if BASELINE in runs else None for k in _COSTS},
         "difference": None if against is None else compare(runs, name, against),
     }
 
@@ -210,7 +222,8 @@ def _markdown(
         "",
         "Passes: images that went forward and backward, per child. *Fewer passes* and *less time* are against the whole"
         " Any-Precision schedule, calibration included. Seconds are wall time of training; a load of 2 means that two"
-        " rows ran side by side, each on its own core, and above that other work disturbed them.",
+        " rows ran side by side, each on its own core, and above that other work disturbed them."
+        f"{_elsewhere(runs, cpu)}",
         "",
     ]
     if quick:
@@ -229,7 +242,7 @@ def _markdown(
         lines += ["|---|---|---|---|---|---|---|"]
         for name, row in sorted(reached["rows"].items(), key=lambda item: item[1]["sample_passes"]):
             cost = f"{row['sample_passes']:,.0f} | {row['seconds']:.0f}"
-            ratios = f"{row['less_sample_passes']:.2f}x | {row['less_seconds']:.2f}x"
+            ratios = f"{_times(row['less_sample_passes'])} | {_times(row['less_seconds'])}"
             lines.append(
                 f"| {name} | {row['validation']:.2f} | {'yes' if row['reaches'] else 'no'} | {cost} | {ratios} |"
             )
@@ -237,6 +250,19 @@ def _markdown(
     if missing:
         lines += ["", f"Not finished yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
+
+
+def _elsewhere(runs: Runs, cpu: str) -> str:
+    """Which rows another processor trained; their accuracy compares, their seconds do not."""
+    others: dict[str, list[str]] = defaultdict(list)
+    for name, entries in runs.items():
+        for other in sorted({figures["machine"]["cpu"] for figures, _ in entries} - {cpu}):
+            others[other].append(f"*{name}*")
+    said = (
+        f" {' and '.join(names)} ran on {other}, so their seconds compare with no others."
+        for other, names in others.items()
+    )
+    return "".join(said)
 
 
 def _group_table(group: Group, table: list[dict[str, Any]]) -> list[str]:
