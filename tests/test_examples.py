@@ -29,14 +29,15 @@ def bundle(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as pictures, a folder per class."""
+    """The digits as pictures, a folder per class; every pixel a square, which is what a network of 8 pixels sees."""
     from PIL import Image
 
     home, digits = tmp_path_factory.mktemp("photos"), load_dataset("digits")
     for place, (image, label) in enumerate(zip(digits.train.images, digits.train.labels, strict=True)):
         folder = home / f"digit {label}"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(image[0]).convert("RGB").resize((32, 32)).save(folder / f"{place}.png")
+        picture = Image.fromarray(image[0]).convert("RGB").resize((32, 32), Image.Resampling.NEAREST)
+        picture.save(folder / f"{place}.png")
     return home
 
 
