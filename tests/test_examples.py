@@ -29,15 +29,14 @@ def bundle(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as pictures, a folder per class; every pixel a square, which is what a network of 8 pixels sees."""
+    """The digits as pictures of the size that the network was trained on, a folder per class."""
     from PIL import Image
 
     home, digits = tmp_path_factory.mktemp("photos"), load_dataset("digits")
     for place, (image, label) in enumerate(zip(digits.train.images, digits.train.labels, strict=True)):
         folder = home / f"digit {label}"
         folder.mkdir(exist_ok=True)
-        picture = Image.fromarray(image[0]).convert("RGB").resize((32, 32), Image.Resampling.NEAREST)
-        picture.save(folder / f"{place}.png")
+        Image.fromarray(image[0]).convert("RGB").save(folder / f"{place}.png")
     return home
 
 
@@ -60,7 +59,7 @@ def test_camera_loop_reads_a_video(bundle: Path, photos: Path, tmp_path: Path) -
     cv2 = pytest.importorskip("cv2")
     film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (32, 32))
     for file in sorted((photos / "digit 0").iterdir())[:5]:
-        film.write(cv2.imread(str(file)))
+        film.write(cv2.resize(cv2.imread(str(file)), (32, 32)))
     film.release()
     done = start("camera_loop.py", bundle, tmp_path / "film.avi", "--bits", "8")
     assert done.returncode == 0, done.stderr
