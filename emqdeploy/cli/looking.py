@@ -33,7 +33,7 @@ def demo(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """See it all in three minutes: train, export, verify and bench on the embedded digits."""
+    """See it all in a minute: train, export, verify and bench on the embedded digits."""
     from emqdeploy.format.runs import RUNS_ROOT, next_run_path
 
     folder = out or next_run_path(RUNS_ROOT, "demo", "resnet8")
