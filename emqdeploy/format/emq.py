@@ -165,6 +165,7 @@ def load_checkpoint(
             file.check_whole(sha256)
         header, stored = _read_header(file)
         children = stored if child is None else (find_child(stored, child),)
+        file.prefetch([*_needed(header, children), *_common(header)])
         network = _read_network(file, header, stored, children)
         skeleton = _inflate(file)
         check_graph(skeleton, Expected(header.card, network.open_arrays()), Path(path))
@@ -175,10 +176,8 @@ def read_card(path: str | os.PathLike[str]) -> tuple[Card, dict[Child, int]]:
     """Reads what a checkpoint says about itself, and how many bytes of it loading each child reads."""
     with TensorFile(Path(path), _REMEDY) as file:
         header, children = _read_header(file)
-        floats = [name for name in header.hashes if name.startswith("float/")]
-        common = file.header_bytes + sum(file.size_of(name) for name in ("pinned", "skeleton", *floats))
-        layers = [layer.name for layer in header.layers if layer.kind != PINNED]
-        needed = {child: tensors_of([child], layers, tabled(header.layers)) for child in children}
+        common = file.header_bytes + sum(map(file.size_of, _common(header)))
+        needed = {child: _needed(header, [child]) for child in children}
         return header.card, {child: common + sum(map(file.size_of, names)) for child, names in needed.items()}
 
 
@@ -208,6 +207,17 @@ def places_in(path: str | os.PathLike[str]) -> Places:
             {name: file.offset(name) for name in header.hashes},
             {layer.name: start // 8 for layer, start in zip(switchable, starts[:-1], strict=True)},
         )
+
+
+def _needed(header: Header, children: Sequence[Child]) -> list[str]:
+    """Names of the tensors that children need beyond those that all have in common."""
+    layers = [layer.name for layer in header.layers if layer.kind != PINNED]
+    return tensors_of(children, layers, tabled(header.layers))
+
+
+def _common(header: Header) -> list[str]:
+    """Names of the tensors that every child needs."""
+    return ["pinned", "skeleton", *(name for name in header.hashes if name.startswith("float/"))]
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

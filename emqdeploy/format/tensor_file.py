@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +30,7 @@ _DIGEST = "digest"
 _OLD_DIGEST = 32
 _LARGEST_HEADER = 64 << 20
 _BLOCK = 1 << 20
+_WORTH_A_THREAD = 1 << 20
 _DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "I64": np.int64, "F64": np.float64, "I32": np.int32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
@@ -109,6 +112,8 @@ class TensorFile:
         self.bytes_read = 0
         self.hashes: Mapping[str, str] = {}
         self._remedy = remedy
+        self._held: dict[str, NDArray[Any]] = {}
+        self._counting = Lock()
 
     def __enter__(self) -> TensorFile:
         self._file = open_regular(self.path, "name an existing .emq file")
@@ -166,8 +171,22 @@ class TensorFile:
         """Shape of a tensor."""
         return self._entry(name).shape
 
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Reads and checks several tensors, which `tensor` then gives: on two threads, as hashing takes long.
+
+        A small file is not worth the threads, and is read as it is asked for. Raises as `tensor`.
+        """
+        if sum(map(self.size_of, names)) < _WORTH_A_THREAD:
+            return
+        with ThreadPoolExecutor(2) as pool:
+            self._held = dict(zip(names, pool.map(self._read, names), strict=True))
+
     def tensor(self, name: str) -> NDArray[Any]:
         """Reads one tensor in its own shape."""
+        found = self._held.pop(name, None)
+        return self._read(name) if found is None else found
+
+    def _read(self, name: str) -> NDArray[Any]:
         entry = self._entry(name)
         start, end = entry.data_offsets
         array = np.frombuffer(self._pread(self._start + start, end - start), _DTYPES[entry.dtype]).reshape(entry.shape)
@@ -222,7 +241,8 @@ class TensorFile:
                 raise self.fail("is truncated")
             parts.append(part)
             start, length = start + len(part), length - len(part)
-            self.bytes_read += len(part)
+            with self._counting:
+                self.bytes_read += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
