@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format import emq as module
+from emqdeploy.format import tensor_file
 from emqdeploy.format.card import Card, DataSource, Pixels
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import load_checkpoint, places_in, read_card, save_checkpoint
@@ -60,6 +61,27 @@ def test_every_array_comes_back(small: Deployed, saved: Path) -> None:
     assert loaded.trained == (Child.of(2), Child.of(4), Child.of(8))
     assert loaded.bytes_read == loaded.size_bytes == saved.stat().st_size
     assert_same(loaded.network, small.checkpoint.network)
+
+
+def test_a_large_file_is_read_on_two_threads(
+    small: Deployed, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same arrays and as many bytes as one after the other; what was altered is refused before it is used."""
+    one = load_checkpoint(saved, 2)
+    monkeypatch.setattr(tensor_file, "_WORTH_A_THREAD", 0)
+    loaded = load_checkpoint(saved)
+    assert loaded.bytes_read == loaded.size_bytes
+    assert_same(loaded.network, small.checkpoint.network)
+    two = load_checkpoint(saved, 2)
+    assert two.bytes_read == one.bytes_read
+    assert_same(two.network, one.network)
+    start, entries = table(saved)
+    damaged, path = bytearray(saved.read_bytes()), tmp_path / "altered.emq"
+    damaged[start + entries["plane3"]["data_offsets"][0]] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(EmqError, match="was altered: tensor 'plane3' does not match its hash"):
+        load_checkpoint(path)
+    load_checkpoint(path, 2)  # reads no such plane
 
 
 def assert_same(network: FrozenNetwork, expected: FrozenNetwork) -> None:
