@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import MASTER_BITS
-from emqdeploy.format.grid import INTEGER, SMALLEST_SCALE, Kind
 from emqdeploy.options import option
-from emqdeploy.quant.families.base import QUANTIZERS, FamilyOptions, QuantizedWeight, WeightQuantizer
+from emqdeploy.quant.families.base import QUANTIZERS
+from emqdeploy.quant.families.lsq import LsqOptions, LsqQuantizer
 
 REACH = 12
 """Deviations of the noise beyond which a grid point is not looked at: its odds are below ``e^-12``."""
@@ -41,7 +40,7 @@ _CHOICES = {"step": ("layer", "channel"), "estimator": ("mixture", "mode")}
 
 @QUANTIZERS.register("cpq")
 @dataclass(frozen=True)
-class CpqOptions(FamilyOptions):
+class CpqOptions(LsqOptions):
     """How steps are learned, and what stands for the gradient of a choice.
 
     Attributes:
@@ -51,8 +50,6 @@ class CpqOptions(FamilyOptions):
     """
 
     name = "cpq"
-    widths = range(2, 9)
-    between = False
     step: str = option("layer", "CPQ: a learned step per layer or per channel.", flag="cpq-step", panel="Quantization")
     noise: float = option(
         1 / 3, "CPQ: deviation of the noise on weights, in steps.", flag="cpq-noise", panel="Quantization"
@@ -72,18 +69,9 @@ class CpqOptions(FamilyOptions):
         if not 0.05 <= self.noise <= 2:
             raise UsageError(f"--cpq-noise is {self.noise}; allowed: 0.05 to 2 steps")
 
-    @property
-    def nested(self) -> bool:
-        """Every width has a step of its own."""
-        return False
-
     def quantizer(self, weight: Tensor, limit: int, widths: tuple[int, ...]) -> CpqQuantizer:
-        """Makes the quantizer of a layer, its steps ``2 E|w| / sqrt(Q_P)`` as those of LSQ."""
+        """Makes the quantizer of a layer, its steps as those of LSQ."""
         return CpqQuantizer(self, weight, limit, widths)
-
-    def by_layer(self) -> CpqOptions:
-        """The same with one step per layer."""
-        return replace(self, step="layer")
 
 
 class _MostLikely(torch.autograd.Function):
@@ -148,74 +136,33 @@ def _cells(steps: Tensor, low: int, high: int, noise: float) -> tuple[Tensor, Te
     return points, near - far, slopes
 
 
-class CpqQuantizer(WeightQuantizer):
-    """Quantizes the weights of one layer, shape ``(C, ...)``, at its widths.
+class CpqQuantizer(LsqQuantizer):
+    """Quantizes the weights of one layer as LSQ does, but for the gradient.
 
     Args:
         options: of the family.
-        weight: the float weights, from which the steps start.
+        weight: the float weights ``(C, ...)``, from which the steps start.
         limit: the largest ``|z|``.
         widths: those that have a step.
 
     Attributes:
-        step: ``(widths, C or 1)``.
         gate: in training, factors ``(points,)`` of the odds of the points of a grid ``(low, high)``, or None for all of
             them. Where there is a gate, a narrower grid has the step of the next wider width: its outer points dropped.
     """
 
-    kind: Kind = INTEGER
-
     def __init__(self, options: CpqOptions, weight: Tensor, limit: int, widths: tuple[int, ...]) -> None:
-        super().__init__(limit)
-        self.options = options
-        self.widths = tuple(sorted(widths))
-        channels = len(weight) if options.step == "channel" else 1
-        self.step = nn.Parameter(weight.new_zeros(len(self.widths), channels))
-        self.start_from(weight.detach())
+        super().__init__(options, weight, limit, widths)
+        self.noise, self.mode = options.noise, options.estimator == "mode"
         self.gate: Callable[[int, int], Tensor | None] | None = None
-
-    def start_from(self, weight: Tensor) -> None:
-        """Starts the steps at ``2 E|w| / sqrt(Q_P)``."""
-        rows = weight.reshape(self.step.shape[1], -1).abs().mean(1)
-        with torch.no_grad():
-            for step, bits in zip(self.step, self.widths, strict=True):
-                step.copy_(2 * rows / math.sqrt(self._range(bits)[1]))
-
-    def _range(self, bits: int) -> tuple[int, int, int]:
-        """The lowest and highest grid point, and the bits of the code that the limit leaves."""
-        used = bits
-        while 2 ** (used - 1) - 1 > self.limit:
-            used -= 1
-        return -min(2 ** (used - 1), self.limit), 2 ** (used - 1) - 1, used
-
-    def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
-        """Returns the fake-quantized weights and the numbers that deploy them."""
-        low, high, used = self._range(bits)
-        step = self._step(weight, bits)
-        value = self._value(weight, step, None, low, high)
-        with torch.no_grad():
-            scale = step.reshape(-1).expand(len(weight))
-            integers = (weight / step).round().clamp(low, high)
-            codes = (integers + 2 ** (used - 1)) * 2 ** (MASTER_BITS - used)
-            ones, zeros = torch.ones_like(scale), torch.zeros_like(scale)
-        return QuantizedWeight(value, codes, scale, ones, zeros, ones * used, zeros)
 
     def value(self, weight: Tensor, bits: int) -> Tensor:
         """Returns the fake-quantized weights alone."""
         low, high, _ = self._range(bits)
         mask = None if self.gate is None else self.gate(low, high)
-        return self._value(weight, self._step(weight, bits), mask, low, high)
-
-    def _value(self, weight: Tensor, step: Tensor, mask: Tensor | None, low: int, high: int) -> Tensor:
-        mode = self.options.estimator == "mode"
-        value: Tensor = _MostLikely.apply(weight, step, mask, low, high, self.options.noise, mode)
+        value: Tensor = _MostLikely.apply(weight, self._step(weight, bits), mask, low, high, self.noise, self.mode)
         return value
 
     def _step(self, weight: Tensor, bits: int) -> Tensor:
         """The learned step of a width, broadcastable to the weights."""
-        wider = [width for width in self.widths if width == bits or (self.gate is not None and width > bits)]
-        if not wider:
-            have = ", ".join(map(str, self.widths))
-            raise UsageError(f"quantizer 'cpq' has learned no step for {bits} bits, it has {have}; train that width")
-        step = self.step[self.widths.index(wider[0])].clamp(min=SMALLEST_SCALE)
-        return step.reshape((-1,) + (1,) * (weight.dim() - 1))
+        wider = [width for width in self.widths if width >= bits] if self.gate is not None else []
+        return super()._step(weight, wider[0] if wider else bits)

@@ -99,10 +99,17 @@ class LsqQuantizer(WeightQuantizer):
 
     def __init__(self, options: LsqOptions, weight: Tensor, limit: int, widths: tuple[int, ...]) -> None:
         super().__init__(limit)
+        self.family = options.name
         self.widths = tuple(sorted(widths))
-        rows = weight.detach().reshape(len(weight) if options.step == "channel" else 1, -1).abs().mean(1)
-        starts = [2 * rows / math.sqrt(max(self._range(bits)[1], 1)) for bits in self.widths]
-        self.step = nn.Parameter(torch.stack(starts) if starts else weight.new_zeros(0, len(rows)))
+        self.step = nn.Parameter(weight.new_zeros(len(self.widths), len(weight) if options.step == "channel" else 1))
+        self.start_from(weight.detach())
+
+    @torch.no_grad()
+    def start_from(self, weight: Tensor) -> None:
+        """Starts the steps at ``2 E|w| / sqrt(Q_P)`` (section 2.1)."""
+        rows = weight.reshape(self.step.shape[1], -1).abs().mean(1)
+        for step, bits in zip(self.step, self.widths, strict=True):
+            step.copy_(2 * rows / math.sqrt(max(self._range(bits)[1], 1)))
 
     def _range(self, bits: int) -> tuple[int, int, int]:
         """``-Q_N``, ``Q_P`` and the bits of the code that the limit leaves."""
@@ -135,6 +142,8 @@ class LsqQuantizer(WeightQuantizer):
         """The learned step of a width, broadcastable to the weights."""
         if bits not in self.widths:
             have = ", ".join(map(str, self.widths))
-            raise UsageError(f"quantizer 'lsq' has learned no step for {bits} bits, it has {have}; train that width")
+            raise UsageError(
+                f"quantizer {self.family!r} has learned no step for {bits} bits, it has {have}; train that width"
+            )
         step = self.step[self.widths.index(bits)].clamp(min=SMALLEST_SCALE)
         return step.reshape((-1,) + (1,) * (weight.dim() - 1))

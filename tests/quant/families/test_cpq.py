@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.grid import INTEGER, Grid
+from emqdeploy.format.grid import INTEGER
 from emqdeploy.quant.families.base import family_options
 from emqdeploy.quant.families.cpq import CpqOptions, CpqQuantizer
 from emqdeploy.quant.families.lsq import LsqOptions
+
+from ..deployed import assert_deployed
 
 WIDTHS = tuple(range(2, 9))
 
@@ -38,20 +39,7 @@ def mixture(weight: torch.Tensor, step: torch.Tensor, low: int, high: int, noise
 def test_what_training_sees_is_what_is_deployed(seed: int, bits: int, limit: int, step: str) -> None:
     """The value is ``scale * z``, the likeliest point is the nearest, and the grid makes it of the stored code."""
     weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(seed))
-    one = quantizer(weight, limit, step)
-    quantized = one(weight, bits)
-    stored = Grid(
-        quantized.scale.detach().numpy(),
-        *(part.numpy().astype(np.int16) for part in (quantized.slope, quantized.offset)),
-        quantized.bits.numpy().astype(np.uint8),
-        one.kind,
-    )
-    integers = stored.integers(quantized.codes.numpy().astype(np.uint8))
-    assert one.kind == INTEGER
-    assert np.abs(integers.astype(int)).max() <= limit
-    value = quantized.scale[:, None] * torch.from_numpy(integers)
-    torch.testing.assert_close(quantized.value, value, rtol=0, atol=0)
-    torch.testing.assert_close(one.value(weight, bits), value, rtol=0, atol=0)
+    value = assert_deployed(quantizer(weight, limit, step), weight, bits, limit, INTEGER)
     plain = LsqOptions(step).quantizer(weight, limit, WIDTHS)
     torch.testing.assert_close(plain.value(weight, bits), value, rtol=0, atol=0)
 

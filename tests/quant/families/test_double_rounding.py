@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import parse_children
-from emqdeploy.format.grid import INTEGER, Grid, truncate
+from emqdeploy.format.grid import INTEGER, truncate
 from emqdeploy.graph.reference import IntegerReference, quantized_tensors
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.families.base import family_options
@@ -23,6 +23,7 @@ from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.native_library import library_path
 
 from ...conftest import deploy
+from ..deployed import assert_deployed
 
 WIDTHS = range(2, 9)
 
@@ -48,20 +49,7 @@ def gaussian(seed: int, *shape: int) -> torch.Tensor:
 def test_what_training_sees_is_what_is_deployed(seed: int, bits: int, limit: int, step: str, narrowing: str) -> None:
     """The value is ``scale * z``, every ``z`` keeps the limit, and the grid makes it of the stored code."""
     weight = gaussian(seed, 5, 12)
-    one = quantizer(weight, limit, step=step, narrowing=narrowing)
-    quantized = one(weight, bits)
-    stored = Grid(
-        quantized.scale.detach().numpy(),
-        *(part.numpy().astype(np.int16) for part in (quantized.slope, quantized.offset)),
-        quantized.bits.numpy().astype(np.uint8),
-        one.kind,
-    )
-    integers = stored.integers(quantized.codes.numpy().astype(np.uint8))
-    assert one.kind == INTEGER
-    assert np.abs(integers.astype(int)).max() <= limit
-    value = quantized.scale[:, None] * torch.from_numpy(integers)
-    torch.testing.assert_close(quantized.value, value, rtol=0, atol=0)
-    torch.testing.assert_close(one.value(weight, bits), value, rtol=0, atol=0)
+    assert_deployed(quantizer(weight, limit, step=step, narrowing=narrowing), weight, bits, limit, INTEGER)
 
 
 @settings(max_examples=40, deadline=None)

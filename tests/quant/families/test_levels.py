@@ -14,7 +14,7 @@ from emqdeploy.errors import UsageError
 from emqdeploy.exporters.storage import STORAGES
 from emqdeploy.format.child import parse_children
 from emqdeploy.format.emq import load_checkpoint, save_checkpoint
-from emqdeploy.format.grid import TABLE, Grid
+from emqdeploy.format.grid import TABLE
 from emqdeploy.graph.reference import IntegerReference, quantized_tensors
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.families.base import family_options
@@ -26,6 +26,7 @@ from emqdeploy.runtimes.native_library import library_path
 from emqdeploy.runtimes.onnx_session import create_session, session_options
 
 from ...conftest import Deployed, deploy
+from ..deployed import assert_deployed
 
 WIDTHS = (1, 2, 3, 4)
 
@@ -53,22 +54,7 @@ def test_what_training_sees_is_what_is_deployed(seed: int, bits: int, limit: int
     with torch.no_grad():  # what training may make of them, out of order too
         for parameter in one.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=random))
-    quantized = one(weight, bits)
-    assert one.kind == TABLE
-    assert quantized.table is not None
-    stored = Grid(
-        quantized.scale.detach().numpy(),
-        *(part.numpy().astype(np.int16) for part in (quantized.slope, quantized.offset)),
-        quantized.bits.numpy().astype(np.uint8),
-        one.kind,
-        quantized.table.numpy().astype(np.int8),
-    )
-    assert (np.diff(stored.table.astype(int)) >= 0).all()
-    integers = stored.integers(quantized.codes.numpy().astype(np.uint8))
-    assert np.abs(integers.astype(int)).max() <= limit
-    value = quantized.scale.detach()[:, None] * torch.from_numpy(integers)
-    torch.testing.assert_close(quantized.value, value, rtol=0, atol=0)
-    torch.testing.assert_close(one.value(weight, bits), value, rtol=0, atol=0)
+    assert_deployed(one, weight, bits, limit, TABLE)
 
 
 def test_levels_have_their_exact_gradient() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,12 +12,14 @@ from torch import nn
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import parse_children
-from emqdeploy.format.grid import INTEGER, Grid
+from emqdeploy.format.grid import INTEGER
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.families.base import family_options
 from emqdeploy.quant.families.lsq import LsqOptions, LsqQuantizer
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.training.optimizers import parameter_groups
+
+from ..deployed import assert_deployed
 
 WIDTHS = tuple(range(2, 9))
 
@@ -35,19 +36,17 @@ def quantizer(weight: torch.Tensor, limit: int = 127, step: str = "layer") -> Ls
 def test_what_training_sees_is_what_is_deployed(seed: int, bits: int, limit: int, step: str) -> None:
     """The value is ``scale * z``, every ``z`` keeps the limit, and the grid makes it of the stored code."""
     weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(seed))
-    one = quantizer(weight, limit, step)
-    quantized = one(weight, bits)
-    stored = Grid(
-        quantized.scale.detach().numpy(),
-        *(part.numpy().astype(np.int16) for part in (quantized.slope, quantized.offset)),
-        quantized.bits.numpy().astype(np.uint8),
-        one.kind,
-    )
-    integers = stored.integers(quantized.codes.numpy().astype(np.uint8))
-    assert one.kind == INTEGER
-    assert np.abs(integers.astype(int)).max() <= limit
-    value = quantized.scale[:, None] * torch.from_numpy(integers)
-    torch.testing.assert_close(quantized.value, value, rtol=0, atol=0)
+    assert_deployed(quantizer(weight, limit, step), weight, bits, limit, INTEGER)
+
+
+@pytest.mark.parametrize("step", ["layer", "channel"])
+def test_steps_start_from_the_weights_that_there_are(step: str) -> None:
+    """Where the float network learned first, its steps are those of what it became, not of what it was."""
+    weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    one = quantizer(weight, step=step)
+    one.start_from(3 * weight)
+    assert torch.equal(one.step, quantizer(3 * weight, step=step).step)
+    assert not torch.allclose(one.step, quantizer(weight, step=step).step)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
