@@ -18,54 +18,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from emqdeploy.errors import EmqError, UsageError
-from emqdeploy.format.child import ACTIVATION_BITS, FLOAT, Child, in_order
+from emqdeploy.format.child import ACTIVATION_BITS, FLOAT, Child
 from emqdeploy.options import option
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.training.methods.base import METHODS, NetworkPlan, Setting
-from emqdeploy.training.methods.planned import Planned, PlannedOptions
+from emqdeploy.training.methods.base import METHODS, Setting
+from emqdeploy.training.methods.learned import LEARNED, LearnedOptions, LearnsWidths, start_of
 from emqdeploy.training.norms import undisturbed
 from emqdeploy.training.relaxation import BIT_COSTS, Relaxation, Sizes
 from emqdeploy.training.settings import CommonOptions, entry
 from emqdeploy.training.steps import Indices, Step
-from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_switchable, check_targets, read_targets
+from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_targets, read_targets
 
 PATIENCE = 10
 """Times that a width turns back until it is frozen."""
 
-LEARNED = "learned"
-"""Name of the child while its widths are learned, and where they differ between layers for good."""
-
-
-def start_of(common: CommonOptions) -> Child:
-    """The widest child of a run, from which widths come down."""
-    return in_order(child for child in common.trained if child != FLOAT)[-1]
-
 
 @dataclass(frozen=True)
-class AdaQATOptions(PlannedOptions):
+class AdaQATOptions(LearnedOptions):
     """What widths cost, and how they move."""
 
     name = "adaqat"
     target_bits: Targets = option((), TARGET_BITS, panel=PANEL, parse=read_targets)
     per_layer: bool = option(False, "Learn widths of every layer, not one pair for all.", panel=PANEL)
-    least_bits: int = option(2, "The narrowest width to learn.", panel=PANEL, least=1)
     cost_weight: float = option(0.15, "What widths cost, in units of the loss.", panel=PANEL, least=0)
     bit_cost: str = option("bitops", "Their cost: bits, size or bitops.", panel=PANEL, parse=entry(BIT_COSTS))
     probe_every: int = option(5, "Steps between comparisons of widths.", panel=PANEL, least=1)
     bit_rate: float = option(
         500.0, "Bits that a constant gradient of 1 moves a width in the whole search.", panel=PANEL, least=0
     )
-    search_share: float = option(0.5, "Share of the run after which all widths do.", panel=PANEL, least=0)
 
     def check(self, common: CommonOptions) -> None:
         """Raises for what the search cannot work with."""
         super().check(common)
-        if all(child == FLOAT for child in common.trained):
-            raise UsageError("--method adaqat needs a child to begin with, for example --bits 8")
         start = start_of(common)
         if not start.uniform:
             raise UsageError(f"--method adaqat begins with equal widths, not with child {start.name!r}; add --bits 8")
@@ -74,17 +61,11 @@ class AdaQATOptions(PlannedOptions):
                 f"--method adaqat visits widths that it has not trained, which quantizer {common.quantizer.name!r}"
                 " cannot make; use --quantizer tanh or double-rounding"
             )
-        if self.distill != "none":
-            raise UsageError(
-                f"--distill {self.distill} needs several children, --method adaqat trains one; leave it out"
-            )
         least, most = common.quantizer.widths[0], start.bits
         if not least <= self.least_bits <= most:
             raise UsageError(
                 f"--least-bits is {self.least_bits}; allowed: {least} to {most} with this quantizer and --bits"
             )
-        if not self.search_share < 1:
-            raise UsageError(f"--search-share is {self.search_share}; allowed: 0 up to, not including, 1")
         if len(self.target_bits) > 1:
             raise UsageError("--method adaqat learns one child; give --target-bits one width")
         least, most = max(self.least_bits, ACTIVATION_BITS[0]), max(most, start.activations.default)
@@ -92,19 +73,15 @@ class AdaQATOptions(PlannedOptions):
 
 
 @METHODS.register("adaqat")
-class AdaQAT(Planned):
+class AdaQAT(LearnsWidths):
     """Trains one child and its widths."""
 
     Options = AdaQATOptions
     options: AdaQATOptions
-    competes = False
 
     def __init__(self, options: AdaQATOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        network, common = setting.network, setting.common
-        check_switchable(network.switchable)
-        steps = sum(map(self.length, range(common.epochs)))
-        self.search_steps = int(options.search_share * (1 - options.float_first) * steps)
+        network, updates = setting.network, max(self.search_steps // options.probe_every, 1)
         self.relaxation = Relaxation(
             network.switchable,
             sizes_of(network, setting.source.plain(np.arange(min(2, len(setting.source))))),
@@ -114,38 +91,19 @@ class AdaQAT(Planned):
             options.bit_cost,
             options.cost_weight,
             options.target_bits[0] if options.target_bits else None,
-            options.bit_rate / max(self.search_steps // options.probe_every, 1),
-            max(self.search_steps // options.probe_every, 1),
+            options.bit_rate / updates,
+            updates,
             PATIENCE,
         )
-        self.steps = 0
-        self.settled = False
 
-    @classmethod
-    def networks(cls, options: Any, common: CommonOptions) -> list[NetworkPlan]:
-        """One network of one child, which begins with the widest widths."""
-        start = start_of(common)
-        return [NetworkPlan("", (Child(LEARNED, start.weights, start.activations),), ())]
-
-    @property
-    def child(self) -> Child:
-        """The one that trains, as it is now."""
-        return self.setting.network.trained[0]
-
-    def next_step(self, planned: Step) -> Step:
-        """Compares widths where it is time to, and trains the child at those that it has."""
-        planned = super().next_step(planned)
-        if planned.children == (FLOAT,):
-            return planned
-        if not self.settled:
-            if self.steps >= self.search_steps or not any(self.relaxation.open()):
-                self.relaxation.settle()
-                self.settled = True
-            elif self.steps % self.options.probe_every == 0:
-                self._compare(planned.indices)
-            self._become(self.relaxation.child(LEARNED))
-        self.steps += 1
-        return planned._replace(children=(self.child,))
+    def search(self, planned: Step) -> None:
+        """Compares widths where it is time to, and gives the child those that came out."""
+        if self.steps >= self.search_steps or not any(self.relaxation.open()):
+            self.relaxation.settle()
+            self.settled = True
+        elif self.steps % self.options.probe_every == 0:
+            self._compare(planned.indices)
+        self._become(self.relaxation.child(LEARNED))
 
     def _compare(self, indices: Indices) -> None:
         """One update of the widths, by the losses of a batch."""
@@ -182,37 +140,18 @@ class AdaQAT(Planned):
                 )
         network.redefine(self.child, child)
 
-    def phase(self, epoch: int) -> str:
-        """``search`` while widths move."""
-        return super().phase(epoch) if self.settled or super().phase(epoch) == "float" else "search"
-
-    def ready(self, epoch: int) -> bool:
-        """Not before the child is what it will be."""
-        return self.settled and super().ready(epoch)
-
-    def finish(self, console: Console) -> int:
-        """Names the child by its widths where all layers have the same."""
-        found = self.child
-        cost = self.relaxation.cost()
-        if found.uniform:
-            self.setting.network.redefine(found, Child.of(found.bits, found.activations.default))
-        console.print(f"learned {_in_words(self.child)}; {cost:.1%} of the {self.options.bit_cost} of 8 bits", **_PLAIN)
-        return 0
+    def describe(self) -> str:
+        """The widths, and what they cost."""
+        return f"{_in_words(self.child)}; {self.relaxation.cost():.1%} of the {self.options.bit_cost} of 8 bits"
 
     def state(self) -> dict[str, Any]:
-        """The widths as well."""
-        own = {"steps": self.steps, "settled": self.settled, "child": self.child.to_dict()}
-        return {**super().state(), **own, "relaxation": self.relaxation.state()}
+        """What the controller knows as well."""
+        return {**super().state(), "relaxation": self.relaxation.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         super().restore(state)
-        self.steps, self.settled = state["steps"], state["settled"]
         self.relaxation.restore(state["relaxation"])
-        self.setting.network.redefine(self.child, Child.from_dict(state["child"]))
-
-
-_PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True}
 
 
 def _in_words(child: Child) -> str:

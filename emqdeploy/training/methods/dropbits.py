@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import FLOAT, Child, in_order
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.options import option
 from emqdeploy.quant.families.cpq import CpqOptions, CpqQuantizer
-from emqdeploy.training.methods.base import METHODS, NetworkPlan, Setting
-from emqdeploy.training.methods.planned import Planned, PlannedOptions
+from emqdeploy.training.methods.base import METHODS, Setting
+from emqdeploy.training.methods.learned import LEARNED, LearnedOptions, LearnsWidths, by_layer, start_of
 from emqdeploy.training.settings import CommonOptions
 from emqdeploy.training.steps import Step
 from emqdeploy.training.targets import PANEL
@@ -40,17 +39,9 @@ MOVES = 1000.0
 """How far a constant gradient of 1 moves the log odds of a gate in the whole search, in units of the learning rate: a
 longer search moves them in smaller steps, not further."""
 
-LEARNED = "learned"
-"""Name of the child while its widths are learned, and where they differ between layers for good."""
-
-
-def start_of(common: CommonOptions) -> Child:
-    """The child whose bits are dropped: the widest of a run."""
-    return in_order(child for child in common.trained if child != FLOAT)[-1]
-
 
 @dataclass(frozen=True)
-class DropBitsOptions(PlannedOptions):
+class DropBitsOptions(LearnedOptions):
     """What an open gate costs, and how long gates move."""
 
     name = "dropbits"
@@ -58,8 +49,6 @@ class DropBitsOptions(PlannedOptions):
         0.05, "What an open bit of a layer costs, in units of the loss; 0 only drops bits at random.", panel=PANEL,
         least=0
     )  # fmt: skip
-    least_bits: int = option(2, "The narrowest width to learn.", panel=PANEL, least=1)
-    search_share: float = option(0.5, "Share of the run after which all widths do.", panel=PANEL, least=0)
 
     def check(self, common: CommonOptions) -> None:
         """Raises for what gates cannot work with."""
@@ -78,12 +67,6 @@ class DropBitsOptions(PlannedOptions):
         if not least <= self.least_bits < start.bits:
             raise UsageError(
                 f"--least-bits is {self.least_bits}; allowed: {least} to {start.bits - 1}, below the width of --bits"
-            )
-        if not self.search_share < 1:
-            raise UsageError(f"--search-share is {self.search_share}; allowed: 0 up to, not including, 1")
-        if self.distill != "none":
-            raise UsageError(
-                f"--distill {self.distill} needs several children, --method dropbits trains one; leave it out"
             )
 
 
@@ -142,19 +125,15 @@ def bits_of(point: int) -> int:
 
 
 @METHODS.register("dropbits")
-class DropBits(Planned):
+class DropBits(LearnsWidths):
     """Trains one child with gates, and at the widths that they leave."""
 
     Options = DropBitsOptions
     options: DropBitsOptions
-    competes = False
 
     def __init__(self, options: DropBitsOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        network, common = setting.network, setting.common
-        children_steps = (1 - options.float_first) * sum(map(self.length, range(common.epochs)))
-        self.search_steps = round(options.search_share * children_steps)
-        self.steps = 0
+        network = setting.network
         self.gates: dict[str, BitGate] = {}
         for name in network.switchable:
             layer = network.layers[name]
@@ -162,39 +141,17 @@ class DropBits(Planned):
             gate = BitGate(options.least_bits, self.child.bits, self.search_steps)
             layer.quantizer.gate = self.gates[name] = gate.to(layer.weight.device)
 
-    @classmethod
-    def networks(cls, options: Any, common: CommonOptions) -> list[NetworkPlan]:
-        """One network of one child, which begins with all bits."""
-        start = start_of(common)
-        return [NetworkPlan("", (Child(LEARNED, start.weights, start.activations),), ())]
+    def search(self, planned: Step) -> None:
+        """Settles the widths where it is time to; until then the gates learn them."""
+        if self.steps >= self.search_steps:
+            self._settle()
+            found = by_layer({name: gate.width() for name, gate in self.gates.items()})
+            self.setting.network.redefine(self.child, Child(LEARNED, found, self.child.activations))
 
-    @property
-    def child(self) -> Child:
-        """The one that trains, as it is now."""
-        return self.setting.network.quantized[0]
-
-    @property
-    def settled(self) -> bool:
-        """Whether widths stand still."""
-        return all(gate.settled for gate in self.gates.values())
-
-    def next_step(self, planned: Step) -> Step:
-        """Settles the widths where it is time to, and trains the child at those that it has."""
-        planned = super().next_step(planned)
-        if planned.children == (FLOAT,):
-            return planned
-        if self.steps >= self.search_steps and not self.settled:
-            self._settle(Child(LEARNED, self._widths(), self.child.activations))
-        self.steps += 1
-        return planned._replace(children=(self.child,))
-
-    def _widths(self) -> dict[str, int]:
-        return {name: gate.width() for name, gate in self.gates.items()}
-
-    def _settle(self, child: Child) -> None:
+    def _settle(self) -> None:
+        self.settled = True
         for gate in self.gates.values():
             gate.settled = True
-        self.setting.network.redefine(self.child, child)
 
     def cost(self, child: Child) -> Tensor | None:
         """The expected number of open gates, times what one costs."""
@@ -202,31 +159,12 @@ class DropBits(Planned):
             return None
         return self.options.drop_cost * torch.cat([gate.open() for gate in self.gates.values()]).sum()
 
-    def phase(self, epoch: int) -> str:
-        """``search`` while bits are dropped."""
-        return super().phase(epoch) if self.settled or super().phase(epoch) == "float" else "search"
-
-    def ready(self, epoch: int) -> bool:
-        """Not before the child is what it will be."""
-        return self.settled and super().ready(epoch)
-
-    def finish(self, console: Console) -> int:
-        """Names the child by its width where all layers have the same."""
-        found, widths = self.child, {name: self.child.weights.of(name) for name in self.gates}
-        words = ", ".join(f"{name} {bits} bits" for name, bits in widths.items())
-        activations = found.activations
-        if len(set(widths.values())) == 1 and activations.uniform:
-            self.setting.network.redefine(found, Child.of(next(iter(widths.values())), activations.default))
-        console.print(f"learned {words}", highlight=False, soft_wrap=True)
-        return 0
-
-    def state(self) -> dict[str, Any]:
-        """The widths as well."""
-        return {**super().state(), "steps": self.steps, "settled": self.settled, "child": self.child.to_dict()}
+    def describe(self) -> str:
+        """The width of every layer."""
+        return ", ".join(f"{name} {self.child.weights.of(name)} bits" for name in self.gates)
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         super().restore(state)
-        self.steps = state["steps"]
-        if state["settled"]:
-            self._settle(Child.from_dict(state["child"]))
+        if self.settled:
+            self._settle()
