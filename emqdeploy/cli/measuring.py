@@ -60,9 +60,11 @@ def evaluate(
       emqdeploy eval bundle --data imagefolder:photos
     """
     from emqdeploy.report.terminal import accuracy_table
-    from emqdeploy.workflows.evaluation import evaluate as measure
+    from emqdeploy.runtimes import use
+    from emqdeploy.workflows.evaluation import float_beside
 
-    result = measure(path, bits, runtime, data_dir, threads, model, data)
+    result = use.evaluate(path, bits, runtime, data_dir, threads, model, data)
+    result |= float_beside(result, data, data_dir)
     title = f"{result['checkpoint']} on {result['images']} test images of {result['data']}, in {result['runtime']}"
     notes = [note for note in (result["unproven"], result["note"], result["float_missing"]) if note]
     floating = result["float_accuracy"]

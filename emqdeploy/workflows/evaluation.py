@@ -1,46 +1,42 @@
-"""Accuracy on a test set: of every child in a runtime, and of the user's float network that they were made of."""
+"""Accuracy of the user's float network, beside that of the children that were made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from emqdeploy.data import Preprocessing
 from emqdeploy.errors import EmqError
 from emqdeploy.format.card import POST_TRAINING, Card
-from emqdeploy.format.child import ChildLike
 from emqdeploy.format.grid import Floats
-from emqdeploy.runtimes import use
-from emqdeploy.runtimes.source import describe, find_network
+from emqdeploy.runtimes.source import describe
 from emqdeploy.runtimes.test_images import find_test_set
+from emqdeploy.runtimes.use import measured_accuracy
 from emqdeploy.workflows.baselines import LATENT_FILE
 from emqdeploy.workflows.origin import load_float
 
 
-def evaluate(
-    path: Path | None,
-    children: str | Sequence[ChildLike] | None,
-    runtime: str,
-    data_dir: Path | None,
-    threads: int | None = None,
-    model: str | None = None,
-    data: str | None = None,
-) -> dict[str, Any]:
-    """What `emqdeploy.runtimes.use.evaluate` measures, and ``float_accuracy``: percent of the float network in torch.
+def float_beside(result: dict[str, Any], data: str | None, data_dir: Path | None) -> dict[str, Any]:
+    """What stands beside the children in a result of `emqdeploy.runtimes.use.evaluate`.
 
-    That is None, and ``float_missing`` says why, unless the children were quantized without training and the weights
-    lie beside them: after training there is no other network to compare with.
+    Args:
+        result: of the children.
+        data: the images, as they were asked for there.
+        data_dir: where the data set's files lie.
+
+    Returns:
+        ``float_accuracy``, percent of the float network in torch, and ``float_missing``, why it could not be measured.
+        Both are None unless the children were quantized without training and the weights lie beside them: after
+        training there is no other network to compare with.
     """
-    result = use.evaluate(path, children, runtime, data_dir, threads, model, data)
-    result |= {"float_accuracy": None, "float_missing": None}
-    card, weights = describe(find_network(path))[0], _weights_beside(Path(result["checkpoint"]))
-    if card.method == POST_TRAINING and weights is not None:
-        try:
-            result["float_accuracy"] = _float_accuracy(card, weights, data, data_dir, Path(result["checkpoint"]))
-        except EmqError as error:
-            result["float_missing"] = f"the float network was not measured: {error}"
-    return result
+    network = Path(result["checkpoint"])
+    card, weights = describe(network)[0], _weights_beside(network)
+    if card.method != POST_TRAINING or weights is None:
+        return {"float_accuracy": None, "float_missing": None}
+    try:
+        return {"float_accuracy": _float_accuracy(card, weights, data, data_dir, network), "float_missing": None}
+    except EmqError as error:
+        return {"float_accuracy": None, "float_missing": f"the float network was not measured: {error}"}
 
 
 def _weights_beside(network: Path) -> Path | None:
@@ -59,4 +55,4 @@ def _float_accuracy(card: Card, weights: Path, data: str | None, data_dir: Path 
         return logits
 
     test = find_test_set(card, data, data_dir, network)
-    return use.measured_accuracy(answer, test.split, Preprocessing.of(card.preprocessing))
+    return measured_accuracy(answer, test.split, Preprocessing.of(card.preprocessing))

@@ -19,12 +19,13 @@ from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint, load_checkpoint, save_checkpoint
 from emqdeploy.graph.fidelity import FLOAT_MODEL, TRAINED_NETWORK
 from emqdeploy.graph.reference import IntegerReference
+from emqdeploy.runtimes.use import evaluate
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.quantize import quantize
 from emqdeploy.workflows import origin as origins
 from emqdeploy.workflows.baselines import float_onnx
 from emqdeploy.workflows.comparing import ParityImages, parity_images
-from emqdeploy.workflows.evaluation import evaluate
+from emqdeploy.workflows.evaluation import float_beside
 from emqdeploy.workflows.origin import Origin
 from emqdeploy.workflows.verify import verify
 
@@ -110,7 +111,11 @@ def test_eval_shows_the_float_network_beside_its_children(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As it came, from the weights beside the file; without them there is no row, and with others one line says why."""
-    measured = evaluate(run, "8", "onnxruntime", None, threads=1)
+
+    def beside() -> dict[str, Any]:
+        return float_beside(evaluate(run, "8", "onnxruntime", None, threads=1), None, None)
+
+    measured = beside()
     known = load_checkpoint(run / "model.emq").card.provenance["float_accuracy"]
     assert measured["float_accuracy"] == pytest.approx(known, abs=1e-3)
     monkeypatch.setenv("COLUMNS", "80")
@@ -118,11 +123,11 @@ def test_eval_shows_the_float_network_beside_its_children(
         main(["eval", str(run), "--bits", "8"])
     assert "as it came" in capsys.readouterr().out
     (run / "latent.safetensors").write_bytes(b"no weights")
-    spoiled = evaluate(run / "model.emq", "8", "onnxruntime", None, threads=1)
+    spoiled = beside()
     assert spoiled["float_accuracy"] is None
     assert str(spoiled["float_missing"]).startswith("the float network was not measured: ")
     (run / "latent.safetensors").unlink()
-    assert evaluate(run, "8", "onnxruntime", None, threads=1)["float_missing"] is None
+    assert beside() == {"float_accuracy": None, "float_missing": None}
 
 
 def test_without_the_float_weights_the_card_is_what_is_known(run: Path, images: ParityImages) -> None:
