@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from emqdeploy.errors import UsageError
 from emqdeploy.registry import Registry
 
 Labels = npt.NDArray[np.int64]
@@ -36,7 +37,12 @@ def flip(labels: Labels, classes: int, share: float, kind: str, seed: int) -> La
         share: how many are wrong afterwards, from 0 to below 1.
         kind: a name in `FLIPS`.
         seed: which ones.
+
+    Raises:
+        UsageError: there is one class only.
     """
+    if classes < 2:
+        raise UsageError("labels of a single class cannot be wrong; leave --flip-labels out")
     random = np.random.default_rng([seed, 0xF11B])
     others, flipped = FLIPS[kind](labels, classes, random), labels.copy()
     for label in np.unique(labels):

@@ -32,7 +32,7 @@ from emqdeploy.format.card import decode, encode
 from emqdeploy.format.child import MASTER_BITS, Child
 from emqdeploy.format.emq import SUFFIX, Checkpoint, load_checkpoint, save_checkpoint
 from emqdeploy.format.emq_schema import Header, widths_of
-from emqdeploy.format.tensor_file import read_table
+from emqdeploy.format.tensor_file import LARGEST_HEADER, read_table
 
 ENHANCEMENT = ".emqx"
 INDEX = "parts.json"
@@ -100,16 +100,17 @@ def split(path: Path, at: Sequence[int], out: Path) -> Index:
     checkpoint = load_checkpoint(path)
     widest = {child: _widest(checkpoint, child) for child in checkpoint.network.children}
     ends = sorted({*(bits for bits in at if bits < max(widest.values())), max(widest.values())})
+    levels = [(bits, tuple(child for child in widest if widest[child] <= bits)) for bits in ends]
+    for (_, fewer), (bits, more) in zip([(0, ()), *levels], levels, strict=False):
+        if len(more) == len(fewer):
+            known = ", ".join(map(str, sorted(set(widest.values()))))
+            raise UsageError(f"--at {bits} would make a part that adds no child; {path} has weights of {known} bits")
     folder = writable_dir(out)
     if any(folder.iterdir()):
         raise UsageError(f"{out} is not empty; name a new directory with --out")
     parts: list[Part] = []
     before = b""
-    for bits in ends:
-        children = tuple(child for child in widest if widest[child] <= bits)
-        if not children or (parts and len(children) == len(parts[-1].children)):
-            known = ", ".join(map(str, sorted(set(widest.values()))))
-            raise UsageError(f"--at {bits} would make a part that adds no child; {path} has weights of {known} bits")
+    for bits, children in levels:
         whole = len(children) == len(widest)
         made = read_bytes(path, LARGEST_PART, _REMEDY) if whole else _only(checkpoint, children)
         name = f"{path.stem}-w{bits}{ENHANCEMENT if parts else SUFFIX}"
@@ -206,7 +207,7 @@ def apply(before: bytes, stream: BinaryIO, where: str) -> bytes:
     if head.builds_on != _hash(before):
         raise EmqError(f"{where} builds on another file than the one that is there; add the parts in their order")
     length = _exactly(stream, 8, where)
-    text = _exactly(stream, min(int.from_bytes(length, "little"), head.size), where)
+    text = _exactly(stream, min(int.from_bytes(length, "little"), head.size, LARGEST_HEADER), where)
     try:
         table, header, start = read_table(length + text)
         hashes = decode(Header, header).hashes

@@ -28,7 +28,9 @@ ALIGNMENT = 64
 _KEY = "emqdeploy"
 _DIGEST = "digest"
 _OLD_DIGEST = 32
-_LARGEST_HEADER = 64 << 20
+LARGEST_HEADER = 64 << 20
+"""Bytes in front of the tensors at most."""
+
 _BLOCK = 1 << 20
 _WORTH_A_THREAD = 1 << 20
 _DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "I64": np.int64, "F64": np.float64, "I32": np.int32}
@@ -202,7 +204,7 @@ class TensorFile:
     def _read_header(self) -> None:
         foreign = "is not an .emq file"
         length = int.from_bytes(self._pread(0, 8), "little") if self.size_bytes >= 8 else 0
-        if not 2 <= length <= min(_LARGEST_HEADER, self.size_bytes - 8):
+        if not 2 <= length <= min(LARGEST_HEADER, self.size_bytes - 8):
             raise self.fail(foreign)
         try:
             self._table, texts = _decode_table(self._pread(8, length))
@@ -253,7 +255,7 @@ def read_table(data: bytes) -> tuple[list[tuple[str, tuple[int, int]]], str, int
         ValueError: it is no such file.
     """
     length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(_LARGEST_HEADER, len(data) - 8):
+    if not 2 <= length <= min(LARGEST_HEADER, len(data) - 8):
         raise ValueError("it has no header")
     try:
         table, texts = _decode_table(data[8 : 8 + length])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -36,7 +35,6 @@ class Growing:
 
     Attributes:
         follow: as given.
-        grown: called with the network after every upgrade.
     """
 
     def __init__(
@@ -44,9 +42,9 @@ class Growing:
     ) -> None:
         where = "the base" if isinstance(base, bytes) else str(base)
         self.follow = follow
-        self.grown: Callable[[Growing], None] = lambda network: None
         self._runtime, self._options = runtime, options
-        self._changing = threading.Lock()
+        self._upgrading, self._changing = threading.Lock(), threading.Lock()
+        self._closed = False
         self._bytes = base if isinstance(base, bytes) else read_bytes(base, LARGEST_PART, "name the base of a split")
         self._network = self._open(self._bytes, where)
 
@@ -61,16 +59,19 @@ class Growing:
             EmqError: it is cut off or altered, or builds on another file than the one that is there.
         """
         name = where or (str(part) if isinstance(part, (str, Path)) else "the enhancement")
-        with self._changing:
+        with self._upgrading:
             if isinstance(part, (str, Path)):
                 part = read_bytes(part, LARGEST_PART, "name an enhancement that emqdeploy split wrote")
             made = apply(self._bytes, io.BytesIO(part) if isinstance(part, bytes) else part, name)
             before, network = self._network, self._open(made, name)
-            if not self.follow:
-                network.use(before.child)
-            # Nothing closes the one before: requests may be in it, and it goes when the last of them has ended.
-            self._bytes, self._network = made, network
-        self.grown(self)
+            with self._changing:  # only now: whoever switches does not wait for what is being built
+                if self._closed:
+                    network.close()
+                    raise EmqError("this network was closed while it was upgraded; open it again")
+                if not self.follow:
+                    network.use(before.child)
+                # Nothing closes the one before: requests may be in it, and it goes when the last of them has ended.
+                self._bytes, self._network = made, network
         return in_order(set(network.children) - set(before.children))
 
     def _open(self, data: bytes, where: str) -> Runtime:
@@ -141,6 +142,7 @@ class Growing:
     def close(self) -> None:
         """Releases what the runtime holds."""
         with self._changing:
+            self._closed = True
             self._network.close()
 
     def __enter__(self) -> Self:

@@ -78,7 +78,7 @@ class Moment:
     Attributes:
         seconds: since it asked for the base.
         bytes_read: over the line.
-        share: of the bytes of all parts.
+        share: of the bytes of all parts and their list.
         child: the widest that was there.
         accuracy: percent of the test set at that child.
         answered: images that were classified by then.
@@ -101,7 +101,7 @@ def stream_demo(out: Path, report: Report = silent, ends: Sequence[int] = (1, 2,
     checkpoint = train(TrainConfig(), out).checkpoints[0]
     folder = checkpoint.parent / "parts"
     index = parts.split(checkpoint, ends, folder)
-    everything = sum(part.size for part in index.parts)
+    everything = sum(path.stat().st_size for path in folder.iterdir())
     server = PlaneServer(folder, rate=everything / STREAM_S)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     report(f"serving {len(index.parts)} parts at {server.url}, {everything / STREAM_S / 1000:.1f} kB a second")

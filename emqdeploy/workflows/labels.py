@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.format.runs import find_checkpoint
 
+LARGEST = 4 << 30
+"""Bytes of what a run says of its labels; a file that has more is refused."""
+
 THUMBNAIL = 96
 """Pixels of a thumbnail's longer side; small images are enlarged by whole factors."""
 
@@ -45,14 +48,17 @@ def labels(path: Path | None, count: int) -> dict[str, Any]:
     if not (run / LABELS_FILE).is_file():
         raise UsageError(f"{run} did not look at its labels; train with --clean ensemble")
     try:
-        held = safetensors.numpy.load(read_bytes(run / LABELS_FILE, 4 << 30, "train again"))
+        held = safetensors.numpy.load(read_bytes(run / LABELS_FILE, LARGEST, "train again"))
         given, odds, decided, believed = (held[name] for name in ("given", "odds", "decided", "believed"))
     except (KeyError, safetensors.SafetensorError) as error:
         raise EmqError(f"{run / LABELS_FILE} is damaged; train again") from error
     config = stored_config(run)
     dataset, train, _ = training_data(config)
-    if not np.array_equal(train.labels, given) or not {len(odds), len(decided), len(believed)} == {len(given)}:
+    if not np.array_equal(train.labels, given):
         raise EmqError(f"the labels of {dataset.name} are not those that {run} was trained on; put its own data back")
+    fits = {odds.shape, decided.shape, believed.shape} == {given.shape} and decided.dtype.kind == "i"
+    if not fits or not ((decided >= 0) & (decided < len(dataset.classes)) & np.isfinite(odds)).all():
+        raise EmqError(f"{run / LABELS_FILE} is damaged; train again")
     order = np.lexsort((odds, believed))[:count]
     doubted = believed == 0
     images = train.images[np.sort(order)]

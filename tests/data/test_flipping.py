@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emqdeploy.data.flipping import FLIPS, flip
+from emqdeploy.errors import UsageError
 
 
 @given(st.integers(2, 12), st.floats(0, 0.95), st.sampled_from(sorted(FLIPS)), st.integers(0, 5))
@@ -33,5 +34,7 @@ def test_other_seeds_flip_others() -> None:
     """So that three seeds are three trials."""
     labels = np.repeat(np.arange(4), 50)
     assert not np.array_equal(flip(labels, 4, 0.3, "pairs", 0), flip(labels, 4, 0.3, "pairs", 1))
-    with pytest.raises(Exception, match="unknown kind of wrong labels 'odd'"):
+    with pytest.raises(UsageError, match="unknown kind of wrong labels 'odd'"):
         flip(labels, 4, 0.3, "odd", 0)
+    with pytest.raises(UsageError, match="labels of a single class cannot be wrong"):
+        flip(np.zeros(3, np.int64), 1, 0.3, "pairs", 0)

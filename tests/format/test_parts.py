@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,14 @@ def test_a_list_of_parts_names_files_beside_it_and_nothing_else(folder: Path, tm
         join(tmp_path, tmp_path / "out.emq")
 
 
-def test_widths_that_add_nothing_are_refused(whole: Path, folder: Path, tmp_path: Path) -> None:
-    """As are a folder that is not empty, and fewer bits than the base has."""
+def test_widths_that_add_nothing_are_refused(small: Deployed, whole: Path, folder: Path, tmp_path: Path) -> None:
+    """Before anything is written; as are a folder that is not empty, and fewer bits than the base has."""
+    gap, network = tmp_path / "gap.emq", small.checkpoint.network
+    three_and_eight = tuple(child for child in network.children if child.name in "38")
+    save_checkpoint(gap, replace(small.checkpoint, network=replace(network, children=three_and_eight)))
+    with pytest.raises(UsageError, match=r"--at 2 would make a part that adds no child; .* has weights of 3, 8 bits"):
+        split(gap, [2, 3], tmp_path / "gap")
+    assert not (tmp_path / "gap").exists()
     with pytest.raises(UsageError, match="is not empty; name a new directory with --out"):
         split(whole, [2], folder)
     two = tmp_path / "two.emq"

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from emqdeploy.cli import main
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.format.child import Child
 from emqdeploy.training.api import train
 from emqdeploy.training.cleaning import Cleaning, SelfEnsemble, lower_part
 from emqdeploy.training.coreset import choose_coresets
 from emqdeploy.training.dynamics import SHARED, Dynamics
 from emqdeploy.training.recipes import resolve
+from emqdeploy.training.run import LABELS_FILE
 from emqdeploy.workflows.labels import labels
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -88,8 +91,6 @@ def test_coresets_leave_out_what_is_not_believed() -> None:
     believed = np.arange(30) >= 6
     chosen = choose_coresets(dynamics, 12, "top", "all", (), (0,), False, believed)
     assert chosen == {}
-    from emqdeploy.format.child import Child
-
     child = Child.of(2)
     core = choose_coresets(dynamics, 12, "sampled", "all", (child,), (0,), False, believed)[child]
     assert len(core.indices) == 12
@@ -111,6 +112,16 @@ def test_a_run_finds_labels_that_were_made_wrong(tmp_path: Path, capsys: pytest.
     page = Path(printed["page"]).read_text()
     assert page.count("data:image/png") == 5
     assert printed["suspects"][0]["label"] != printed["suspects"][0]["ensemble"]
+    file = tmp_path / "run" / LABELS_FILE
+    whole = safetensors.numpy.load_file(file)
+    for name, wrong in (("decided", 99), ("decided", -1), ("odds", np.nan)):
+        spoiled = {**whole, name: np.full_like(whole[name], wrong)}
+        file.write_bytes(safetensors.numpy.save(spoiled))
+        with pytest.raises(EmqError, match=r"labels.safetensors is damaged; train again"):
+            labels(tmp_path / "run", 5)
+    file.write_bytes(b"no tensors")
+    with pytest.raises(EmqError, match=r"labels.safetensors is damaged; train again"):
+        labels(tmp_path / "run", 5)
 
 
 def test_a_run_that_did_not_look_has_nothing_to_list(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import ACTIVATION_BITS, FLOAT, Child
 from emqdeploy.options import option
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.watching import multiplications
 from emqdeploy.training.methods.base import METHODS, Setting
 from emqdeploy.training.methods.learned import LEARNED, LearnedOptions, LearnsWidths, start_of
 from emqdeploy.training.norms import undisturbed
@@ -162,20 +163,10 @@ def _in_words(child: Child) -> str:
     return ", ".join(f"{name} W{child.weights.of(name)}A{child.activations.of(name)}" for name in layers)
 
 
-@torch.no_grad()
 def sizes_of(network: MultiBitNetwork, images: Tensor) -> Sizes:
     """Weights and multiplications of every switchable layer, counted on a batch of images ``(N, C, H, W)``."""
-    macs: dict[str, float] = {}
-    handles = []
-    for name in network.switchable:
-
-        def count(layer: Any, inputs: Any, output: Tensor, name: str = name) -> None:
-            macs[name] = output.numel() / len(images) * layer.fan_in
-
-        handles.append(network.layers[name].register_forward_hook(count))
+    layers = {name: network.layers[name] for name in network.switchable}
     with undisturbed(network), network.at(FLOAT):
-        network(images)
-    for handle in handles:
-        handle.remove()
-    counts = [network.layers[name].weight.numel() for name in network.switchable]
-    return Sizes(np.array(counts, float), np.array([macs[name] for name in network.switchable]))
+        macs = multiplications(network, layers, images)
+    counts = [layer.weight.numel() for layer in layers.values()]
+    return Sizes(np.array(counts, float), np.array(list(macs.values()), float))

@@ -9,8 +9,7 @@ mean alone (arXiv 1906.04721, sec. 4.2).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.format.grid import fold
 from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.watching import hooked
 
 LEAST_SHARE = 1e-3
 """Of the deviation that a channel should have: below it the channel gives a constant, and is only shifted."""
@@ -136,12 +136,3 @@ class Matching:
         with hooked({module.get_submodule(name): match(name) for name in self._structure.layers}):
             module(images)
         return found
-
-
-@contextmanager
-def hooked(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Tensor], Any]]) -> Iterator[None]:
-    """Lets functions see, or change, what modules give while the block runs."""
-    with ExitStack() as stack:
-        for module, hook in hooks.items():
-            stack.callback(module.register_forward_hook(hook).remove)
-        yield

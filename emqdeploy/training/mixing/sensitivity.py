@@ -21,8 +21,9 @@ from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.graph.fidelity import decibels
 from emqdeploy.progress import Report, paced, silent
 from emqdeploy.quant.deploy import DeployedSite
+from emqdeploy.quant.watching import hooked
 from emqdeploy.registry import Registry
-from emqdeploy.training.mixing.moments import Moments, gain_and_shift, hooked, moved
+from emqdeploy.training.mixing.moments import Moments, gain_and_shift, moved
 
 NOISE_FLOOR = 1e-4
 """Added to the noise, as AIMET does: among layers that change next to nothing, rounding does not decide the order."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from emqdeploy.progress import Report
 from emqdeploy.quant.blocks import Block, blocks
 from emqdeploy.quant.families.base import QuantizedWeight, WeightQuantizer
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.watching import hooked
 from emqdeploy.registry import Registry
 
 LEARNING_RATE = 0.02
@@ -196,7 +197,7 @@ def _noted(layers: Mapping[str, nn.Module], reads: bool) -> Iterator[dict[str, l
 
         return hook
 
-    with _hooked({layer: note(name) for name, layer in layers.items()}):
+    with hooked({layer: note(name) for name, layer in layers.items()}):
         yield found
 
 
@@ -221,15 +222,7 @@ def _matched(
 
         return hook
 
-    with _hooked({layer: match(name) for name, layer in layers.items()}):
-        yield
-
-
-@contextmanager
-def _hooked(hooks: dict[nn.Module, Callable[[nn.Module, Any, Tensor], Any]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module, hook in hooks.items():
-            stack.callback(module.register_forward_hook(hook).remove)
+    with hooked({layer: match(name) for name, layer in layers.items()}):
         yield
 
 

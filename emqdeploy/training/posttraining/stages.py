@@ -18,6 +18,7 @@ from emqdeploy.progress import Report, paced, silent
 from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.quant.families.base import EqualizedQuantizer, PinnedQuantizer
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.watching import hooked
 from emqdeploy.registry import Registry
 from emqdeploy.training.norms import plain_averages, run_all
 
@@ -165,11 +166,8 @@ def _float_means(network: MultiBitNetwork, images: Tensor) -> dict[str, Tensor]:
 
     network.eval()
     ends = {name: network.graph.get_submodule(network.norm_of.get(name, name)) for name in network.layers}
-    hooks = [module.register_forward_hook(note(name)) for name, module in ends.items()]
-    with network.at(FLOAT):
+    with hooked({module: note(name) for name, module in ends.items()}), network.at(FLOAT):
         network(images)
-    for hook in hooks:
-        hook.remove()
     return means
 
 
@@ -187,8 +185,6 @@ def _run_shifted(
 
         return hook
 
-    hooks = [deployed.get_submodule(name).register_forward_hook(shift(name)) for name in wanted]
-    deployed(images)
-    for hook in hooks:
-        hook.remove()
+    with hooked({deployed.get_submodule(name): shift(name) for name in wanted}):
+        deployed(images)
     return shifts

@@ -21,10 +21,10 @@ from emqdeploy.format.runs import find_checkpoint
 from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.quant.layers import SITES
 from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.quant.watching import multiplications
 from emqdeploy.runtimes.adapters.torch_reference import structure_of
 from emqdeploy.runtimes.source import other_classes, trust_own
 from emqdeploy.training.api import SMALL_IMAGE
-from emqdeploy.training.mixing.moments import hooked
 from emqdeploy.training.mixing.sensitivity import SENSITIVITIES
 from emqdeploy.training.mixing.stored import offered, widest
 from emqdeploy.training.posttraining.given import calibration_places
@@ -161,21 +161,12 @@ def _check_images(settings: MixSettings, dataset: Dataset, labelled: bool) -> No
         )
 
 
-@torch.inference_mode()
 def _looked_at(
     module: fx.GraphModule, structure: MultiBitNetwork, pixels: Preprocessing
 ) -> tuple[dict[str, int], Mapping[str, str | None]]:
     """Multiplications of every layer for one image, and the tensor that quantizes what it gives."""
-    macs = dict.fromkeys(structure.layers, 0)
-
-    def count(name: str) -> Any:
-        def hook(layer: Any, inputs: Any, output: Tensor) -> None:
-            macs[name] += layer.weight.numel() * (output.numel() // len(layer.weight))
-
-        return hook
-
-    with hooked({module.get_submodule(name): count(name) for name in macs}):
-        module(torch.zeros(1, pixels.channels, pixels.height, pixels.width))
+    layers = {name: module.get_submodule(name) for name in structure.layers}
+    macs = multiplications(module, layers, torch.zeros(1, pixels.channels, pixels.height, pixels.width))
     ends = {str(node.target): node for node in module.graph.nodes if node.target in macs}
     return macs, {name: _site_behind(ends[name]) for name in macs}
 
