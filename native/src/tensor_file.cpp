@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint64_t largest_header = 64u << 20;
 constexpr int64_t largest = int64_t{1} << 40;
-constexpr size_t old_digest = 32;
+constexpr size_t blake2b_digits = 32;
 
 struct Kind {
     const char *name, *numpy;  // in the file's table, and in what its digests begin with
@@ -33,9 +33,9 @@ std::string listed(const std::vector<int64_t> &shape) {
     return text + "]";
 }
 
-// SHA-256, or the BLAKE2b of the first files of format 3.
+// BLAKE2b, or the SHA-256 that some files of format 3 have in its place.
 bool matches(const std::string &digest, std::initializer_list<Span> parts) {
-    return digest == (digest.size() == old_digest ? blake2b_128(parts) : sha256(parts));
+    return digest == (digest.size() == blake2b_digits ? blake2b_128(parts) : sha256(parts));
 }
 
 Span span_of(const std::string &text) { return {reinterpret_cast<const uint8_t *>(text.data()), text.size()}; }
