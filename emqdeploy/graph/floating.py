@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,13 @@ def float_nodes(model: Any) -> list[Any]:
     """Returns the nodes of an ONNX model that compute in float whatever the runtime.
 
     A layer that reads codes is an integer kernel, unless its weights are plain float ones; so are a sum or a mean of
-    codes whose result is quantized again.
+    codes that nothing but a quantizer reads.
     """
     nodes = model.graph.node
     quantized: set[str] = set()  # codes, and codes with their grid
     sizes: set[str] = set()
     given = {tensor.name for tensor in model.graph.initializer}
-    again = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    again = quantized_at_once(nodes)
     found = []
     for node in nodes:
         reads_codes = all(name in quantized for name in node.input[: 2 if node.op_type == "Add" else 1])
@@ -61,6 +61,15 @@ def float_nodes(model: Any) -> list[Any]:
         elif not (node.op_type in _POOLED and reads_codes and node.output[0] in again):
             found.append(node)
     return found
+
+
+def quantized_at_once(nodes: Sequence[Any]) -> set[str]:
+    """Names of the values that one quantizer reads and nothing else: a kernel can answer their codes right away."""
+    readers: dict[str, list[str]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    return {name for name, types in readers.items() if types == ["QuantizeLinear"]}
 
 
 class FloatOperators:

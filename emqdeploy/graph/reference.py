@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emqdeploy.format import grid
 from emqdeploy.format.grid import CodeRange, Codes, Floats
 from emqdeploy.format.onnx_messages import attributes_of, load_model, to_array
-from emqdeploy.graph.floating import CARRIED, FloatOperators
+from emqdeploy.graph.floating import CARRIED, FloatOperators, quantized_at_once
 
 CODES_SUFFIX = "/codes"
 """A site's codes are the graph value ``<site>/codes``."""
@@ -157,6 +157,7 @@ class IntegerReference:
             if tensor.name not in self._arrays:
                 self._arrays[tensor.name] = to_array(tensor)
         self._floats = FloatOperators(self._arrays)
+        self._fused = quantized_at_once(self._nodes)
         self._answers = set(layer_values(skeleton))
 
     def run(self, images: Floats, batch: int = 64) -> tuple[Floats, dict[str, Codes]]:
@@ -240,6 +241,8 @@ class IntegerReference:
             case "Conv" | "Gemm" if isinstance(inputs[0], _Quantized) and node.input[1] in weights:
                 weight, bias = (weights[name] for name in node.input[1:])
                 return self._layer(node, inputs[0], weight, bias)
+            case "Add" | "GlobalAveragePool" if node.output[0] not in self._fused:
+                return None  # what others read as well, runtimes compute in float
             case "Add" if all(isinstance(value, _Quantized) for value in inputs) and len(inputs) == 2:
                 return _Sum(*inputs)
             case "GlobalAveragePool" if isinstance(inputs[0], _Quantized):

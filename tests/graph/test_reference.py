@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper
+from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError
 from emqdeploy.format.child import Child
+from emqdeploy.graph.filling import filled_model
+from emqdeploy.graph.floating import float_operators
 from emqdeploy.graph.parity import Parity
 from emqdeploy.graph.reference import IntegerReference, quantized_tensors
+from emqdeploy.models import trust
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
 from emqdeploy.runtimes.adapters.torch_reference import TorchRuntime
+from emqdeploy.runtimes.onnx_session import create_session, session_options
 
 from ..conftest import ALL_BITS, Deployed, deploy
 
@@ -96,3 +102,39 @@ def test_an_operator_without_reference_is_named() -> None:
     reference = IntegerReference(helper.make_model(graph).SerializeToString(), {})
     with pytest.raises(EmqError, match=r"cannot run operator 'NoSuchOperator' \(odd\)"):
         reference.run(np.zeros((1, 2), np.float32))
+
+
+class Stream(nn.Module):
+    """A sum that a layer reads in codes and another sum in floats, as in a transformer's residual stream."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)) for _ in range(2))
+        self.block, self.norm, self.head = nn.Conv2d(8, 8, 1), nn.GroupNorm(1, 8), nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The normalization keeps the second sum in float."""
+        stream = self.left(images) + self.right(images)
+        logits: Tensor = self.head(self.norm(stream + self.block(stream)).mean((2, 3)))
+        return logits
+
+
+def stream(num_classes: int) -> nn.Module:
+    """What `create_model` calls."""
+    return Stream(num_classes)
+
+
+def test_a_sum_that_is_read_in_float_too_rounds_as_floats_do() -> None:
+    """No runtime fuses it, and of codes in the middle between two others fused and plain sums make different ones."""
+    trust(f"{__name__}:stream")
+    checkpoint = deploy(NetworkSpec(f"{__name__}:stream", 10, (1, 16, 16), 2.0, (Child.of(8),))).checkpoint
+    arrays = checkpoint.network.initializers(checkpoint.network.children[0])
+    arrays |= {"left_1.scale": np.float32(0.02), "right_1.scale": np.float32(0.02), "add.scale": np.float32(0.04)}
+    model, tensors = filled_model(checkpoint.skeleton, arrays), quantized_tensors(checkpoint.skeleton)
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors)
+    images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-2, 2).numpy()
+    _, *found = create_session(model.SerializeToString(), session_options(1)).run(None, {"images": images})
+    observed = dict(zip(tensors, found, strict=True))
+    followed = IntegerReference(checkpoint.skeleton, arrays).follow(images, observed)
+    np.testing.assert_array_equal(followed.rounded["add/codes"], observed["add/codes"])
+    assert float_operators(checkpoint.skeleton)["Add"] == 2

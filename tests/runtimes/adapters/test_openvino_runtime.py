@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import Tensor, nn
 
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.child import Child
@@ -18,6 +20,7 @@ from emqdeploy.format.emq import save_checkpoint
 from emqdeploy.graph.filling import filled_model
 from emqdeploy.graph.openvino_rounding import keep_rounding
 from emqdeploy.graph.reference import IntegerReference
+from emqdeploy.models import trust
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes import open_runtime
 from emqdeploy.runtimes.graph_sources import Graphs
@@ -99,6 +102,40 @@ def test_a_stream_of_8_bits_is_rounded_too() -> None:
     wrong = openvino.Core().compile_model(openvino.Core().read_model(plain), "CPU")([network.images])[0] - expected
     logits = OpenVinoRuntime(network.checkpoint, children=[2], threads=1)(network.images)
     assert np.abs(logits - expected).max() < np.abs(wrong).max() / 2
+
+
+class ClassToken(nn.Module):
+    """Patches behind a token that every image has alike, whose number the graph reads off the images."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 2, 2)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, classes)
+        nn.init.uniform_(self.patches.bias, -2, 2)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Every patch counts."""
+        patches = self.patches(images)
+        tokens = torch.cat([self.token.expand(images.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], 1)
+        return self.head(self.norm(tokens).mean(1))
+
+
+def class_token(num_classes: int) -> nn.Module:
+    """What `create_model` calls."""
+    return ClassToken(num_classes)
+
+
+def test_biases_stay_where_the_size_of_a_batch_is_asked_for() -> None:
+    """OpenVINO gives every channel of the first convolution the bias of the first one."""
+    trust(f"{__name__}:class_token")
+    network = deploy(NetworkSpec(f"{__name__}:class_token", 10, (1, 8, 8), 2.0, (Child.of(8),)))
+    arrays = network.checkpoint.network.initializers(Child.of(8))
+    expected = IntegerReference(network.checkpoint.skeleton, arrays).run(network.images)[0]
+    plain = filled_model(network.checkpoint.skeleton, arrays).SerializeToString()
+    wrong = openvino.Core().compile_model(openvino.Core().read_model(plain), "CPU")([network.images])[0] - expected
+    logits = OpenVinoRuntime(network.checkpoint, threads=1, prove=False)(network.images)
+    assert np.abs(logits - expected).max() < min(np.abs(wrong).max() / 10, np.ptp(expected) / 50)
 
 
 def test_what_is_not_quantized_computes_in_float32(small: Deployed, runtime: OpenVinoRuntime) -> None:
