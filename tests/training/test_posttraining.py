@@ -130,6 +130,21 @@ def test_zero_lies_where_the_range_asks_for_it() -> None:
     assert 0.25 < behind.zero_point * steps[FULL] < 0.35  # the lowest value of SiLU is -0.28
 
 
+def test_zero_is_last_where_nothing_is_below_it() -> None:
+    """Images cannot show that no value ever is, so the tensor stays signed, but nearly all codes are above zero."""
+    torch.manual_seed(0)
+    images = torch.randn(64, 3, 10, 10)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softplus(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    model(images[:1])
+    network = insert_quantizers(model, InsertionConfig(levels=FULL), (EIGHT,), (), 3.0, (3, 10, 10)).eval()
+    calibrate_clips(network, [images], "max")
+    behind = network.sites["_1"]
+    assert behind.signed
+    assert behind.zero_point == 1
+    largest = float(model[:2](images).detach().max())
+    assert behind.scale(EIGHT) == pytest.approx(largest / 254)
+
+
 def test_the_largest_value_is_never_missed() -> None:
     """Of large tensors a sample is looked at, but nothing may be cut where nothing is to be cut."""
     images = torch.zeros(64, 3, 10, 10)
@@ -239,6 +254,32 @@ def test_mean_correction_of_a_transformer(batches: list[Tensor]) -> None:
             return float((deployed_reference(network, numbers, TWO)(images) - network(images)).mean(0).abs().max())
 
     assert distance(BIAS_CORRECTIONS["mean"](network, frozen, [images])) < 0.1 * distance(frozen)
+
+
+class PaddedKeys(nn.Module):
+    """Keys that are normalized, many of them of padding: exact zeros, which have no direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.head = nn.Linear(3, 8, bias=False), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Twice as much padding as pixels."""
+        tokens = F.pad(images.flatten(2).transpose(1, 2), (0, 0, 0, 200))
+        logits: Tensor = self.head(F.normalize(self.key(tokens), dim=-1).mean(1))
+        return logits
+
+
+def test_mean_correction_is_left_out_where_it_harms() -> None:
+    """A mean of a thousandth, added to a zero, points somewhere."""
+    torch.manual_seed(0)
+    network = insert_quantizers(PaddedKeys(), InsertionConfig(keep_8bit=()), (TWO,), (), 3.0, (3, 10, 10)).eval()
+    images = torch.randn(64, 3, 10, 10)
+    calibrate_clips(network, [images], "mse")
+    frozen = freeze(network, (TWO,))
+    kept = BIAS_CORRECTIONS["mean"](network, frozen, [images])
+    for name, layer in kept.layers.items():
+        np.testing.assert_array_equal(layer.biases[TWO], frozen.layers[name].biases[TWO])
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def _zero_point(values: Tensor, channels: Tensor, choose: ClipChoice) -> int | N
     Nor is it moved where both ends reach nearly as far: little is won there, and a maximum reads the very ends.
     """
     low, high = (float(end) for end in torch.aminmax(values))
-    if not 0 < ONE_SIDED * -low < high:
+    if ONE_SIDED * -low >= high:
         return None
     zero = min(max(round(-low / (high - low) * STEPS), 1), HIGHEST_ZERO)
     ways = {None: (MIDDLE - 1, MIDDLE - 1), zero: (zero, STEPS - zero)}

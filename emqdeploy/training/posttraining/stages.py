@@ -132,15 +132,24 @@ def correct_means(
 
     The layers are corrected in the order in which they run, all in one pass: what a layer lacks is added to its output
     before the next one reads it.
+
+    A child that this takes further from the float network keeps its biases. Some networks make much of an exact zero,
+    as of padding whose keys are normalized, and a corrected zero is none.
     """
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
-    means = [_float_means(network, images) for images in batches]
+    floats = [_float_means(network, images) for images in batches]
     for child in paced(frozen.children, "biases of children", report):
         deployed = deployed_reference(network, frozen, child).to(batches[0].device)
         total = {name: torch.zeros(len(layer.biases[child])) for name, layer in frozen.layers.items()}
-        for images, wanted in zip(batches, means, strict=True):
-            for name, shift in _run_shifted(deployed, network.layers, images, wanted).items():
+        before = after = 0.0
+        for images, (wanted, logits) in zip(batches, floats, strict=True):
+            shifts, corrected = _run_shifted(deployed, network.layers, images, wanted)
+            for name, shift in shifts.items():
                 total[name] += shift.cpu()
+            before += float((deployed(images) - logits).square().sum())
+            after += float((corrected - logits).square().sum())
+        if after > before:
+            continue
         for name, shift in total.items():
             biases[name][child] = biases[name][child] + (shift / len(batches)).numpy()
     layers = {name: replace(layer, biases=biases[name]) for name, layer in frozen.layers.items()}
@@ -154,8 +163,8 @@ def _channel_means(output: Tensor, layer: nn.Module) -> Tensor:
     return output.mean(axes, keepdim=True)[0]
 
 
-def _float_means(network: MultiBitNetwork, images: Tensor) -> dict[str, Tensor]:
-    """What every layer of the float network gives on average, its normalization included."""
+def _float_means(network: MultiBitNetwork, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What every layer of the float network gives on average, its normalization included; and the logits."""
     means: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -167,14 +176,13 @@ def _float_means(network: MultiBitNetwork, images: Tensor) -> dict[str, Tensor]:
     network.eval()
     ends = {name: network.graph.get_submodule(network.norm_of.get(name, name)) for name in network.layers}
     with hooked({module: note(name) for name, module in ends.items()}), network.at(FLOAT):
-        network(images)
-    return means
+        return means, network(images)
 
 
 def _run_shifted(
     deployed: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, wanted: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Runs the deployed network, shifting each layer's output to the wanted means; returns the shifts ``(C,)``."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Runs the deployed network, each layer's output shifted to the wanted means; the shifts ``(C,)`` and logits."""
     shifts: dict[str, Tensor] = {}
 
     def shift(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
@@ -186,5 +194,4 @@ def _run_shifted(
         return hook
 
     with hooked({deployed.get_submodule(name): shift(name) for name in wanted}):
-        deployed(images)
-    return shifts
+        return shifts, deployed(images)
