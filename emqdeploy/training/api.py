@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from emqdeploy.data import Dataset, Split, load_dataset, validation_split
-from emqdeploy.data.cache import cached
-from emqdeploy.data.flipping import flip
-from emqdeploy.data.wishes import wishes_of
-from emqdeploy.data.workers import usable_cores
-from emqdeploy.errors import EmqError, UsageError, plain_text
+from emqdeploy.data import Dataset
+from emqdeploy.data.workers import usable_cores, useful_threads
+from emqdeploy.errors import UsageError, plain_text
 from emqdeploy.format.card import DataSource, FidelityRecord
 from emqdeploy.format.child import FLOAT, Child, in_order
+from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.format.runs import CHECKPOINT_FILE
-from emqdeploy.graph.fidelity import TRAINED_NETWORK
+from emqdeploy.graph.fidelity import FLOAT_MODEL, TRAINED_NETWORK
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
-from emqdeploy.training.augment import AUGMENTATIONS
-from emqdeploy.training.batches import ImageSource, image_source
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.distributed import World
 from emqdeploy.training.evaluate import accuracies, accuracy_per_child
 from emqdeploy.training.fidelity import FEW_IMAGES, build_both, check_rewrite, find_wrong, measure_fidelity
 from emqdeploy.training.loop import Trainer
+from emqdeploy.training.material import Material, open_material
 from emqdeploy.training.memory import keep_freed_memory
 from emqdeploy.training.methods import NetworkPlan
 from emqdeploy.training.norms import NORM_ADAPTATIONS, measure_input_means
+from emqdeploy.training.posttraining.rounding import Rounded, rounded
 from emqdeploy.training.recipes import stored_config, write_options
 from emqdeploy.training.run import RunDirectory
-from emqdeploy.training.settings import CommonOptions
-from emqdeploy.training.starting import expected_of, start_of
+from emqdeploy.training.starting import start_of
 
 CALIBRATION_IMAGES = 2048
 """Training images, unaugmented, over which statistics are estimated after training."""
@@ -49,8 +47,7 @@ CALIBRATION_IMAGES = 2048
 START_IMAGES = 512
 """Training images over which they are estimated for weights that training starts from."""
 
-SMALL_IMAGE = 16
-"""Pixels up to which operators are so short that handing work to a second thread costs more than it saves."""
+ROUNDED = "no epoch was as good as these weights rounded without training, as `quantize` does: the run leaves those"
 
 
 @dataclass
@@ -87,16 +84,6 @@ class TrainResult:
         self.fidelity |= other.fidelity
         self.wrong = self.wrong or other.wrong
         return self
-
-
-@dataclass(frozen=True)
-class Material:
-    """A data set as training needs it, on the training device."""
-
-    dataset: Dataset
-    train: ImageSource
-    validation: ImageSource
-    test: ImageSource
 
 
 def train(
@@ -140,7 +127,7 @@ def _train(
         config.check_resumes(stored_config(out), out)
     elif world.leads:
         run.check_new()
-    material = _material(config, report_test, console)
+    material = open_material(config, report_test, console)
     plans = config.networks()
     if world.leads and not resume and any(plan.folder for plan in plans):
         run.start(write_options(config))
@@ -167,7 +154,7 @@ def _train_one(
     start = start_of(config, dataset, images.plain(np.arange(min(START_IMAGES, len(images)))))
     spec = replace(network_spec(config, dataset, plan), model=start.model, description=start.description)
     cores = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(config.threads or (1 if spec.input_shape[1] <= SMALL_IMAGE else cores))
+    torch.set_num_threads(config.threads or useful_threads(spec.input_shape[1], cores))
     torch.manual_seed(config.seed)
     notes: list[str] = []
     model, network = build_both(spec, lambda model: notes.extend(start.load(model)), users_code=True)
@@ -181,7 +168,8 @@ def _train_one(
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.initialise_clips(images.plain(np.arange(min(4 * config.batch_size, len(images)))))
     run = RunDirectory(out, writes=world.leads)
-    trainer = Trainer(config, network, images, material.validation, len(dataset.classes), run, console, world)
+    fresh = None if start.known else partial(spec.build, users_code=True)
+    trainer = Trainer(config, network, images, material.validation, len(dataset.classes), run, console, world, fresh)
     if resume:
         state = run.load_state()
         if state is not None:
@@ -197,11 +185,16 @@ def _train_one(
         trainer.weigh_start()
     trainer.fit()
     progress = trainer.progress
-    if competes and progress.best_epoch < 0:
-        console.print("no epoch was better than the weights that training started from, so these are kept")
     result = TrainResult(out, plan.trained, progress.seconds, progress.sample_passes)
     if not world.leads:
         return result
+    if competes:
+        some = images.plain(np.arange(min(START_IMAGES, len(images))))
+        start_spec = replace(spec, trained=network.quantized)
+        begun = rounded(start_spec, start.load, _batches(some), material.validation)
+        if progress.best_epoch < 0 or begun.accuracy > progress.best_accuracy:
+            console.print(ROUNDED, soft_wrap=True)
+            return _leave_rounded(begun, run, config, material, result)
     started = time.perf_counter()
     result.sample_passes += trainer.method.finish(console)
     result.seconds += time.perf_counter() - started
@@ -215,68 +208,11 @@ def _train_one(
         return result
     unseen = tuple(child for child in network.known if child not in network.trained)
     spec = replace(spec, trained=network.quantized, unseen=unseen)  # what a file says of its network
-    groups = storage_groups(children, config.quantizer.nested)
+    groups = storage_groups(children, config.nested)
     for name, group in groups.items():
         path = out / (CHECKPOINT_FILE if len(groups) == 1 else f"model-{name}.emq")
         _write(path, group, network, spec, config, material, progress.best_epoch, result)
     return result
-
-
-def training_device(config: CommonOptions) -> torch.device:
-    """The device that a configuration asks for."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise EmqError("--device cuda: torch sees no GPU here; use --device cpu, or install a torch build for this GPU")
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if config.device == "auto" else config.device)
-
-
-def training_data(config: TrainConfig) -> tuple[Dataset, Split, Split]:
-    """The data set of a run, the images that train, and those that validate; labels are as the run sees them.
-
-    Raises:
-        EmqError: the data set is not at hand.
-        UsageError: its images have no labels.
-    """
-    wishes, expected = wishes_of(config), expected_of(config)
-    dataset = load_dataset(config.data, config.data_dir, limit=config.limit, pixels=wishes, expected=expected)
-    if not dataset.labelled:
-        raise UsageError(
-            f"the images of {dataset.name} have no labels, which training needs; sort them into a folder per class, add"
-            " a CSV file of paths and labels, or quantize a trained network, which needs none"
-        )
-    parts = validation_split(dataset.train, config.validation_share)
-    if config.flip_labels:
-        how = (len(dataset.classes), config.flip_labels, config.flip_kind, config.seed)
-        parts = tuple(replace(part, labels=flip(part.labels, *how)) for part in parts)  # type: ignore[assignment]
-    return dataset, *parts
-
-
-def _material(config: TrainConfig, report_test: bool, console: Console) -> Material:
-    if not report_test and not config.validation_share:
-        raise UsageError(
-            "--validation-share 0 leaves nothing to judge by but the test set; report that, or take a share"
-        )
-    dataset, train_split, validation_split_ = training_data(config)
-    device = training_device(config)
-
-    def say(sentence: str) -> None:
-        console.print(plain_text(sentence), markup=False, highlight=False, soft_wrap=True)
-
-    def source(split: Split, learns: bool = False) -> ImageSource:
-        if len(split) == 0 and not (split is validation_split_ and config.validation_share == 0):
-            raise UsageError(
-                f"data set {dataset.name!r} has too few images for training, validation and test; add images"
-            )
-        augmentation = config.augment or dataset.augmentation
-        # Crops of random size are cut from whole pictures, which no cache holds.
-        if config.cache is not None and not (learns and AUGMENTATIONS[augmentation].box is not None):
-            split = cached(split, config.cache, say)
-        return image_source(split, dataset.preprocessing, augmentation, device, config.workers)
-
-    validation = source(validation_split_)
-    return Material(
-        dataset, source(train_split, learns=True), validation, source(dataset.test) if report_test else validation
-    )
 
 
 def network_spec(config: TrainConfig, dataset: Dataset, plan: NetworkPlan | None = None) -> NetworkSpec:
@@ -300,6 +236,38 @@ def storage_groups(children: Sequence[Child], nested: bool) -> dict[str, list[Ch
     return groups
 
 
+def _leave_rounded(
+    begun: Rounded, run: RunDirectory, config: TrainConfig, material: Material, result: TrainResult
+) -> TrainResult:
+    """Leaves the weights that training started from, rounded, for what came of them is worse."""
+    run.save_latent(begun.network.float_state(), material.dataset.preprocessing)
+    if FLOAT in result.trained:
+        result.accuracy = accuracies({FLOAT: begun.model}, material.test)
+    children = begun.frozen.children
+    measures = dict.fromkeys(children, begun.model)
+    made = Made(begun.spec, begun.network, begun.frozen, measures, FLOAT_MODEL)
+    _measure_and_write(run.path / CHECKPOINT_FILE, made, config, material, -1, result)
+    return result
+
+
+class Made(NamedTuple):
+    """A network with the numbers that deploy it, and what its children should answer.
+
+    Attributes:
+        spec: of the network.
+        network: on the device of the images.
+        frozen: the numbers.
+        measures: by child, what gives the logits that it should give.
+        against: what these are those of.
+    """
+
+    spec: NetworkSpec
+    network: MultiBitNetwork
+    frozen: FrozenNetwork
+    measures: Mapping[Child, Callable[[torch.Tensor], torch.Tensor]]
+    against: str
+
+
 def _write(
     path: Path,
     children: Sequence[Child],
@@ -316,15 +284,26 @@ def _write(
     measure_input_means(network, batches)
     NORM_ADAPTATIONS[config.norm_adaptation](network, batches, children)
     network.cpu().eval()
+    network.use(children[0])  # where children have weights of their own, a file holds those of one setting
     frozen = freeze(network, children)
-    device = images.device
-    network.to(device)
+    network.to(images.device)
+    # The float weights are no measure: training bent them to their codes, they were never the network.
+    measures = {child: partial(_at, network, child) for child in children}
+    made = Made(spec, network, frozen, measures, TRAINED_NETWORK)
+    _measure_and_write(path, made, config, material, best_epoch, result)
+
+
+def _measure_and_write(
+    path: Path, made: Made, config: TrainConfig, material: Material, best_epoch: int, result: TrainResult
+) -> None:
+    """Measures the children of a network, as they are deployed, and writes them."""
+    network, children = made.network, made.frozen.children
+    device = material.test.labels.device
     fidelity: dict[Child, FidelityRecord] = {}
     for child in children:
-        deployed = {child: deployed_reference(network, frozen, child).to(device)}
+        deployed = {child: deployed_reference(network, made.frozen, child).to(device)}
         result.accuracy |= accuracies(deployed, material.test)
-        # The float weights are no measure: training bent them to their codes, they were never the network.
-        found = measure_fidelity({child: partial(_at, network, child)}, deployed, material.test, TRAINED_NETWORK)
+        found = measure_fidelity({child: made.measures[child]}, deployed, material.test, made.against)
         wrong = find_wrong(found, network, deployed, material.test)
         if wrong is not None and result.wrong is None:
             result.wrong = f"{path}: {wrong.sentence}; do not deploy it, train with --keep-float {wrong.layer}"
@@ -335,8 +314,8 @@ def _write(
     trained = [child for child in children if child in network.trained] or children
     measured = {child: result.accuracy[child] for child in children}
     source = DataSource(config.data, config.image_size)
-    card = make_card(spec, material.dataset, source, trained, measured, fidelity, config.to_dict(), provenance)
-    result.checkpoints.append(write_checkpoint(path, network.cpu(), frozen, card))
+    card = make_card(made.spec, material.dataset, source, trained, measured, fidelity, config.to_dict(), provenance)
+    result.checkpoints.append(write_checkpoint(path, network.cpu(), made.frozen, card))
     network.to(device)
 
 

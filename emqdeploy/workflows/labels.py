@@ -40,7 +40,7 @@ def labels(path: Path | None, count: int) -> dict[str, Any]:
     import safetensors.numpy
 
     from emqdeploy.files import read_bytes
-    from emqdeploy.training.api import training_data
+    from emqdeploy.training.material import training_data
     from emqdeploy.training.recipes import stored_config
     from emqdeploy.training.run import LABELS_FILE
 

@@ -24,7 +24,7 @@ from emqdeploy.format.frozen import FrozenNetwork
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.network import MultiBitNetwork
-from emqdeploy.training import api
+from emqdeploy.training import api, material
 from emqdeploy.training.api import TrainResult, train
 from emqdeploy.training.methods import Method
 from emqdeploy.training.optimizers import parameter_groups
@@ -194,7 +194,7 @@ def test_a_class_without_a_training_image_still_trains(tmp_path: Path, monkeypat
         dataset = load_dataset(*arguments, **options)
         return replace(dataset, train=dataset.train.subset(dataset.train.labels != 9))
 
-    monkeypatch.setattr(api, "load_dataset", without_nines)
+    monkeypatch.setattr(material, "load_dataset", without_nines)
     result = _train(tmp_path / "run")
     assert set(_named(result.accuracy)) == {"1", "2", "3", "4"}
 

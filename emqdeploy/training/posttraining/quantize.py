@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emqdeploy.data import Dataset
 from emqdeploy.data.wishes import PixelOptions
-from emqdeploy.data.workers import usable_cores
+from emqdeploy.data.workers import useful_threads
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.card import DataSource, FidelityRecord
 from emqdeploy.format.child import FLOAT, Child, in_order
@@ -28,7 +28,6 @@ from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
-from emqdeploy.training.api import SMALL_IMAGE
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.expectations import class_names
@@ -111,7 +110,7 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     torch.manual_seed(config.seed)
     given, dataset = open_given(config)
     pre, children = dataset.preprocessing, in_order(config.stored)
-    torch.set_num_threads(threads or (1 if pre.height <= SMALL_IMAGE else usable_cores()))
+    torch.set_num_threads(threads or useful_threads(pre.height))
     labelled = not config.unlabelled and given.classes == len(dataset.classes)
     # All children count as trained here, because each gets clips of its own.
     shape = (pre.channels, pre.height, pre.width)

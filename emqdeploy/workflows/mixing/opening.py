@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from emqdeploy.data import Dataset, Preprocessing, load_dataset
-from emqdeploy.data.workers import usable_cores
+from emqdeploy.data.workers import useful_threads
 from emqdeploy.errors import EmqError, UsageError, require
 from emqdeploy.format.bundle import is_bundle
 from emqdeploy.format.child import Child
@@ -24,7 +24,6 @@ from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.watching import multiplications
 from emqdeploy.runtimes.adapters.torch_reference import structure_of
 from emqdeploy.runtimes.source import other_classes, trust_own
-from emqdeploy.training.api import SMALL_IMAGE
 from emqdeploy.training.mixing.sensitivity import SENSITIVITIES
 from emqdeploy.training.mixing.stored import offered, widest
 from emqdeploy.training.posttraining.given import calibration_places
@@ -94,8 +93,7 @@ def open_mix(settings: MixSettings) -> Opened:
     labelled = dataset.labelled and (card.data.labelled or settings.data is not None)
     labelled = labelled and other_classes(dataset.name, dataset.classes, card) is None
     _check_images(settings, dataset, labelled)
-    small = pixels.height <= SMALL_IMAGE
-    torch.set_num_threads(settings.threads or (1 if small else usable_cores()))
+    torch.set_num_threads(settings.threads or useful_threads(pixels.height))
     structure = structure_of(card).eval()
     module = deployed_reference(structure, network, start)
     places = calibration_places(dataset, min(settings.images, len(dataset.train)), settings.seed)
