@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.brought import add_options, images_of, networks_of, public_name
 from benchmarks.common import arguments, by_width, show, write
-from emqdeploy.data import load_dataset
 from emqdeploy.format.child import FLOAT, WEIGHT_BITS, Child, in_order
 from emqdeploy.graph.fidelity import FLOAT_MODEL
-from emqdeploy.options import names
-from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.evaluate import accuracies
-from emqdeploy.training.fidelity import build_both, measure_fidelity
+from emqdeploy.training.fidelity import measure_fidelity
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
-from emqdeploy.training.pretrained import load_pretrained
 
 WAYS = ("none", "blocks")
 
@@ -37,33 +31,19 @@ WAYS = ("none", "blocks")
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__, "reconstruction")
-    parser.add_argument("--weights", type=Path, required=True, help="of the float network")
-    parser.add_argument("--model", required=True, help="as emqdeploy quantize takes it")
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--mean", help="of every channel, instead of the data set's: 0.485,0.456,0.406")
-    parser.add_argument("--std", help="likewise")
+    add_options(parser)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=512, help="that calibrate")
     parser.add_argument("--steps", type=int, default=QuantizeConfig.reconstruction_steps)
     options = parser.parse_args(argv)
-    dataset = load_dataset(options.data, options.data_dir, limit=1000 if options.quick else None)
-    given = {key: tuple(map(float, names(value))) for key in ("mean", "std") if (value := getattr(options, key))}
-    dataset = replace(dataset, preprocessing=replace(dataset.preprocessing, **given))
-    pre = dataset.preprocessing
-    test = image_source(dataset.test, pre, "none", torch.device("cpu"))
+    dataset = images_of(options)
+    test = image_source(dataset.test, dataset.preprocessing, "none", torch.device("cpu"))
     children = in_order(Child.of(bits) for bits in WEIGHT_BITS)
-    spec = NetworkSpec(
-        options.model, len(dataset.classes), (pre.channels, pre.height, pre.width), pre.input_range, children
-    )
-    load = partial(load_pretrained, path=options.weights, fresh_head=False)
     rows: list[dict[str, Any]] = []
     for seed in range(1 if options.quick else options.seeds):
         batches = calibration_batches(dataset, options.images, seed)
         for way in WAYS:
-            model, network = build_both(spec, load, users_code=True)
-            model.eval()
-            network.eval()
+            model, network = networks_of(options, dataset, children)
             config = QuantizeConfig(
                 options.weights, options.model, options.data, reconstruction=way, reconstruction_steps=options.steps
             )
@@ -83,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             write(
                 options.json, "reconstruction", options.quick, rows,
-                model=options.model.partition(":")[2] or options.model, data=options.data, images=options.images,
+                model=public_name(options.model), data=options.data, images=options.images,
                 steps=options.steps, test_images=len(dataset.test),
             )  # fmt: skip
     table = []
