@@ -36,7 +36,10 @@ class MultiBitNetwork(nn.Module):
     Attributes:
         known: every child of the network, the trained ones first.
         child: in use.
+        in_use: told of the child whenever one is put to use; where children have weights of their own, it brings them.
     """
+
+    in_use: Callable[[Child], None] | None = None
 
     def __init__(
         self,
@@ -106,6 +109,8 @@ class MultiBitNetwork(nn.Module):
         for norm in self.norms.values():
             norm.use(child)
         self.child = child
+        if self.in_use is not None:
+            self.in_use(child)
 
     def set_bits(self, bits: int) -> None:
         """The same as `use`, for a weight width; 32 computes in float."""

@@ -63,11 +63,13 @@ class World:
     Attributes:
         rank: of this process; 0 writes and prints.
         size: number of processes.
+        sent_bytes: of this process's own messages so far, each counted once, however it travels.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank = rank
         self.size = size
+        self.sent_bytes = 0
 
     @property
     def leads(self) -> bool:
@@ -105,6 +107,7 @@ class World:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1).to(torch.float32) for tensor in tensors])
+        self.sent_bytes += flat.nbytes
         with _peers():
             dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -125,9 +128,20 @@ class World:
             return rows
         everything = torch.zeros(count, rows.shape[1], device=rows.device)
         everything[start : start + len(rows)] = rows
+        self.sent_bytes += everything.nbytes
         with _peers():
             dist.all_reduce(everything)
         return everything
+
+    def collect(self, message: Tensor) -> list[Tensor]:
+        """The messages of all processes by rank, each of the length of this one's, ``(M,)`` bytes."""
+        if self.size == 1:
+            return [message]
+        everyone = [torch.empty_like(message) for _ in range(self.size)]
+        self.sent_bytes += message.nbytes
+        with _peers():
+            dist.all_gather(everyone, message)
+        return everyone
 
     def agree(self, value: Any) -> Any:
         """Returns the value of rank 0."""

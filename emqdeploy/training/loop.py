@@ -23,8 +23,9 @@ from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.averaging import MovingAverage
 from emqdeploy.training.batches import ImageSource
 from emqdeploy.training.config import TrainConfig
-from emqdeploy.training.distributed import World
+from emqdeploy.training.distributed import PartStatistics, World
 from emqdeploy.training.evaluate import accuracy_per_child
+from emqdeploy.training.exchange import exchange_of, own_images
 from emqdeploy.training.methods import METHODS, Setting
 from emqdeploy.training.nonfinite import name_of_nonfinite
 from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, parameter_groups
@@ -33,6 +34,7 @@ from emqdeploy.training.progress import TrainProgress
 from emqdeploy.training.run import RunDirectory
 from emqdeploy.training.scales import set_rates
 from emqdeploy.training.steps import Step
+from emqdeploy.training.subspaces import SUBSPACES, Fresh
 from emqdeploy.training.tensorboard import TensorBoardLog
 
 READ_EVERY = 16
@@ -82,6 +84,7 @@ class Trainer:
         run: where metrics and state go.
         console: where progress goes.
         world: the processes that train together; one alone by default.
+        fresh: makes another such network with other random weights; None where this one's weights were trained.
     """
 
     def __init__(
@@ -94,30 +97,37 @@ class Trainer:
         run: RunDirectory,
         console: Console,
         world: World | None = None,
+        fresh: Fresh | None = None,
     ) -> None:
         self.config = config
         self.network = network
-        self.train = train
+        self.world = world or World()
+        shard = own_images(config, train, self.world)
+        self.train = shard.source
         self.validation = validation
         self.run = run
         self.console = console
-        self.world = world or World()
-        setting = Setting(config, network, train, classes, run)
+        setting = Setting(config, network, self.train, classes, run)
         self.method = METHODS[config.method.name](config.method, setting)
         extra = self.method.parameters()
+        own = parameter_groups(network, config.weight_decay, config.lr_scale)
+        self.subspace = SUBSPACES[config.subspace](network, own, config.diversity, fresh, config.seed)
+        groups = [*self.subspace.groups, *extra]
         self.extra: list[Tensor] = [parameter for group in extra for parameter in group["params"]]
-        groups = [*parameter_groups(network, config.weight_decay, config.lr_scale), *extra]
+        self.extra += self.subspace.ends
         self.optimizer = OPTIMIZERS[config.optimizer](groups, config.learning_rate, config.momentum)
         self.schedule = SCHEDULES[config.schedule]
         self.progress = Progress()
         self.logs: list[Callable[[dict[str, Any]], None]] = [run.log]
         self.learned: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        self.passes = Passes(config, network, train, self.method, classes, self.world, self.learned)
+        about = (self.learned, PartStatistics(network).buffers, shard.share)
+        self.exchange = exchange_of(config, self.world, self.method, self.optimizer, *about)
+        self.passes = Passes(config, network, self.train, self.method, classes, self.exchange.company, self.subspace)
         self.average = MovingAverage(self._weights(), config.ema) if config.ema else None
         self.best_weights = self._copy_weights()
         self.total_steps = sum(map(self.method.length, range(config.epochs)))
         self.on_step: Callable[[dict[str, float], int], None] = lambda losses, images: None
-        self.unread: list[tuple[Step, Tensor]] = []
+        self.stopping = False
         self.read_every = READ_EVERY if train.labels.is_cuda else 1
         self.last_save = time.perf_counter()
 
@@ -143,27 +153,31 @@ class Trainer:
             self.on_step = shown.step
             while progress.epoch < config.epochs:
                 if progress.step_in_epoch == 0:
+                    self.subspace.rest()
                     self.method.begin_epoch(progress.epoch)
                 self.network.train()
                 steps = self.method.plan(progress.epoch)
                 left = steps[progress.step_in_epoch :]
                 remembering = self.method.remembers(progress.epoch)
-                stopping = False
                 for planned, images in zip(left, self.passes.batches(left, progress.step), strict=True):
                     update = self._updates(len(steps))
                     step = self.method.next_step(planned)
-                    stop = self._step(step, images, remembering, update, asked.is_set())
+                    self._step(step, images, remembering, update, asked.is_set())
+                    if update:
+                        self.exchange.settle(progress.step, progress.step_in_epoch == len(steps))
+                    if self.exchange.settled and self.average:
+                        self.average.update()
                     progress.seconds = time.perf_counter() - started
                     # Several processes stop after the same step: what one was asked goes round with the losses.
-                    stopping = stopping or stop or (self.world.size == 1 and asked.is_set())
-                    if update and stopping:
+                    if self.exchange.settled and (self.stopping or (self.world.size == 1 and asked.is_set())):
                         self._stop()
-                    if update and time.perf_counter() - self.last_save > config.save_every:
+                    if self.exchange.settled and time.perf_counter() - self.last_save > config.save_every:
                         self._save()
                 self._finish_epoch(shown)
                 progress.seconds = time.perf_counter() - started
                 self._save()
         self._load_weights(self.best_weights)
+        self.subspace.rest()
 
     def _updates(self, steps: int) -> bool:
         """Whether gradients accumulated to an update with the next of an epoch's steps; with the last they always do.
@@ -173,23 +187,24 @@ class Trainer:
         done = self.progress.step_in_epoch + 1
         return done % self.config.accumulate == 0 or done == steps
 
-    def _step(self, step: Step, images: list[Tensor], remembering: bool, update: bool, stopping: bool) -> bool:
-        """One step and perhaps an update; returns whether any process is known to have been asked to stop."""
+    def _step(self, step: Step, images: list[Tensor], remembering: bool, update: bool, stopping: bool) -> None:
+        """One step and perhaps an update."""
         if self.progress.step_in_epoch % self.config.accumulate == 0:
             self.optimizer.zero_grad(set_to_none=True)
+        self.subspace.draw(self.progress.step)
         shares = self.passes.run(step, images, remembering)
-        self.unread.append((step, self.passes.exchange(shares, stopping, update)))
-        stop = len(self.unread) >= self.read_every and self._read()
+        self.exchange.tell(step, self.progress.step, shares, stopping, update)
+        if len(self.exchange.heard) >= self.read_every:
+            self._read()
         if update:
             self._update(step)
         self._count(step)
-        return stop
 
-    def _read(self) -> bool:
-        """Reads the losses of the steps since the last reading; returns whether any process was asked to stop."""
-        reports = torch.cat([report for _, report in self.unread]).tolist() if self.unread else []
-        stop = False
-        for step, _ in self.unread:
+    def _read(self) -> None:
+        """Reads the losses of the steps since the last reading, and whether any process was asked to stop."""
+        heard, self.exchange.heard = self.exchange.heard, []
+        reports = torch.cat([report for _, report in heard]).tolist() if heard else []
+        for step, _ in heard:
             *values, asked = reports[: len(step.children) + 1]
             del reports[: len(step.children) + 1]
             losses = {child.name: value for child, value in zip(step.children, values, strict=True)}
@@ -199,26 +214,24 @@ class Trainer:
                 total[0] += loss
                 total[1] += 1
             self.on_step(losses, len(step.indices))
-            stop = stop or asked > 0
-        self.unread = []
-        return stop
+            self.stopping = self.stopping or asked > 0
 
     def _update(self, step: Step) -> None:
         config = self.config
         rate = config.learning_rate * self.schedule(self.progress.step / self.total_steps, config.warm_up)
         alone = step.children[0] if step.updates_alone(config.accumulate) else None
         set_rates(self.optimizer.param_groups, rate, config.lr_scale, alone)
+        self.subspace.spread(self.progress.step)
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
         self.optimizer.step()
         self.method.after_update()
-        if self.average:
-            self.average.update()
 
     def _count(self, step: Step) -> None:
         progress = self.progress
-        progress.sample_passes += len(step.indices) * len(step.children)
-        progress.unvalidated += len(step.indices) * len(step.children)
+        passes = len(step.indices) * len(step.children) * self.exchange.batches
+        progress.sample_passes += passes
+        progress.unvalidated += passes
         progress.step += 1
         progress.step_in_epoch += 1
 
@@ -250,6 +263,7 @@ class Trainer:
             "learning_rate": round(self.optimizer.param_groups[0]["lr"], 6),
             "sample_passes": progress.sample_passes,
             "seconds": round(progress.seconds, 2),
+            **self.exchange.about(),
         }
         for log in self.logs:
             log(record)
@@ -260,6 +274,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Accuracy per child, by name; keeps the weights if they are the best, or the last and there is no measure."""
         progress = self.progress
+        self.subspace.show(self.train, self.config.norm_adaptation)
         if not len(self.validation):
             progress.best_epoch, self.best_weights = progress.epoch, self._copy_weights()
             return {}
@@ -323,6 +338,7 @@ class Trainer:
             "random_of_gpu": torch.cuda.get_rng_state() if self.train.labels.is_cuda else None,
             "method": self.method.state(),
             "average": self.average.state() if self.average else None,
+            "exchange": self.exchange.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -346,6 +362,8 @@ class Trainer:
         self.method.restore(state["method"])
         if self.average:
             self.average.restore(state["average"])
+        if "exchange" in state:  # not in those of before there was one
+            self.exchange.restore(state["exchange"])
         self.run.truncate_metrics(self.progress.epoch)
 
 

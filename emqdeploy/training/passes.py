@@ -19,6 +19,7 @@ from emqdeploy.training.methods import Method
 from emqdeploy.training.scales import child_scale
 from emqdeploy.training.settings import CommonOptions
 from emqdeploy.training.steps import Step
+from emqdeploy.training.subspaces import Subspace
 
 Indices = NDArray[np.int64]
 
@@ -33,7 +34,7 @@ class Passes:
         method: gives losses and costs, and is told what was said.
         classes: outputs of the network.
         world: the processes that share each batch.
-        parameters: everything that is learned.
+        subspace: brings the weights of each pass, and takes their gradient.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Passes:
         method: Method,
         classes: int,
         world: World,
-        parameters: Sequence[Tensor],
+        subspace: Subspace,
     ) -> None:
         self.common = common
         self.network = network
@@ -52,10 +53,10 @@ class Passes:
         self.method = method
         self.classes = classes
         self.world = world
+        self.subspace = subspace
         self.parts = max(world.size, common.ghost_batches)
         self.statistics = PartStatistics(network) if self.parts > 1 else None
         self.moments = SharedMoments(network.norms.values()) if common.sync_norm and world.size > 1 else None
-        self.parameters = parameters
         # Features are read by a hook, which a replayed graph does not call; and the gradients of a graph lie where its
         # next replay puts the next ones, so they cannot add up over steps.
         alone = self.parts == 1 and common.accumulate == 1 and method.features is None
@@ -112,11 +113,13 @@ class Passes:
 
     def _pass(self, child: Child, part: Part, images: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         indices = torch.from_numpy(part.indices).to(images.device)
+        self.subspace.place(child)
         logits = self.forward(child, images).float()
         loss = self.method.losses(child, logits, self.source.labels[indices], indices).mean()
         cost = self.method.cost(child)
         loss = (loss if cost is None else loss + cost) * part.share
         (loss * (weight / self.common.accumulate)).backward()
+        self.subspace.collect()
         return loss.detach(), logits.detach()
 
     def _gather(self, rows: list[tuple[Tensor, Tensor | None]], start: int, count: int) -> tuple[Tensor, Tensor | None]:
@@ -129,19 +132,6 @@ class Passes:
         seen = [features.float() for _, features in rows if features is not None]
         features = torch.cat(seen or [torch.zeros(0, latest.shape[1], device=logits.device)])
         return logits, self.world.gather(features, start, count)
-
-    def exchange(self, losses: Tensor, stopping: bool, update: bool) -> Tensor:
-        """Sums over all processes, in one collective: losses, running statistics and, before an update, gradients.
-
-        Returns:
-            the loss of each child and, last, how many processes were asked to stop; on the training device, because
-            reading it would wait for the device.
-        """
-        report = torch.cat([losses, losses.new_full((1,), float(stopping))])
-        gradients = [p.grad for p in self.parameters if p.grad is not None] if update else []
-        statistics = self.statistics.buffers if self.statistics else []
-        self.world.sum_([report, *statistics, *gradients])
-        return report
 
     def _parts(self, step: Step) -> list[Part]:
         return self.world.parts(step.indices, self.parts)

@@ -20,9 +20,12 @@ from emqdeploy.quant.norms import NORMS
 from emqdeploy.registry import Registry
 from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.children import named_children, read_activation_bits, read_bits, read_children, unseen_children
+from emqdeploy.training.compression import read_compression
 from emqdeploy.training.norms import NORM_ADAPTATIONS
 from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, WARM_UP
 from emqdeploy.training.scales import check_scales, read_scales
+from emqdeploy.training.sharding import read_sizes
+from emqdeploy.training.subspaces import SUBSPACES
 
 GENTLER = 10
 """The peak learning rate for fresh weights over that for trained ones: it would destroy what they know before it learns
@@ -30,8 +33,9 @@ anything."""
 
 WHAT, SCHEDULE, NORMALIZATION, LABELS = "What to train", "Schedule", "Normalization", "Labels"
 
-_what, _schedule, _norm, _quantization, _speed, _run = (
-    partial(option, panel=panel) for panel in (WHAT, SCHEDULE, NORMALIZATION, "Quantization", "Speed", "Run")
+_what, _schedule, _norm, _quantization, _speed, _several, _run = (
+    partial(option, panel=panel)
+    for panel in (WHAT, SCHEDULE, NORMALIZATION, "Quantization", "Speed", "Several processes", "Run")
 )
 
 
@@ -144,6 +148,15 @@ class CommonOptions(PixelOptions):
     ema: float = _schedule(
         0.0, "Decay of a moving average of all weights, which is validated and kept; 0 is none.", least=0
     )
+    subspace: str = _schedule(
+        "none",
+        "Train networks between two or three ends and keep the middle: line, curve, simplex; or precision, a line from"
+        " the widest child to the narrowest; none.",
+        parse=entry(SUBSPACES),
+    )
+    diversity: float | None = _schedule(
+        None, "Weight of what pushes the ends of a --subspace apart; 1 by default, with precision 0.", least=0
+    )
     augment: str | None = _schedule(
         None, "Augmentation by name; the data set's own by default.", parse=entry(AUGMENTATIONS)
     )
@@ -188,6 +201,26 @@ class CommonOptions(PixelOptions):
         1, "Parts in which a batch is normalized; at least one per process, and a multiple of them.", least=1
     )
     sync_norm: bool = _speed(False, "Several processes normalize a batch together, by the statistics of all of it.")
+    compress: str = _several(
+        "none",
+        "What processes tell one another of gradients or updates: none (32 bits a number), adaptive (few levels at"
+        " first, more as the loss falls) or a number of bits, 2 to 16.",
+        parse=read_compression,
+    )
+    compress_bucket: int = _several(0, "Numbers that share a norm in such a message; 0 is all of them.", least=0)
+    local_steps: int = _several(
+        0,
+        "Updates that each process makes on images of its own before all average theirs; 0 shares every batch.",
+        least=0,
+    )
+    shards: tuple[float, ...] = _several(
+        (),
+        "Relative numbers of images of the processes with --local-steps, 3,1 for example; alike by default.",
+        parse=read_sizes,
+    )
+    skew: float = _several(
+        0.0, "How evenly --local-steps spreads the classes: 0.1 hardly, 100 nearly so; 0 is by chance.", least=0
+    )
     accumulate: int = _speed(1, "Steps whose gradients are averaged into one update.", least=1)
     threads: int | None = _speed(
         None, "torch's threads on the CPU; by default one for images of at most 16 pixels, else every core.", least=1
@@ -215,10 +248,28 @@ class CommonOptions(PixelOptions):
             if not share < 1:
                 raise UsageError(f"--{flag} is {share}; allowed: 0 up to, not including, 1")
         check_scales(self.lr_scale, (*self.trained, FLOAT))
-        for given, other in ((self.ghost_batches > 1, "--ghost-batches"), (self.compile, "--compile")):
+        for given, other in (
+            (self.ghost_batches > 1, "--ghost-batches"),
+            (self.compile, "--compile"),
+            (self.local_steps > 0, "--local-steps"),
+        ):
             if self.sync_norm and given:
                 raise UsageError(f"--sync-norm does not go together with {other}; leave one of them out")
+        alone: dict[str, bool] = {
+            "shards": bool(self.shards) and not self.local_steps,
+            "skew": bool(self.skew) and not self.local_steps,
+            "compress-bucket": bool(self.compress_bucket) and self.compress == "none",
+            "diversity": self.diversity is not None and self.subspace == "none",
+        }
+        for flag in (flag for flag, given in alone.items() if given):
+            needed = {"compress-bucket": "compress", "diversity": "subspace"}.get(flag, "local-steps")
+            raise UsageError(f"--{flag} says nothing without --{needed}; leave it out, or give both")
         check_widths(self.quantizer, self.trained)
+
+    @property
+    def nested(self) -> bool:
+        """Whether one file serves all children: their codes nest, and their weights are the same."""
+        return self.quantizer.nested and SUBSPACES[self.subspace].one_master
 
     @property
     def trained(self) -> tuple[Child, ...]:

@@ -21,3 +21,8 @@ class AdaBits(Planned):
     """Its private norms, rescaled weights and clips per width are options of norm and quantizer: see its recipe."""
 
     Options = AdaBitsOptions
+
+    @property
+    def apart(self) -> bool:
+        """Where nothing is kept of single images."""
+        return not self.remembers(0)

@@ -100,7 +100,12 @@ class Method(ABC):
     @classmethod
     def networks(cls, options: Any, common: CommonOptions) -> list[NetworkPlan]:
         """Which children share a network: all of them, and those between come for free where codes nest."""
-        return [NetworkPlan("", common.trained, common.between if common.quantizer.nested else ())]
+        return [NetworkPlan("", common.trained, common.between if common.nested else ())]
+
+    @property
+    def apart(self) -> bool:
+        """Whether processes can train it on images of their own: all that it keeps are the learned parameters."""
+        return False
 
     # --- the course of training ---
 

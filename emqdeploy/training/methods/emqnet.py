@@ -151,6 +151,11 @@ class EMQNet(Planned):
                 self._check_coverage(SCORES[options.score].epochs)
             self._check_probes()
 
+    @property
+    def apart(self) -> bool:
+        """Where nothing is kept of single images."""
+        return self.dynamics is None and not super().remembers(0)
+
     def _open_record(self) -> Dynamics:
         options, setting, width = self.options, self.setting, 0
         network = setting.network
