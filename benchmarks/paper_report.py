@@ -77,7 +77,7 @@ ABLATIONS = Group(
 
 def write_report(out: Path, groups: dict[str, Group], quick: bool) -> None:
     """Writes ``paper_table.md``, ``paper_table.json`` and ``paper_table.{png,svg}`` beside the rows."""
-    runs = _load(out / "rows", list(groups))
+    runs = load_rows(out / "rows", list(groups))
     if not runs:
         print("no row is finished yet")
         return
@@ -92,7 +92,8 @@ def write_report(out: Path, groups: dict[str, Group], quick: bool) -> None:
     print(text)
 
 
-def _load(folder: Path, order: list[str]) -> Runs:
+def load_rows(folder: Path, order: list[str]) -> Runs:
+    """Finished rows of a folder, seed by seed."""
     found: Runs = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         figures = json.loads(path.read_text())
@@ -116,17 +117,21 @@ def compare(runs: Runs, first: str, second: str) -> dict[str, Any]:
     bits = [width for width in left[seeds[0]] if width in right[seeds[0]]]
     # Per seed and image, how many bit-widths the first gets right more than the second.
     gains = np.array([np.mean([left[s][b].astype(float) - right[s][b] for b in bits], axis=0) for s in seeds])
+    lowest = 100 * float(np.mean([left[s]["1"].mean() - right[s]["1"].mean() for s in seeds]))
+    return {
+        **{"first": first, "second": second, "seeds": seeds, "points": round(100 * float(gains.mean()), 3)},
+        **{"interval": interval(gains), "points_at_1_bit": round(lowest, 3)},
+    }
+
+
+def interval(gains: NDArray[np.float64]) -> list[float]:
+    """95 % bootstrap of the mean of gains ``(seeds, images)``, in points."""
     random = np.random.default_rng(0)
     drawn = []
     for _ in range(DRAWS):
         images = random.integers(gains.shape[1], size=gains.shape[1])
-        drawn.append(100 * gains[random.integers(len(seeds), size=len(seeds))][:, images].mean())
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    lowest = 100 * float(np.mean([left[s]["1"].mean() - right[s]["1"].mean() for s in seeds]))
-    return {
-        **{"first": first, "second": second, "seeds": seeds, "points": round(100 * float(gains.mean()), 3)},
-        **{"interval": [round(float(low), 3), round(float(high), 3)], "points_at_1_bit": round(lowest, 3)},
-    }
+        drawn.append(100 * gains[random.integers(len(gains), size=len(gains))][:, images].mean())
+    return [round(float(end), 3) for end in np.quantile(drawn, [0.025, 0.975])]
 
 
 def time_to_accuracy(runs: Runs) -> dict[str, Any] | None:

@@ -31,9 +31,9 @@ from emqdeploy.files import atomic_path, atomic_write_text
 from emqdeploy.format.child import FLOAT_BITS
 from emqdeploy.format.emq import load_checkpoint
 from emqdeploy.format.tasks import CLASSIFICATION
-from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes.base import open_runtime
 from emqdeploy.training.api import TrainResult, network_spec, train
+from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.training.recipes import resolve
 from emqdeploy.training.run import METRICS_FILE
@@ -161,9 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted = [(name, seed) for name in names for seed in range(1 if options.quick else ROWS[name].seeds)]
     for name, seed in sorted(wanted, key=lambda entry: (ROWS[entry[0]].seeds == 1, entry[1])):
         chosen = not options.report and (options.seeds is None or seed in options.seeds)
-        if chosen and not _path(out, name, seed).exists():
+        if chosen and not row_path(out / "rows", name, seed).exists():
             print(f"{name}, seed {seed}", flush=True)
-            _store(_path(out, name, seed), *run(name, seed, options.quick))
+            store(row_path(out / "rows", name, seed), *run(name, seed, options.quick))
     write_report(out, {name: row.group for name, row in ROWS.items()}, options.quick)
 
 
@@ -172,18 +172,20 @@ def run(name: str, seed: int, quick: bool) -> tuple[dict[str, Any], dict[str, ND
     row = ROWS[name]
     values = {**BASE, **(QUICK if quick else {}), **row.changes, "seed": seed}
     values["epochs"] = max(1, round(values["epochs"] * row.share))
-    config = resolve(row.recipe, None, values)
+    return train_row({"row": name, "seed": seed, "seeds": row.seeds}, resolve(row.recipe, None, values))
+
+
+def train_row(about: dict[str, Any], config: TrainConfig) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
+    """Trains one configuration; figures, what is known of them first, and which test images each child gets right."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         # The test set is read below, once, and by the deployed network alone.
         result = train(config, path, console=Console(file=io.StringIO()), report_test=False)
-        right = correct(result, network_spec(config, load_dataset(config.data, limit=config.limit)))
+        right = correct(result, config)
         curves = [_curve(file) for file in sorted(path.rglob(METRICS_FILE))]
     figures = {
-        "row": name,
-        "seed": seed,
-        "seeds": row.seeds,
+        **about,
         "trained_bits": [child.bits for child in config.trained],
         "accuracy": {bits: round(100 * float(hits.mean()), 3) for bits, hits in right.items()},
         "validation_accuracy": {bits: round(value, 3) for bits, value in by_width(result.accuracy).items()},
@@ -191,20 +193,20 @@ def run(name: str, seed: int, quick: bool) -> tuple[dict[str, Any], dict[str, ND
         "seconds": round(result.seconds, 2),
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
         "curves": curves,
-        "config": {key: value for key, value in config.to_dict().items() if value is not None},
+        "config": {key: value for key, value in config.to_dict().items() if value is not None and key != "data_dir"},
         "machine": machine(),
     }
     return figures, right
 
 
-def correct(result: TrainResult, spec: NetworkSpec) -> dict[str, NDArray[np.bool_]]:
+def correct(result: TrainResult, config: TrainConfig) -> dict[str, NDArray[np.bool_]]:
     """Which test images each stored child decides correctly, in onnxruntime; the float network in torch."""
-    dataset = load_dataset("fashion-mnist")
+    dataset = load_dataset(config.data, config.data_dir)
     images, labels = dataset.preprocessing.normalize(dataset.test.images[:]), dataset.test.labels
     parts = range(0, len(images), 256)
     right: dict[str, NDArray[np.bool_]] = {}
     if not result.checkpoints:
-        network = spec.build(lambda model: load_pretrained(model, result.run)).eval()
+        network = network_spec(config, dataset).build(lambda model: load_pretrained(model, result.run)).eval()
         with torch.inference_mode():
             logits = [network(torch.from_numpy(images[start : start + 256])).numpy() for start in parts]
         return {str(FLOAT_BITS): CLASSIFICATION.decide(np.concatenate(logits)) == labels}
@@ -212,7 +214,7 @@ def correct(result: TrainResult, spec: NetworkSpec) -> dict[str, NDArray[np.bool
         with open_runtime(load_checkpoint(path), threads=1) as runtime:
             for child in runtime.children:
                 logits = [runtime.run(images[start : start + 256], child) for start in parts]
-                right[str(child.bits)] = CLASSIFICATION.decide(np.concatenate(logits)) == labels
+                right[child.name] = CLASSIFICATION.decide(np.concatenate(logits)) == labels
     return right
 
 
@@ -230,12 +232,14 @@ def _curve(metrics: Path) -> list[dict[str, float]]:
     ]
 
 
-def _path(out: Path, name: str, seed: int) -> Path:
+def row_path(folder: Path, name: str, seed: int) -> Path:
+    """Where a finished row is kept."""
     stem = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name.replace("/", "of"))
-    return out / "rows" / f"{stem}-{seed}.json"
+    return folder / f"{stem}-{seed}.json"
 
 
-def _store(path: Path, figures: dict[str, Any], right: dict[str, NDArray[np.bool_]]) -> None:
+def store(path: Path, figures: dict[str, Any], right: dict[str, NDArray[np.bool_]]) -> None:
+    """Keeps a finished row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **{bits: np.packbits(hits) for bits, hits in right.items()})  # type: ignore[arg-type]

@@ -1,0 +1,150 @@
+"""The methods of docs/methods.md on CIFAR-10, each beside the plain way at as many passes, as deployed.
+
+ResNet-8, 6,000 training images (a tenth of them validates), activations of 8 bits where the method does not choose
+them, optimizer and schedule of the recipe ``emqnet``, and the float network first unless the method has a course of its
+own. Rows are independent and kept when they are done, so the table can be finished over several sittings: run the same
+command again. The test set of 10,000 images is read once per finished row, by the integer network.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper_report import Runs, interval, load_rows
+from benchmarks.paper_table import RESULTS, row_path, store, train_row
+from emqdeploy.files import atomic_write_text
+from emqdeploy.training.recipes import resolve
+
+BASE: dict[str, Any] = {"data": "cifar10", "model": "resnet8", "limit": 6000, "threads": 1, "epochs": 12}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        values: what differs from the plain way.
+        beside: the row that it is compared with; None for the plain way itself.
+        method: the method of training.
+        claim: what its paper reports.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    beside: str | None = None
+    method: str = "emqnet"
+    claim: str = ""
+
+
+def _family(name: str, bits: int, beside: str | None, claim: str = "", **more: Any) -> Row:
+    return Row({"bits": (bits,), "quantizer": name, **more}, beside, claim=claim)
+
+
+CPQ_CLAIM = "ResNet-20 on all of CIFAR-10: 7.08 % error at 3 bits, 6.94 % with DropBits"
+SEARCHED = "widths learned; mean bits in the column of the child"
+
+ROWS: dict[str, Row] = {
+    "tanh, 2 bits": _family("tanh", 2, None),
+    "LSQ, 2 bits": _family("lsq", 2, "tanh, 2 bits"),
+    "CPQ, 2 bits": _family("cpq", 2, "LSQ, 2 bits", CPQ_CLAIM),
+    "CPQ, 2 bits, noise 0.15": _family("cpq", 2, "LSQ, 2 bits", CPQ_CLAIM, cpq_noise=0.15),
+    "levels, 2 bits": _family("levels", 2, "tanh, 2 bits", levels_assignment="nearest"),
+    "tanh, 3 bits": _family("tanh", 3, None),
+    "LSQ, 3 bits": _family("lsq", 3, "tanh, 3 bits"),
+    "CPQ, 3 bits": _family("cpq", 3, "LSQ, 3 bits", CPQ_CLAIM),
+    "levels, 3 bits": _family("levels", 3, "tanh, 3 bits", levels_assignment="nearest"),
+    "tanh, 1 bit": _family("tanh", 1, None),
+    "levels, 1 bit": _family("levels", 1, "tanh, 1 bit", levels_assignment="nearest"),
+    "DropBits, from 4 bits": Row({"bits": (4,), "quantizer": "cpq"}, "LSQ, 3 bits", "dropbits", CPQ_CLAIM),
+    "AdaQAT, 3 bits": Row({"bits": (8,), "target_bits": (3.0,)}, "tanh, 3 bits", "adaqat", SEARCHED),
+    "EMQNet, 8, 4 and 2 bits": Row({"bits": (8, 4, 2)}),
+    "Double Rounding, 8, 4 and 2 bits": Row(
+        {"bits": (8, 4, 2), "quantizer": "double-rounding"}, "EMQNet, 8, 4 and 2 bits"
+    ),
+    "EMQNet, 8, 6, 4 and 2 bits": Row({"bits": (8, 6, 4, 2)}),
+    "HASB, 3 and 4 bits": Row(
+        {"bits": (8, 6, 4, 2), "target_bits": (3.0, 4.0), "norm": "transitional"}, "EMQNet, 8, 6, 4 and 2 bits", "hasb"
+    ),
+    "CoQuant, 8, 4 and 2 bits": Row({"bits": (8, 4, 2)}, "EMQNet, 8, 4 and 2 bits", "coquant"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the rows that are missing and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="where CIFAR-10 lies")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the page goes; rows lie below it, in methods/")
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), help="only these")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true", help="train nothing; write the page of what there is")
+    options = parser.parse_args(argv)
+    for seed in [] if options.report else options.seeds:
+        for name in options.rows:
+            path = row_path(options.out / "methods", name, seed)
+            if not path.exists():
+                print(f"{name}, seed {seed}", flush=True)
+                values = {**BASE, **ROWS[name].values, "method": ROWS[name].method, "seed": seed}
+                config = resolve(None, None, {**values, "data_dir": options.data_dir})
+                store(path, *train_row({"row": name, "seed": seed}, config))
+    runs = load_rows(options.out / "methods", list(ROWS))
+    if runs:
+        text = page(runs)
+        atomic_write_text(options.out / "methods.md", text)
+        print(text)
+
+
+def page(runs: Runs) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# Methods beside the plain way",
+        "",
+        "Generated by `python -m benchmarks.methods_table`; [methods.md](../methods.md) says what each row is.",
+        "",
+        *(__doc__ or "").split("\n\n", 1)[1].strip().splitlines(),
+        "",
+        "Accuracy of the deployed network in percent, mean and range over the seeds. The difference is that of the",
+        "averages, paired by seed, with a 95 % bootstrap over seeds and test images.",
+        "",
+        "| row | seeds | accuracy by child | passes | difference | beside | the paper |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entries in runs.items():
+        row = ROWS[name]
+        passes = f"{entries[0][0]['sample_passes']:,}"
+        difference = _difference(runs, name, row.beside) if row.beside in runs else ""
+        cells = (name, len(entries), _children(entries), passes, difference, row.beside or "", row.claim)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(runs: Runs, first: str, second: str) -> str:
+    """Of the averages over the children, in points."""
+    left, right = (
+        {one["seed"]: np.mean(list(hits.values()), 0) for one, hits in runs[name]} for name in (first, second)
+    )
+    seeds = sorted(left.keys() & right.keys())
+    if not seeds:
+        return ""
+    gains = np.array([left[seed] - right[seed] for seed in seeds])
+    low, high = interval(gains)
+    return f"{100 * gains.mean():+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _children(entries: Sequence[Any]) -> str:
+    """Accuracy of every child over the seeds, under the name that it has in the first."""
+    by_place = zip(*(list(hits.items()) for _, hits in entries), strict=True)
+    said = []
+    for place in by_place:
+        values = [100 * float(right.mean()) for _, right in place]
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        said.append(f"{' / '.join(dict.fromkeys(name for name, _ in place))}: {np.mean(values):.1f}{spread}")
+    return "; ".join(said)
+
+
+if __name__ == "__main__":
+    main()
