@@ -333,6 +333,15 @@ REFUSED: dict[str, Callable[[], Refused]] = {
         "quantized already",
     ),
     "bytes": lambda: ([CONV, *HEAD], {"kind": TensorProto.UINT8}, "uint8 of .*, which are no images"),
+    "half precision": lambda: ([CONV, *HEAD], {"kind": TensorProto.FLOAT16}, "in float16, .* export it in float32"),
+    "double precision": lambda: ([CONV, *HEAD], {"kind": TensorProto.DOUBLE}, "in double, .* export it in float32"),
+    "half precision inside": lambda: (
+        [node("Cast", "x", "a", to=TensorProto.FLOAT16), node("Conv", "a k", "head"), *HEAD],
+        {},
+        "Cast makes other numbers than float32",
+    ),
+    "a transposed convolution": lambda: ([node("ConvTranspose", "x k", "head"), *HEAD], {}, "operator ConvTranspose"),
+    "enlarging": lambda: ([node("Resize", "x _ twice", "head", mode="nearest"), *HEAD], {}, "operator Resize is none"),
     "text": lambda: ([CONV, *HEAD], {"shape": ("n", 128)}, "float of . x 128, which are no images"),
     "open sizes": lambda: ([CONV, *HEAD], {"shape": ("n", 3, "h", "w")}, "leaves the size of its images open"),
     "no logits": lambda: ([CONV, node("Identity", "head", "y")], {}, "answers with N x 4 x 7 x 7, not with logits"),
@@ -360,7 +369,7 @@ def test_what_is_no_network_of_images_is_refused(what: str, tmp_path: Path) -> N
     nodes, options, message = REFUSED[what]()
     constants = {
         "k": KERNEL, "c": np.array(True), "s": np.array([3, -1]), "t": np.array([-1, 3, 9, 9]), "b3": random(3),
-        "huge": np.array([1 << 40]), "z": np.uint8(0), **ends_in(4),
+        "twice": np.float32([1, 1, 2, 2]), "huge": np.array([1 << 40]), "z": np.uint8(0), **ends_in(4),
     }  # fmt: skip
     if what == "a quantized file":
         constants["s"] = np.float32(1)

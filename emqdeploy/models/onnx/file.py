@@ -19,6 +19,7 @@ OPSETS = range(7, 31)
 
 _OWN = ("", "ai.onnx")
 _FLOAT = 1
+_OTHER_FLOATS = frozenset(("float16", "bfloat16", "double"))
 _REMEDY = "give a float network exported to ONNX"
 
 
@@ -152,6 +153,8 @@ def _images(path: Path, model: Any) -> tuple[str, tuple[int | None, ...]]:
         known = onnx.TensorProto.DataType.keys()
         what = known[kind.elem_type].lower() if 0 <= kind.elem_type < len(known) else "unknown"
         shape = " x ".join("?" if side is None else str(side) for side in sides) or "no shape"
+        if colours and what in _OTHER_FLOATS:
+            raise EmqError(f"{path} takes {name!r} in {what}, and networks of float32 are read; export it in float32")
         raise EmqError(
             f"{path} takes {name!r}, {what} of {shape}, which are no images: float32 of N x C x H x W with 1 or 3"
             " channels is wanted; export the network without what prepares its input"
