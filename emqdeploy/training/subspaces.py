@@ -295,7 +295,8 @@ class Precision(_Ends):
 
     def place(self, child: Child) -> None:
         """Puts the child's point into the network; also called whenever a child is put to use."""
-        a = 0.5 if child == FLOAT else (self.highest - child.bits) / (self.highest - self.lowest)
+        width = min(max(child.bits, self.lowest), self.highest)  # a child with widths per layer may be called otherwise
+        a = 0.5 if child == FLOAT else (self.highest - width) / (self.highest - self.lowest)
         self._put((1 - a, a))
 
     def middle(self) -> tuple[float, ...]:
