@@ -4,7 +4,7 @@
 #   docker run --rm -v "$PWD/bundle:/device/bundle:ro" emqdeploy-device eval bundle
 FROM python:3.10-slim AS build
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY emqdeploy emqdeploy
 RUN pip wheel --no-cache-dir --wheel-dir /wheels ".[runtime]"
 
