@@ -99,14 +99,14 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
     def build(num_classes: int, image_size: int) -> Any:
         models = import_torchvision().models
-        if name == "maxvit_t":
-            return _small_windows(models, num_classes, image_size)
+        if name in _SMALL_WINDOWS:
+            return _SMALL_WINDOWS[name](models, num_classes, image_size)
         return getattr(models, name)(weights=None, num_classes=num_classes, **_OPTIONS.get(name, {}))
 
     return build
 
 
-def _small_windows(models: Any, num_classes: int, image_size: int) -> Any:
+def _maxvit_t(models: Any, num_classes: int, image_size: int) -> Any:
     """MaxViT-T with windows of 2 x 2 pixels: those of 7 x 7 need images of 224."""
     return models.MaxVit(
         input_size=(image_size, image_size),
@@ -118,3 +118,22 @@ def _small_windows(models: Any, num_classes: int, image_size: int) -> Any:
         stochastic_depth_prob=0.2,
         num_classes=num_classes,
     )
+
+
+def _swin_v2_t(models: Any, num_classes: int, image_size: int) -> Any:
+    """Swin-V2-T with windows of 2 x 2 tokens: of 8 x 8, the last ones are padding but for a sixteenth at 64 pixels."""
+    swin = models.swin_transformer
+    return swin.SwinTransformer(
+        patch_size=[4, 4],
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=[2, 2],
+        stochastic_depth_prob=0.2,
+        num_classes=num_classes,
+        block=swin.SwinTransformerBlockV2,
+        downsample_layer=swin.PatchMergingV2,
+    )
+
+
+_SMALL_WINDOWS: dict[str, Callable[[Any, int, int], Any]] = {"maxvit_t": _maxvit_t, "swin_v2_t": _swin_v2_t}

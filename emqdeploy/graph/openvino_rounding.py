@@ -1,18 +1,22 @@
-"""What a graph needs so that OpenVINO rounds every quantized tensor; needs the onnx package, no runtime."""
+"""What a graph needs so that OpenVINO answers as it was trained; needs the onnx package, no runtime."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from emqdeploy.errors import require
+
+_LOWEST = "lowest float"
 
 _FEW_LEVELS = 127
 """Steps of a tensor below which a rounding that is left out changes answers: 8 bits are fine, 4 bits are not."""
 
 
 def keep_rounding(model: Any) -> int:
-    """Keeps quantizers apart from convolutions where OpenVINO's fusions are wrong.
+    """Keeps apart what OpenVINO's fusions would make another network of.
 
     Args:
         model: a filled ONNX model, changed in place.
@@ -20,7 +24,7 @@ def keep_rounding(model: Any) -> int:
     Returns:
         how many tensors were kept apart.
     """
-    return _keep_biases(model) + _keep_sums_apart(model)
+    return _keep_biases(model) + _keep_sums_apart(model) + _keep_borders(model)
 
 
 def _keep_sums_apart(model: Any) -> int:
@@ -77,6 +81,34 @@ def _keep_biases(model: Any) -> int:
             nodes.insert(nodes.index(quantize), _put_before(quantize, f"{quantize.name}/apart"))
             kept += 1
     _replace(graph, nodes)
+    return kept
+
+
+def _keep_borders(model: Any) -> int:
+    """Keeps means over windows with padding in float where zero has another code than 0.
+
+    OpenVINO averages codes and pads them with code 0. A maximum with the lowest float changes nothing and stops that.
+    """
+    onnx = require("onnx", "export")
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producers: dict[str, Any] = {name: node for node in graph.node for name in node.output}
+    nodes = list(graph.node)
+    kept = 0
+    for pool in graph.node:
+        source = producers.get(pool.input[0]) if pool.op_type == "AveragePool" else None
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in pool.attribute}
+        counted = attributes.get("count_include_pad") and any(attributes.get("pads", ()))
+        if source is None or source.op_type != "DequantizeLinear" or not counted:
+            continue
+        if onnx.numpy_helper.to_array(constants[source.input[2]]).any():
+            name = f"{pool.name}/apart"
+            nodes.insert(nodes.index(pool), onnx.helper.make_node("Max", [pool.input[0], _LOWEST], [name], name=name))
+            pool.input[0] = name
+            kept += 1
+    if kept:
+        graph.initializer.append(onnx.numpy_helper.from_array(np.finfo(np.float32).min, _LOWEST))
+        _replace(graph, nodes)
     return kept
 
 

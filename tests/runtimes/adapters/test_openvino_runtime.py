@@ -138,6 +138,24 @@ def test_biases_stay_where_the_size_of_a_batch_is_asked_for() -> None:
     assert np.abs(logits - expected).max() < min(np.abs(wrong).max() / 10, np.ptp(expected) / 50)
 
 
+def padded_mean(num_classes: int) -> nn.Module:
+    """A signed tensor, whose zero is code 128, behind which windows reach into the padding."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.AvgPool2d(3, 2, 1), nn.Conv2d(8, 8, 1), nn.ReLU(), head)
+
+
+def test_padding_is_zero_whatever_its_code() -> None:
+    """OpenVINO averages codes, and pads them with code 0."""
+    trust(f"{__name__}:padded_mean")
+    network = deploy(NetworkSpec(f"{__name__}:padded_mean", 10, (1, 8, 8), 2.0, (Child.of(8),)))
+    arrays = network.checkpoint.network.initializers(Child.of(8))
+    expected = IntegerReference(network.checkpoint.skeleton, arrays).run(network.images)[0]
+    plain = filled_model(network.checkpoint.skeleton, arrays).SerializeToString()
+    wrong = openvino.Core().compile_model(openvino.Core().read_model(plain), "CPU")([network.images])[0] - expected
+    logits = OpenVinoRuntime(network.checkpoint, threads=1, prove=False)(network.images)
+    assert np.abs(logits - expected).max() < min(np.abs(wrong).max() / 10, np.ptp(expected) / 50)
+
+
 def test_what_is_not_quantized_computes_in_float32(small: Deployed, runtime: OpenVinoRuntime) -> None:
     """OpenVINO takes bfloat16 by itself where the processor has it, without a word."""
     compiled = runtime._engine(2).compiled
