@@ -57,6 +57,10 @@ class UsageError(EmqError):
     exit_code = 2
 
 
+class Unsupported(EmqError):
+    """A network that this runtime cannot compute, and another one may."""
+
+
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> EmqError:
     """Turn a failed write into the sentence that names the path and the reason.
 

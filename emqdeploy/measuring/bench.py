@@ -25,8 +25,8 @@ from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.subjects import describe_source, new_row, open_subjects, resident_size
 from emqdeploy.measuring.workbench import CHECKS, Stop, Workbench, stop_on_signals
 from emqdeploy.progress import Report, silent
-from emqdeploy.runtimes.base import find_adapter
 from emqdeploy.runtimes.machine import environment
+from emqdeploy.runtimes.native_library import forget_tuning
 from emqdeploy.runtimes.source import Source
 from emqdeploy.runtimes.test_images import TestSet, find_test_set, limited
 from emqdeploy.runtimes.use import measured_accuracy
@@ -54,12 +54,11 @@ def bench(settings: BenchSettings, report: Report = silent, journal: Journal | N
     started = time.perf_counter()
     device = find_device(settings.device)
     check_source(settings.energy)
-    subjects = open_subjects(settings, device)
+    if settings.tune:
+        forget_tuning()
+    subjects, missing = open_subjects(settings, device)
     images, test, notes = _images(settings, subjects[0].source, report)
-    best, used = device.runtimes[0], subjects[0].runtime.name
-    if used != best and not settings.runtimes:
-        notes.append(f"this is {used}, on the processor alone, not {best}: {find_adapter(best).why_not()}")
-    result = _new_result(settings, device, subjects[0].source, test, notes)
+    result = _new_result(settings, device, subjects[0].source, test, notes + missing)
     stop = Stop()
     monitor = Monitor(device.tree, device.readings)
     split = None if test is None else test.split

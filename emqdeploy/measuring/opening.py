@@ -14,6 +14,7 @@ from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.gate import Expected, check_graph
 from emqdeploy.format.grid import Floats
 from emqdeploy.format.precision import LayerPrecision
+from emqdeploy.measuring.references import open_reference
 from emqdeploy.runtimes.base import find_adapter
 from emqdeploy.runtimes.onnx_session import create_session, session_options
 from emqdeploy.runtimes.source import Source, open_source
@@ -29,7 +30,8 @@ class Opening:
         threads: threads inside an operator; None leaves that to the runtime.
         kind: ``child``, ``selector`` or ``baseline``.
         flavour: of a bundle's artefacts; None takes what the adapter takes.
-        baseline: id of a bundle's artefact that has no children.
+        baseline: id of a bundle's artefact that has no children; of a checkpoint, a name in
+            `emqdeploy.measuring.references.REFERENCES`.
     """
 
     path: str
@@ -42,8 +44,10 @@ class Opening:
     def open(self, children: str | Sequence[ChildLike] | None) -> Source:
         """Opens it with these children ready; None takes all, and is what a baseline has."""
         path = Path(self.path)
-        if self.baseline is not None:
+        if self.baseline is not None and is_bundle(path):
             return _open_baseline(Bundle.open(path), self.baseline, self.threads)
+        if self.baseline is not None:
+            return open_reference(path, self.baseline, self.threads)
         options = {} if self.flavour is None else {"flavour": self.flavour}
         return open_source(path, children, self.runtime, self.threads, **options)
 

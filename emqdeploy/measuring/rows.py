@@ -104,6 +104,8 @@ class BenchRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         latency_ms: of one image; host clock, the whole call.
         clocks_ms: further clocks where the runtime has them: ``device``, ``enqueue``.
         ratio_to_first: this row's p50 over the first row's, rounds paired.
+        times_as_fast: by what it is compared with (``int8``, ``float32``), onnxruntime's p50 of that over this row's,
+            rounds paired: above 1 this row is faster.
         accuracy: percent, from the artefact as it runs here.
         reference_accuracy: percent, torch's as recorded at training.
         accuracy_drop: percentage points lost against it.
@@ -133,6 +135,7 @@ class BenchRow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     latency_ms: Latency | None = None
     clocks_ms: dict[Text, Latency] = msgspec.field(default_factory=dict)
     ratio_to_first: Ratio | None = None
+    times_as_fast: dict[Text, Ratio] = msgspec.field(default_factory=dict)
     accuracy: Percent | None = None
     reference_accuracy: Percent | None = None
     accuracy_drop: Finite | None = None

@@ -29,7 +29,7 @@ class BenchSettings:
         path: a run directory, checkpoint, exported file or bundle; None takes the latest run.
         bits: which children, as a person writes it; None takes every one.
         device: ``auto``, ``cpu``, ``cuda`` or ``jetson``.
-        runtimes: adapters to compare; empty takes the device's own.
+        runtimes: adapters to compare; empty takes the best one of the device that can compute the network.
         scenarios: names of registered scenarios, in order.
         samples: timed inferences per row; None together with ``seconds`` None applies the limits of this module.
         seconds: timed seconds per row.
@@ -44,9 +44,11 @@ class BenchSettings:
         energy_seconds: how long each row runs for the energy reading.
         lock_clocks: fix the clocks of a Jetson for the run and release them after it.
         policy: budgets of the adaptive scenario.
+        tune: choose the native kernels of every layer anew, see `emqdeploy.runtimes.native_library.forget_tuning`.
         warm_up_seconds: the longest wait for a row's median to settle.
         steady: inferences after each switch that tell the steady state.
-        baselines: also measure the float32 and int8 baselines that the source holds.
+        baselines: also measure what children are compared with: the baselines that a bundle holds; of a checkpoint,
+            where no runtimes are named, its int8 and float32 in onnxruntime.
         seed: of the random trace and of the bootstrap.
         whole_test_set: whether ``data`` holds all test images of the network's own data set, so that the recorded
             accuracy is comparable; None where that follows from ``data`` and ``limit``.
@@ -76,9 +78,12 @@ class BenchSettings:
     energy_seconds: float = option(3.0, "How long each row runs for its energy.")
     lock_clocks: bool = option(False, "Fix a Jetson's clocks for the run, then release them.")
     policy: str | None = option(None, "Budgets of the adaptive scenario, such as latency_p99=20ms,accuracy>=97.")
+    tune: bool = option(False, "Time the native kernels again instead of taking those that were fastest before.")
     warm_up_seconds: float = 2.0
     steady: int = 10
-    baselines: bool = True
+    baselines: bool = option(
+        True, "Also measure what children are compared with: int8 and float32 in onnxruntime, or what a bundle holds."
+    )
     seed: int = 0
     whole_test_set: bool | None = None
 

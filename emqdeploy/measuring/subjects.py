@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emqdeploy.errors import UsageError
+from emqdeploy.errors import EmqError, Unsupported, UsageError
 from emqdeploy.format.bundle import BASELINE, MANIFEST_FILE, SELECTOR, Bundle, is_bundle, sha256
-from emqdeploy.format.precision import precision_summary
+from emqdeploy.format.emq import SUFFIX
+from emqdeploy.format.precision import INT8, precision_summary
 from emqdeploy.measuring.devices import Device
 from emqdeploy.measuring.opening import Opening, openings
+from emqdeploy.measuring.references import REFERENCES
+from emqdeploy.measuring.references import RUNTIME as REFERENCE_RUNTIME
 from emqdeploy.measuring.rows import BenchRow
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.measuring.workbench import Subject
@@ -17,10 +21,26 @@ from emqdeploy.runtimes.base import find_adapter
 from emqdeploy.runtimes.source import Source, find_network
 
 
-def open_subjects(settings: BenchSettings, device: Device) -> list[Subject]:
-    """Opens everything that is to be measured, in the order of the table."""
+def open_subjects(settings: BenchSettings, device: Device) -> tuple[list[Subject], list[str]]:
+    """Opens everything that is to be measured, in the order of the table.
+
+    Returns:
+        the rows, and sentences about what is not among them.
+    """
     path = find_network(settings.path)
-    runtimes = settings.runtimes or (default_runtime(device),)
+    if settings.runtimes:
+        return _in_runtimes(path, settings.runtimes, settings), []
+    subjects, notes = _in_best(path, device, settings)
+    if settings.baselines and path.suffix == SUFFIX:
+        found, missing = _references(path, subjects[0].runtime.name, settings)
+        taken = {subject.label for subject in subjects}
+        subjects += [one for one in found if one.label not in taken]
+        notes += missing
+    return subjects, notes
+
+
+def _in_runtimes(path: Path, runtimes: Sequence[str], settings: BenchSettings) -> list[Subject]:
+    """Everything that there is to measure in some runtimes."""
     for name in runtimes:
         find_adapter(name)  # an unknown name is refused before the first network is opened
     found = [one for name in runtimes for one in openings(path, name, settings.threads, settings.baselines)]
@@ -31,10 +51,51 @@ def open_subjects(settings: BenchSettings, device: Device) -> list[Subject]:
     return subjects
 
 
-def default_runtime(device: Device) -> str:
-    """The best runtime of a device that works here; the last one where none does, which then says why."""
-    working = [name for name in device.runtimes if find_adapter(name).why_not() is None]
-    return (*working, device.runtimes[-1])[0]
+def _in_best(path: Path, device: Device, settings: BenchSettings) -> tuple[list[Subject], list[str]]:
+    """The same in the best runtime of a device that works here and takes this network, and why no better one does.
+
+    The last one is not asked: where it cannot work either, it says why itself.
+    """
+    *better, last = device.runtimes
+    reasons = {}
+    for name in better:
+        reasons[name] = _why_not(path, name)
+        if reasons[name] is None:
+            try:
+                return _in_runtimes(path, (name,), settings), _instead(name, device, reasons)
+            except Unsupported as error:
+                reasons[name] = str(error)
+    return _in_runtimes(path, (last,), settings), _instead(last, device, reasons)
+
+
+def _why_not(path: Path, name: str) -> str | None:
+    """Why a runtime is not what a file is measured in; None where it may be tried."""
+    adapter = find_adapter(name)
+    reason: str | None = adapter.why_not()
+    if reason is None and path.suffix != SUFFIX and not adapter.targets:
+        reason = "no exported file is for it"
+        if is_bundle(path):
+            reason += f"; it computes from the checkpoint in the bundle with --runtime {name}"
+    return reason
+
+
+def _instead(used: str, device: Device, reasons: Mapping[str, str | None]) -> list[str]:
+    where = "" if device.name == "cpu" else "on the processor alone, "
+    return [f"this is {used}, {where}not {name}: {reason}" for name, reason in reasons.items() if reason is not None]
+
+
+def _references(path: Path, used: str, settings: BenchSettings) -> tuple[list[Subject], list[str]]:
+    """The rows that children are measured against, and why one is missing; in onnxruntime they are int8 themselves."""
+    subjects, notes = [], []
+    for name in [one for one in REFERENCES if (one, used) != (INT8, REFERENCE_RUNTIME)]:
+        opening = Opening(str(path), REFERENCE_RUNTIME, settings.threads, BASELINE, name, name)
+        try:
+            source = opening.open(None)
+        except EmqError as error:
+            notes.append(f"there is no {name} of {REFERENCE_RUNTIME} to compare with: {error}")
+            continue
+        subjects.append(Subject(name, BASELINE, None, source.runtime, source, opening))
+    return subjects, notes
 
 
 def _open(opening: Opening, all_openings: list[Opening], settings: BenchSettings) -> list[Subject]:

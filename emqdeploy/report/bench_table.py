@@ -6,7 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from emqdeploy.measuring.rows import BenchRow, rows_of
+from emqdeploy.format.bundle import BASELINE
+from emqdeploy.format.precision import FLOAT32, INT8
+from emqdeploy.measuring.rows import BenchRow, Ratio, rows_of
 from emqdeploy.report.fitting import table
 from emqdeploy.report.units import MISSING, milliseconds, of_bytes, of_times, percent, size
 
@@ -20,30 +22,51 @@ def bench_parts(result: dict[str, Any]) -> list[Table | str]:
 def _speed(result: dict[str, Any], rows: list[BenchRow]) -> Table:
     source = result["source"]
     images = "" if source["images"] is None else f", accuracy on {source['images']} test images"
-    shown = ("p50", "p90", "p99")
+    bases = [name for name in (INT8, FLOAT32) if any(name in row.times_as_fast for row in rows)]
+    shown = ("p50", "p99") if bases else ("p50", "p90", "p99")
     unit = of_times([getattr(row.latency_ms, key, None) for row in rows for key in shown])
-    several = len({row.runtime for row in rows}) > 1
+    runtimes = dict.fromkeys(row.runtime for row in rows if row.kind != BASELINE)
+    several = len(runtimes) > 1
+    where = f" in {next(iter(runtimes))}" if bases and not several else ""
     speed = table(
-        f"{source['path']} on {result['environment']['cpu']}, one image at a time{images}",
+        f"{source['path']} on {result['environment']['cpu']}{where}, one image at a time{images}",
         *(["", "runtime"] if several else [""]),
-        *("accuracy", "drop", *(f"{key} {unit.name}" for key in shown), "ratio of p50 [95 %]", "computed as"),
-        *([] if several else ["runtime"]),
-        caption="drop: percentage points lost against torch at training; ratio: to the first row, taken in turns",
+        *("accuracy", "drop", *(f"{key} {unit.name}" for key in shown)),
+        *(f"as fast as {name}{' [95 %]' if name == INT8 else ''}" for name in bases),
+        *(["computed as"] if bases else ["ratio of p50 [95 %]", "computed as"]),
+        *([] if several or bases else ["runtime"]),
+        caption=_about_speed(bases),
         keys=1 + several,
     )
     for row in rows:
-        ratio, drop = row.ratio_to_first, row.accuracy_drop
+        drop = row.accuracy_drop
         speed.add_row(
             row.label + (" *" if row.disturbed else ""),
             *([row.runtime] if several else []),
             percent(row.accuracy),
             MISSING if drop is None else f"{drop:.2f}",
             *(unit(getattr(row.latency_ms, key, None)) for key in shown),
-            MISSING if ratio is None else f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+            *(_ratio(row.times_as_fast.get(name), 2, whole=name == INT8) for name in bases),
+            *([] if bases else [_ratio(row.ratio_to_first, 3)]),
             row.computed_as or MISSING,
-            *([] if several else [row.runtime]),
+            *([] if several or bases else [row.runtime]),
         )
     return speed
+
+
+def _about_speed(bases: list[str]) -> str:
+    drop = "drop: percentage points lost against torch at training"
+    if not bases:
+        return f"{drop}; ratio: to the first row, taken in turns"
+    return f"{drop}; as fast as: how many times, of the same network in onnxruntime as {' and '.join(bases)}, in turns"
+
+
+def _ratio(ratio: Ratio | None, digits: int, whole: bool = True) -> str:
+    """A ratio, and its interval where that is wanted."""
+    if ratio is None:
+        return MISSING
+    low, high = (f"{value:.{digits}f}" for value in (ratio.low, ratio.high))
+    return f"{ratio.ratio:.{digits}f}" + (f" [{low}, {high}]" if whole else "")
 
 
 def _costs(result: dict[str, Any], rows: list[BenchRow]) -> Table:

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from emqdeploy.format.card import MOST_DECIBELS, POST_TRAINING, Card, convert
 from emqdeploy.format.child import Widths, in_words
+from emqdeploy.format.precision import FLOAT32, INT8
 from emqdeploy.report.fitting import ENDLESS, fitting, styled, table
-from emqdeploy.report.units import of_bytes, of_times, percent, size
+from emqdeploy.report.units import Unit, of_bytes, of_times, percent, size
 
 _TO_COPY = re.compile(r"\b(emqdeploy|pip|python) [a-z]")
 """What starts in a line that is no prose: breaking it would break what a person copies."""
@@ -185,9 +186,12 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
     ]
     latency, switch = (of_times([value for row in times for value in row[part]]) for part in (slice(2), slice(2, 4)))
     stored = of_bytes([row["size_bytes"] for row in found])
+    runtime, references = found[0]["runtime"], result["references"]
+    bases = [name for name in (INT8, FLOAT32) if name in found[0]["times_as_fast"]]
     rows = table(
-        f"One network, trained once ({seconds:.0f} s, {passes} sample passes), on {cpu}, one image at a time",
-        *("child", "accuracy", f"p50 {latency.name}", f"p99 {latency.name}"),
+        f"One network, trained once ({seconds:.0f} s, {passes} sample passes), in {runtime} on {cpu}, one image at a"
+        " time",
+        *("child", "accuracy", f"p50 {latency.name}", f"p99 {latency.name}", *(f"as fast as {name}" for name in bases)),
         *(f"switch {switch.name}", f"first output {switch.name}"),
         *(f"in .emq {stored.name}", "differing codes", "ONNX file", "stored as", "computed as"),
     )
@@ -196,6 +200,7 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
             row["child"],
             percent(row["accuracy"]),
             *map(latency, taken[:2]),
+            *(f"{row['times_as_fast'][name]['ratio']:.2f}" for name in bases),
             *map(switch, taken[2:]),
             stored(row["size_bytes"]),
             f"{row['parity']['differing_codes']} of {row['parity']['codes']}",
@@ -207,13 +212,24 @@ def demo_parts(result: dict[str, Any]) -> list[Table | str]:
     checkpoint = result["checkpoint"]
     notes = [
         f"every child of the file: {unseen}",
-        "onnxruntime computes every bit-width in int8, at int8 speed: there fewer bits save storage, not time",
+        *_compared(references, latency),
+        *([_INT8_SPEED] if runtime == "onnxruntime" else []),
+        *result["notes"],
         "next: emqdeploy inspect        what the checkpoint holds, layer by layer",
         "      emqdeploy verify         every bit-width against the integer reference",
         f"      emqdeploy bench {checkpoint} --bits all",
         "      emqdeploy train --data fashion-mnist --model resnet20 --bits 2,4,8",
     ]
     return [rows, *notes]
+
+
+_INT8_SPEED = "onnxruntime computes every bit-width in int8, at int8 speed: there fewer bits save storage, not time"
+
+
+def _compared(references: Sequence[dict[str, Any]], unit: Unit) -> list[str]:
+    """What children are compared with, in one line."""
+    timed = [f"{row['label']} {unit(row['latency_ms']['p50'])} {unit.name}" for row in references if row["latency_ms"]]
+    return [f"as fast as: how many times, of onnxruntime, in the same run: {', '.join(timed)}"] if timed else []
 
 
 def doctor_parts(result: dict[str, Any]) -> list[Table | str]:

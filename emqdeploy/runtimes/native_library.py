@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emqdeploy.errors import EmqError
+from emqdeploy.errors import EmqError, Unsupported
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.frozen import FrozenLayer, FrozenNetwork
@@ -92,7 +92,7 @@ def library() -> Any:
         )
     try:
         loaded = ctypes.CDLL(str(path))
-        version = loaded.emq_version()
+        version, _ = loaded.emq_version(), loaded.emq_forget_tuning  # the newest of its functions
     except (OSError, AttributeError) as error:
         raise EmqError(f"{path} cannot be loaded ({error}); install {PACKAGE} again") from error
     if version != VERSION:
@@ -118,6 +118,16 @@ def instruction_sets() -> list[str]:
     return names.decode().split()
 
 
+def forget_tuning() -> None:
+    """Forgets which kernels were fastest here, so that networks that are opened from now on are timed again.
+
+    Raises:
+        EmqError: the library is missing, or what it kept cannot be removed.
+    """
+    if library().emq_forget_tuning() != 0:
+        raise EmqError(library().emq_error().decode())
+
+
 class NativeNetwork:
     """A network in the library, with all children of a checkpoint.
 
@@ -126,7 +136,8 @@ class NativeNetwork:
         threads: threads inside a layer; None takes as many as the processor has cores.
 
     Raises:
-        EmqError: the library is missing, or the network has an operator without an integer kernel there.
+        EmqError: the library is missing.
+        Unsupported: the network has an operator without an integer kernel there.
     """
 
     def __init__(self, checkpoint: Checkpoint, threads: int | None) -> None:
@@ -135,7 +146,8 @@ class NativeNetwork:
         self.children = checkpoint.network.children
         handle = ctypes.c_void_p()
         with _Made(checkpoint, threads or 0) as source:
-            self._check(self._library.emq_create(ctypes.byref(source), ctypes.byref(handle)))
+            if self._library.emq_create(ctypes.byref(source), ctypes.byref(handle)) != 0:
+                raise Unsupported(self._library.emq_error().decode())
         self._handle = handle
 
     def __del__(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.exporters.settings import ExportSettings
+from emqdeploy.format.bundle import BASELINE
 from emqdeploy.measuring.bench import bench
 from emqdeploy.measuring.settings import BenchSettings
 from emqdeploy.progress import Report, silent
@@ -25,10 +26,13 @@ def demo(out: Path, report: Report = silent) -> dict[str, Any]:
     exported = export(ExportSettings(path=checkpoint, bits=DEMO_BITS), report)
     measured = bench(BenchSettings(path=str(checkpoint), bits=DEMO_BITS, energy="none"), report)
     files = {artefact["children"][0]: artefact for artefact in exported["artefacts"]}
-    rows = []
+    rows, references = [], []
     for row in measured["rows"]:
+        if row["kind"] == BASELINE:
+            references.append(row)
+            continue
         artefact = files[row["child"]]
-        proven = {key: artefact[key] for key in ("parity", "stored_as", "computed_as")}
+        proven = {key: artefact[key] for key in ("parity", "stored_as")}
         rows.append({**row, **proven, "artefact_bytes": artefact["size_bytes"]})
     return {
         "checkpoint": str(checkpoint),
@@ -36,6 +40,8 @@ def demo(out: Path, report: Report = silent) -> dict[str, Any]:
         "sample_passes": result.sample_passes,
         "accuracy": {child.name: percent for child, percent in result.accuracy.items()},
         "rows": rows,
+        "references": references,
+        "notes": measured["notes"],
         "bench": measured["scenarios"],
         "environment": measured["environment"],
     }

@@ -18,6 +18,7 @@ def measured(digits: Path) -> dict[str, Any]:
     settings = BenchSettings(
         path=str(digits),
         bits="8,4,2",
+        runtimes=("onnxruntime",),
         scenarios=("single", "offline", "switch"),
         samples=60,
         seconds=None,

@@ -78,7 +78,7 @@ def test_settings_survive_json(measured: dict[str, Any]) -> None:
     settings = BenchSettings.from_dict(measured["settings"])
     assert settings.bits == "8,4,2"
     assert settings.to_dict() == measured["settings"]
-    assert "--bits 8,4,2 --scenario single,offline,switch" in measured["command"]
+    assert "--bits 8,4,2 --runtime onnxruntime --scenario single,offline,switch" in measured["command"]
     with pytest.raises(EmqError, match="another version"):
         BenchSettings.from_dict({"speed": "high"})
     with pytest.raises(EmqError, match="another version"):

@@ -42,6 +42,7 @@ def measured(network: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     settings = BenchSettings(
         str(network), "mixed,8", scenarios=("single", "offline", "switch", "adaptive"), samples=20, seconds=0.2,
         limit=40, switches=8, batches=(2,), energy="none", threads=1, policy="latency_p99=5s",
+        baselines=False,
     )  # fmt: skip
     path = tmp_path_factory.mktemp("result") / "bench.json"
     save_result(path, bench(settings))

@@ -22,8 +22,8 @@ class Device:
     name = "cpu"
     rank = 0
     """``auto`` takes the device of the highest rank that this machine is."""
-    runtimes: tuple[str, ...] = ("onnxruntime",)
-    """Adapters that suit it, best first."""
+    runtimes: tuple[str, ...] = ("native", "onnxruntime")
+    """Adapters that suit it, best first; the next one is taken where one is missing or cannot compute a network."""
     energy_sources: tuple[str, ...] = ("rapl", "battery")
     """Energy sources to try, best first."""
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from emqdeploy.format.bundle import CHILD
+from emqdeploy.format.bundle import BASELINE, CHILD
+from emqdeploy.format.precision import INT8
+from emqdeploy.measuring.references import REFERENCES
+from emqdeploy.measuring.references import RUNTIME as REFERENCE_RUNTIME
 from emqdeploy.measuring.rows import Interval, Latency, Ratio
 from emqdeploy.measuring.settings import MAX_SAMPLES, MIN_SAMPLES, MIN_SECONDS, BenchSettings
 from emqdeploy.measuring.statistics import median_interval, median_ratio, percentiles
@@ -45,6 +48,7 @@ def single(bench: Workbench) -> dict[str, Any]:
         row.disturbed += bench.monitor.reasons()
         if not warmed["settled"]:
             row.disturbed.append(f"its median had not settled after {warmed['seconds']:.1f} s of warm-up")
+    _compare_with_references(bench, samples)
     compared = _compare_runtimes(bench, samples)
     bench.result["notes"] += [_verdict(one) for one in compared]
     return {
@@ -56,6 +60,24 @@ def single(bench: Workbench) -> dict[str, Any]:
         "monitor": bench.monitor.windows[windows:],
         "seconds": time.perf_counter() - started,
     }
+
+
+def _compare_with_references(bench: Workbench, samples: list[list[float]]) -> None:
+    """How many times as fast as onnxruntime's int8 and float32 of the same network every row is, rounds paired.
+
+    Where the table has no row of the former, the widest child is it: in onnxruntime all children are int8.
+    """
+    timed = [(bench.row(one), taken) for one, taken in zip(bench.subjects, samples, strict=True) if taken]
+    timed = [(row, taken) for row, taken in timed if row.runtime == REFERENCE_RUNTIME]
+    bases = {str(row.flavour): taken for row, taken in timed if row.kind == BASELINE and row.flavour in REFERENCES}
+    children = [(row.bits or 0, taken) for row, taken in timed if row.kind == CHILD and row.computed_as == INT8]
+    if bases and children:
+        bases.setdefault(INT8, max(children, key=lambda one: one[0])[1])
+    for subject, taken in zip(bench.subjects, samples, strict=True):
+        if taken:
+            bench.row(subject).times_as_fast = {
+                name: Ratio(**median_ratio(base, taken, BLOCK, bench.settings.seed)) for name, base in bases.items()
+            }
 
 
 def _compare_runtimes(bench: Workbench, samples: list[list[float]]) -> list[dict[str, Any]]:
