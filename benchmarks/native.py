@@ -22,15 +22,15 @@ import onnxruntime
 
 from benchmarks import native_page
 from benchmarks.common import Subject, arguments, interleave_anew, show, subject, with_interval, write
-from emqdeploy.exporters.native_graph import native_model
 from emqdeploy.format.child import Child, parse_children
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats
+from emqdeploy.graph.native_graph import native_model
 from emqdeploy.graph.selector import selector_values
 from emqdeploy.measuring.statistics import median_ratio, percentiles
 from emqdeploy.runtimes.adapters.native_runtime import NativeRuntime
 from emqdeploy.runtimes.base import open_runtime
-from emqdeploy.runtimes.native_library import NativeNetwork, instruction_sets
+from emqdeploy.runtimes.native_library import NativeNetwork, forget_tuning, instruction_sets
 from emqdeploy.runtimes.native_operators import register_operators
 
 CHILDREN = parse_children("1a2,1a4,2a2,2a4,4a4,1,2,3,4,8")
@@ -72,6 +72,7 @@ def measure(found: Subject, host: str, isa: str, threads: int, quick: bool) -> l
     kernels: dict[str, str] = {}
 
     def opened() -> Runs:
+        forget_tuning()
         base = open_runtime(checkpoint, "onnxruntime", children=[LAST], threads=threads)
         runs, ways = (alone if host == "alone" else inside)(checkpoint, image, threads)
         kernels.update(ways)
@@ -98,6 +99,7 @@ def cost(found: Subject, quick: bool) -> dict[str, Any]:
     for name, checkpoint in (("one child", one), (f"{len(CHILDREN)} children", every)):
         times = []
         for _ in range(3 if quick else 11):
+            forget_tuning()
             start = time.perf_counter()
             NativeRuntime(checkpoint, threads=1).run(image, checkpoint.network.children[0])
             times.append(1e3 * (time.perf_counter() - start))

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from emqdeploy.errors import UsageError, require
-from emqdeploy.exporters.onnx_writer import Builder, filled_graph, sealed
+from emqdeploy.exporters.onnx_writer import filled_graph, sealed
 from emqdeploy.exporters.products import tag
 from emqdeploy.exporters.storage import Stored
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
+from emqdeploy.graph.building import Builder
 from emqdeploy.graph.selector import SELECTOR_INPUT, selector_values
 from emqdeploy.registry import Registry
 

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.errors import require
-from emqdeploy.exporters.onnx_writer import Builder, filled_graph, sealed
+from emqdeploy.exporters.onnx_writer import filled_graph, sealed
 from emqdeploy.format.child import MASTER_BITS, Child
 from emqdeploy.format.emq import Checkpoint, places_in
 from emqdeploy.format.frozen import FrozenLayer
 from emqdeploy.format.grid import TABLE
+from emqdeploy.graph.building import Builder
 from emqdeploy.graph.filling import filled
 from emqdeploy.registry import Registry
 

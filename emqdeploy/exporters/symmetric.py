@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emqdeploy.errors import require
-from emqdeploy.exporters.onnx_writer import Builder, filled_graph
+from emqdeploy.exporters.onnx_writer import filled_graph
 from emqdeploy.exporters.selector import if_model, several
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
+from emqdeploy.graph.building import Builder
 from emqdeploy.graph.floating import float_nodes
 from emqdeploy.graph.moves import carry_floats
 

@@ -80,7 +80,8 @@ def check_provider(name: str) -> str:
     """
     ort = require("onnxruntime", "runtime")
     if name not in PROVIDERS:
-        raise UsageError(f"unknown provider {name!r}; known: {', '.join(PROVIDERS)}")
+        known = ", ".join(PROVIDERS)
+        raise UsageError(f"unknown provider {name!r}; known: {known}, and native for a checkpoint")
     have = ort.get_available_providers()
     if PROVIDERS[name] not in have:
         known = ", ".join(short for short, long in PROVIDERS.items() if long in have)

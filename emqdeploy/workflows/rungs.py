@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from emqdeploy.errors import require
-from emqdeploy.exporters.native_graph import native_model
 from emqdeploy.format.bundle import INPUT
 from emqdeploy.format.child import Child
 from emqdeploy.format.emq import Checkpoint
@@ -16,6 +15,7 @@ from emqdeploy.format.precision import LayerPrecision
 from emqdeploy.format.tasks import TASKS
 from emqdeploy.graph.filling import filled_model
 from emqdeploy.graph.floating import float_operators
+from emqdeploy.graph.native_graph import native_model
 from emqdeploy.graph.parity import Judge, may_round, must_agree, must_be_exact
 from emqdeploy.graph.reference import layer_values, quantized_tensors
 from emqdeploy.graph.selector import selection, selector_values

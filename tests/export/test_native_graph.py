@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emqdeploy.errors import EmqError
-from emqdeploy.exporters.native_graph import native_model, select_natively
+from emqdeploy.errors import EmqError, UsageError
+from emqdeploy.exporters.native_graph import select_natively
 from emqdeploy.format.child import parse_children
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.gate import Expected, check_graph
+from emqdeploy.graph.native_graph import native_model
 from emqdeploy.graph.reference import IntegerReference
 from emqdeploy.graph.selector import selection, selector_values
 from emqdeploy.runtimes import native_operators
+from emqdeploy.runtimes.base import open_runtime
 from emqdeploy.runtimes.native_library import instruction_sets, library_path
 from emqdeploy.runtimes.onnx_file import open_selector
 from emqdeploy.workflows.comparing import Batch, Compared
@@ -172,6 +174,24 @@ def test_the_file_is_opened_through_the_gate(tmp_path: Path) -> None:
         assert runtime.run(images, "1a2").shape == (2, 10)
     assert [layer.name for layer in layers] == list(checkpoint.network.layers)
     assert all(layer.integer and layer.computed_as for layer in layers)
+
+
+@pytest.mark.parametrize("model", ["resnet8", "vit-micro"])
+def test_a_checkpoint_runs_so_without_a_file(model: str) -> None:
+    """Provider native: one session for all children, the reference's answers, and the kernel of every layer."""
+    checkpoint, images = deployed(model).checkpoint, deployed(model).images[:2]
+    with open_runtime(checkpoint, "onnxruntime", provider="native", threads=1) as runtime:
+        for child in ("1a2", "8"):
+            runtime.use(child)
+            arrays = checkpoint.network.initializers(runtime.child)
+            expected, _ = IntegerReference(checkpoint.skeleton, arrays).run(images)
+            allowed = 0 if model == "resnet8" else 0.02 * np.ptp(expected)
+            assert np.abs(runtime.run(images) - expected).max() <= allowed
+        layers = runtime.precision("2a4")
+    assert [layer.name for layer in layers] == list(checkpoint.network.layers)
+    assert all(layer.integer and layer.computed_as for layer in layers)
+    with pytest.raises(UsageError, match="leave out optimise and trace"):
+        open_runtime(checkpoint, "onnxruntime", provider="native", optimise=False)
 
 
 def sides(model: Any) -> Any:

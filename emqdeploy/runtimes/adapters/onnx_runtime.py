@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from emqdeploy.errors import UsageError
 from emqdeploy.format.bundle import Bundle
 from emqdeploy.format.child import Child, ChildLike
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Codes, Floats
 from emqdeploy.format.levels import FULL, Levels
 from emqdeploy.format.precision import INT8, LayerPrecision, bit_planes
+from emqdeploy.format.segment import NATIVE
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.runtimes.base import RUNTIMES, Runtime, bundled_checkpoint, wanted_children
 from emqdeploy.runtimes.machine import saturates
+from emqdeploy.runtimes.native_session import NativeSession
 from emqdeploy.runtimes.onnx_file import OnnxFiles
 from emqdeploy.runtimes.onnx_kernels import computed_as, profile_kernels
 from emqdeploy.runtimes.onnx_session import SessionEngine, create_session, session_options, with_outputs
@@ -35,8 +38,9 @@ class OnnxRuntime(OnnxFiles):
         residency: what stays in memory, see `Runtime`.
         threads: threads inside an operator; None uses every core.
         provider: ``cpu``, ``cuda`` or ``tensorrt``: what computes; it is an error where onnxruntime does not have it.
-        optimise: False keeps the graph as written (the float rung of parity).
-        trace: also return the codes of these quantized tensors from `run_traced`.
+            ``native``: the processor, with our own kernels as operators in one session for all children.
+        optimise: False keeps the graph as written (the float rung of parity); not with ``native``.
+        trace: also return the codes of these quantized tensors from `run_traced`; not with ``native``.
     """
 
     def __init__(
@@ -54,7 +58,10 @@ class OnnxRuntime(OnnxFiles):
         self.optimise = optimise
         self.trace = list(trace)
         self._network, self._levels = checkpoint.network, checkpoint.card.levels
-        if not trace and optimise and self.needs_proof(self._levels):
+        if provider == NATIVE and (trace or not optimise):
+            raise UsageError("provider native computes as it is; leave out optimise and trace, or use runtime 'native'")
+        self._native = NativeSession(checkpoint, threads) if provider == NATIVE else None
+        if self._native is None and not trace and optimise and self.needs_proof(self._levels):
             self._proof = Proof(self.name, self.library, provider, lambda: checkpoint)
         self._scratch = Scratch(self._network.weight_count())
         self._skeleton = with_outputs(checkpoint.skeleton, self.trace) if trace else checkpoint.skeleton
@@ -83,6 +90,11 @@ class OnnxRuntime(OnnxFiles):
         """Where products could saturate it is told to use other kernels, and does not say whether it has them."""
         return levels == FULL and saturates()
 
+    def close(self) -> None:
+        """Drops the sessions."""
+        super().close()
+        self._native = None
+
     def run_traced(self, images: Floats) -> tuple[Floats, dict[str, Codes]]:
         """Returns logits and the codes of every traced tensor."""
         self.check_images(images)
@@ -92,6 +104,8 @@ class OnnxRuntime(OnnxFiles):
     def precision(self, child: ChildLike) -> list[LayerPrecision]:
         """Reports every layer; kernels are read from a profile of one real inference."""
         child = self.find(child)
+        if self._native is not None:
+            return self._native.precision(child)
         options = session_options(self.threads, self.optimise, levels=self._levels)
         arrays = self._network.initializers(child)
         kernels = profile_kernels(self._skeleton, options, arrays, self.input_shape, self.device)
@@ -103,6 +117,8 @@ class OnnxRuntime(OnnxFiles):
         return report
 
     def _build(self, child: Child) -> SessionEngine:
+        if self._native is not None:
+            return self._native.engine(child)
         options = session_options(self.threads, self.optimise, levels=self._levels)
         with self._scratch.lent() as scratch:
             arrays = self._network.initializers(child, scratch)
