@@ -381,9 +381,14 @@ def integer_add(
     return np.clip(np.rint(total), codes.low, codes.high).astype(np.uint8)
 
 
-def integer_mean(inputs: NDArray[np.int16], input_scale: float, output_scale: float, codes: CodeRange) -> Codes:
-    """Global average pooling ``(N, C, H, W) -> (N, C, 1, 1)``: integer sum, one float32 multiplier, round, clamp."""
+def integer_mean(
+    inputs: NDArray[np.int16], input_scale: float | Floats, output_scale: float, codes: CodeRange
+) -> Codes:
+    """Global average pooling ``(N, C, H, W) -> (N, C, 1, 1)``: integer sum, one float32 multiplier, round, clamp.
+
+    ``input_scale`` may be that of each channel ``(C,)``.
+    """
     area = inputs.shape[2] * inputs.shape[3]
-    multiplier = np.float32(input_scale) / (np.float32(output_scale) * np.float32(area))
+    multiplier = np.asarray(input_scale, np.float32) / (np.float32(output_scale) * np.float32(area))
     sums = inputs.astype(np.int64).sum(axis=(2, 3), keepdims=True)
     return requantize(sums, np.full(inputs.shape[1], multiplier, np.float32), codes)

@@ -7,7 +7,7 @@ takes the runtime's own codes behind each of them, so that every integer kernel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -103,6 +103,32 @@ class _Float:
 
     def floats(self) -> Floats:
         return self.values
+
+
+@dataclass(frozen=True)
+class _Joined(_Float):
+    """Codes on several grids, one behind the other along the channels, as floats; ``scales`` is per channel."""
+
+    centred: NDArray[np.int16]
+    scales: Floats
+
+    @classmethod
+    def of(cls, parts: Sequence[_Quantized]) -> _Joined:
+        values, centred = (
+            np.concatenate(every, 1) for every in ([one.floats() for one in parts], [one.centred() for one in parts])
+        )
+        scales = [np.full(one.codes.shape[1], one.scale, np.float32) for one in parts]
+        return cls(values, centred, np.concatenate(scales))
+
+
+@dataclass(frozen=True)
+class _MeanOfJoined(_Float):
+    """The mean of such: channel by channel in integers."""
+
+    inputs: _Joined
+
+    def quantize(self, scale: float, codes: CodeRange) -> Codes:
+        return grid.integer_mean(self.inputs.centred, self.inputs.scales, scale, codes)
 
 
 @dataclass(frozen=True)
@@ -247,6 +273,11 @@ class IntegerReference:
                 return _Sum(*inputs)
             case "GlobalAveragePool" if isinstance(inputs[0], _Quantized):
                 return _Average(inputs[0])
+            case "GlobalAveragePool" if isinstance(inputs[0], _Joined):
+                joined = inputs[0]
+                return _MeanOfJoined(joined.values.mean(axis=(2, 3), keepdims=True, dtype=np.float32), joined)
+            case "Concat" if attributes_of(node)["axis"] == 1 and all(isinstance(one, _Quantized) for one in inputs):
+                return _Joined.of(inputs) if inputs[0].codes.ndim == 4 else None
             case "MaxPool" if isinstance(inputs[0], _Quantized):
                 (pooled,) = self._floats.run(node, {node.input[0]: inputs[0].codes.astype(np.float32)})
                 return _Quantized(pooled.astype(np.uint8), inputs[0].scale, inputs[0].zero_point)

@@ -14,6 +14,7 @@ from typing import Any
 
 from emqdeploy.errors import EmqError, require
 from emqdeploy.format.onnx_graph import read_model
+from emqdeploy.format.onnx_messages import to_array
 from emqdeploy.format.shapes import Shape, Shapes
 from emqdeploy.graph.reference import CODES_SUFFIX
 
@@ -24,7 +25,7 @@ or weights."""
 _MEETING = ("Add", "GlobalAveragePool", "Concat")
 """Operators of codes with their grids, from whose results a quantizer makes codes."""
 
-_PLANES = ("Conv", "MaxPool", "GlobalAveragePool", "Concat")
+_PLANES = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Pad")
 """Operators that read planes of channels."""
 
 
@@ -164,6 +165,10 @@ class Cut:
                 return first
             case "MaxPool" if first.form in (CODES, GRID) and self._is_plane(first) and self._pools(node, attributes):
                 return first
+            case "AveragePool" if first.form == GRID and self._is_plane(first) and self._averages(node, attributes):
+                return _Value(SUM, level)
+            case "Pad" if first.form == GRID and self._is_plane(first) and self._adds_zeros(node, attributes):
+                return first
             case "Reshape" | "Flatten" | "Squeeze" if first.form in (CODES, GRID):
                 return self._reshaped(node, first)
             case "Conv" if first.form == GRID and self._is_plane(first) and len(self.shapes[node.input[1]]) == 4:
@@ -172,7 +177,10 @@ class Cut:
                 return _Value(SUM, level, first.rows, flat=not first.rows)
         followed = len(data) == len(node.input) and all(value.form == GRID for value in data)
         if node.op_type in _MEETING and followed and self._fused(node.output[0]) and self._alike(node, level):
-            if node.op_type == "Add" and len(data) == 2 and len({(one.rows, one.flat) for one in data}) == 1:
+            # The features of one row come back from another level as a row of channels.
+            come_back = any(one.flat and one.level < level for one in data)
+            alike = len(data) == 2 and len({(one.rows, one.flat) for one in data}) == 1
+            if node.op_type == "Add" and alike and not come_back:
                 return _Value(SUM, level, first.rows, first.flat)
             if node.op_type != "Add" and attributes.get("axis", 1) == 1 and all(map(self._is_plane, data)):
                 return _Value(SUM, level)
@@ -188,6 +196,22 @@ class Cut:
     def _pools(self, node: Any, attributes: dict[str, Any]) -> bool:
         plain = set(attributes.get("dilations", [1])) == {1}
         return plain and len(self.shapes[node.input[0]]) == 4 and len(node.output) == 1
+
+    def _averages(self, node: Any, attributes: dict[str, Any]) -> bool:
+        """Whether every window of a mean holds something to average, and a quantizer follows it."""
+        kernel, pads = attributes["kernel_shape"], attributes.get("pads", ())
+        filled = all(padding < kernel[index % len(kernel)] for index, padding in enumerate(pads))
+        return filled and self._pools(node, attributes) and self._fused(node.output[0])
+
+    def _adds_zeros(self, node: Any, attributes: dict[str, Any]) -> bool:
+        """Whether a padding is zeros around single images, and a quantizer follows it."""
+        numbers = [to_array(self._constants[name]) for name in node.input[1:] if name in self._constants]
+        if len(numbers) != len(node.input) - 1 or attributes.get("mode", b"constant") != b"constant":
+            return False
+        pads, *value = numbers
+        zeros = len(value) == 0 or (len(value) == 1 and not value[0].any())
+        fits = pads.size == 8 and pads[0] == pads[4] == 0 and pads.min() >= 0
+        return bool(zeros and fits and self._fused(node.output[0]))
 
     def _reshaped(self, node: Any, value: _Value) -> _Value | None:
         """A move to rows that are there already, or of all planes to the features of one row."""

@@ -34,6 +34,10 @@ EMQ_API const char *emq_error(void);
  * unless the environment variable EMQ_ISA names another of them. */
 EMQ_API const char *emq_instruction_sets(void);
 
+/* Networks are timed when they are opened, and which kernels were fastest is kept in the user's cache. This forgets it:
+ * those that are opened from now on are timed again. */
+EMQ_API int emq_forget_tuning(void);
+
 /* --- opening and closing --- */
 
 /* Opens a `.emq` file, or a bundle: its directory or manifest.json. threads: 0 takes as many as there are cores. */

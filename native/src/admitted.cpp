@@ -15,6 +15,9 @@ const std::map<std::string, std::vector<std::string>> &known_attributes() {
         {"Clip", {}},
         {"Identity", {}},
         {"MaxPool", {"kernel_shape", "pads", "strides", "dilations", "ceil_mode", "auto_pad", "storage_order"}},
+        {"AveragePool",
+         {"kernel_shape", "pads", "strides", "dilations", "ceil_mode", "auto_pad", "count_include_pad"}},
+        {"Pad", {"mode"}},
         {"Flatten", {"axis"}},
         {"Reshape", {"allowzero"}},
         {"Squeeze", {}},
@@ -44,7 +47,7 @@ void check_admitted(const Node &node) {
         const bool known = std::find(names.begin(), names.end(), attribute.first) != names.end();
         if (!known || attribute.second.empty()) refuse(node);
     }
-    for (const char *zero : {"auto_pad", "storage_order"}) {
+    for (const char *zero : {"auto_pad", "storage_order", "mode"}) {
         if (node.number(zero, 0) != 0) refuse(node);
     }
 }

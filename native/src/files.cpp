@@ -15,26 +15,7 @@
 #include "json.h"
 
 namespace emq {
-namespace {
 
-constexpr int64_t schema = 2;
-constexpr int64_t largest_text = 64 << 20, largest_file = INT32_MAX;
-constexpr const char *manifest_name = "manifest.json", *export_again = "export again";
-
-bool is_there(const std::string &path) {
-    struct stat found;
-    return stat(path.c_str(), &found) == 0;
-}
-
-std::string real(const std::string &path, const char *remedy) {
-    char *found = realpath(path.c_str(), nullptr);
-    if (found == nullptr) throw Failure("cannot read " + path + ": " + std::strerror(errno) + "; " + remedy);
-    const std::string copy = found;
-    std::free(found);
-    return copy;
-}
-
-// A pipe, a device or a directory is refused and never waited for.
 std::vector<uint8_t> read_regular(const std::string &path, int64_t most, int flags, const char *remedy) {
     struct Descriptor {
         int number;
@@ -61,6 +42,25 @@ std::vector<uint8_t> read_regular(const std::string &path, int64_t most, int fla
         done += static_cast<size_t>(taken);
     }
     return bytes;
+}
+
+namespace {
+
+constexpr int64_t schema = 2;
+constexpr int64_t largest_text = 64 << 20, largest_file = INT32_MAX;
+constexpr const char *manifest_name = "manifest.json", *export_again = "export again";
+
+bool is_there(const std::string &path) {
+    struct stat found;
+    return stat(path.c_str(), &found) == 0;
+}
+
+std::string real(const std::string &path, const char *remedy) {
+    char *found = realpath(path.c_str(), nullptr);
+    if (found == nullptr) throw Failure("cannot read " + path + ": " + std::strerror(errno) + "; " + remedy);
+    const std::string copy = found;
+    std::free(found);
+    return copy;
 }
 
 struct Manifest {

@@ -153,6 +153,9 @@ void read_raw(Constant &constant, Span raw) {
         case Element::int8: return append_raw<int8_t>(constant.integers, raw);
         case Element::int32: return append_raw<int32_t>(constant.integers, raw);
         case Element::int64: return append_raw<int64_t>(constant.integers, raw);
+        case Element::float32:
+            constant.zero = raw.size == sizeof(float) && std::count(raw.data, raw.data + raw.size, 0) == sizeof(float);
+            return;
         default: return;
     }
 }
@@ -215,8 +218,9 @@ void read_attribute(Span span, Node &node) {
         given = field.number;
         if (given == 4) {
             check_wire(field, bytes_wire);
-            // A text is how ONNX writes that padding is not given as numbers, or (NOTSET) that it is.
-            numbers = {field.bytes.text() == "NOTSET" ? 0 : 1};
+            // A text is how ONNX writes that padding is not given as numbers, or (NOTSET) that it is, and what it holds.
+            const std::string text = field.bytes.text();
+            numbers = {text == "NOTSET" || text == "constant" ? 0 : 1};
             continue;
         }
         if (given == 3) check_wire(field, varint_wire);
@@ -224,7 +228,8 @@ void read_attribute(Span span, Node &node) {
     }
     if (numbers.size() > most_names) throw Failure("attribute " + name + " of the graph has too many numbers");
     static const std::set<std::string> lists = {"kernel_shape", "pads", "strides", "dilations", "perm"},
-                                       numbers_alone = {"axis", "group", "transB", "allowzero"};
+                                       numbers_alone = {"axis", "group", "transB", "allowzero",
+                                                        "count_include_pad"};
     if ((given == 8 && numbers_alone.count(name) != 0) || (given == 3 && lists.count(name) != 0)) {
         throw Failure("attribute " + name + " of the graph has another type");
     }

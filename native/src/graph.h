@@ -22,6 +22,7 @@ struct Constant {
     std::vector<int64_t> shape;
     std::vector<int64_t> integers;
     bool open = false;
+    bool zero = false;  // whether it is one float that is zero
 };
 
 struct Node {

@@ -22,9 +22,10 @@ Lowered Lowering::quantize(const Node &node, const Lowered &input) {
                 return same;
             }
             if (input.flat) refuse(node);
-            add_join(node, channels_of(input));
+            add_join(node, gridded(channels_of(input), site));
             index = last_step();
             break;
+        case Lowered::average: index = add_average(input.tensor); break;
         case Lowered::accumulated:
         case Lowered::sum:
         case Lowered::mean: break;

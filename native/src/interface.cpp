@@ -12,6 +12,7 @@
 #include "emq.h"
 #include "failure.h"
 #include "opened.h"
+#include "tuning.h"
 #include "utf8.h"
 
 namespace {
@@ -76,6 +77,12 @@ const char *emq_instruction_sets(void) {
         return joined;
     }();
     return names.c_str();
+}
+
+int emq_forget_tuning(void) {
+    return guarded([] {
+        require(emq::forget_tuning(), "a file of the user's cache cannot be removed; change its permissions");
+    });
 }
 
 int emq_open(const char *path, int32_t threads, emq_network **network) {

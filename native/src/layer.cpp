@@ -321,7 +321,7 @@ struct Layer::Trial {
     Array<float> answer;
 };
 
-void Layer::tune() {
+void Layer::tune(Tuning &tuning) {
     if (depthwise_) return;
     Trial trial;
     std::map<std::tuple<int, int, int>, size_t> known;
@@ -333,14 +333,7 @@ void Layer::tune() {
             numbers.method = found->second;
             continue;
         }
-        const std::vector<size_t> able = able_methods(static_cast<int>(child));
-        const auto asked = std::find_if(able.begin(), able.end(),
-                                        [&](size_t index) { return is_asked_for(*kernels_.methods[index]); });
-        if (asked != able.end()) {
-            numbers.method = *asked;
-        } else {
-            numbers.method = able.size() == 1 ? able.front() : fastest(static_cast<int>(child), able, trial);
-        }
+        numbers.method = chosen(static_cast<int>(child), tuning, trial);
         pack_tables(numbers.method);
         known[key] = numbers.method;
     }
@@ -349,6 +342,37 @@ void Layer::tune() {
         const auto uses = [&](const Numbers &numbers) { return numbers.method == index; };
         if (std::none_of(children_.begin(), children_.end(), uses)) tables_[index] = Array<uint8_t>(0);
     }
+}
+
+size_t Layer::chosen(int child, Tuning &tuning, Trial &trial) {
+    const std::vector<size_t> able = able_methods(child);
+    if (able.size() == 1) return able.front();
+    const auto named = [&](const std::string &name) {
+        return std::find_if(able.begin(), able.end(), [&](size_t index) { return name == kernels_.methods[index]->name; });
+    };
+    const auto asked = std::find_if(able.begin(), able.end(),
+                                    [&](size_t index) { return is_asked_for(*kernels_.methods[index]); });
+    if (asked != able.end()) return *asked;
+    const std::string numbers = numbers_of(child, able);
+    const auto known = named(tuning.find(numbers));
+    if (known != able.end()) return *known;
+    const size_t best = fastest(child, able, trial);
+    tuning.note(numbers, kernels_.methods[best]->name);
+    return best;
+}
+
+// Everything that decides how long a layer takes in each way.
+std::string Layer::numbers_of(int child, const std::vector<size_t> &able) const {
+    const Numbers &numbers = children_[count(child)];
+    const Window &w = windows_.window;
+    std::string text;
+    for (const int one : {w.taps, w.channels, w.depth, w.outputs, w.positions, w.pixels, w.stride, w.columns, w.step,
+                          w.runs, w.run, windows_.groups, numbers.bits, numbers.smallest, numbers.largest}) {
+        text += std::to_string(one) + " ";
+    }
+    text += "of";
+    for (const size_t index : able) text += " " + std::to_string(index);
+    return text;
 }
 
 std::vector<size_t> Layer::able_methods(int child) {

@@ -8,6 +8,7 @@
 #include "kernels/kernels.h"
 #include "memory.h"
 #include "program.h"
+#include "tuning.h"
 
 namespace emq {
 
@@ -51,8 +52,8 @@ class Layer {
 
     // Sets what depends on the grids around the layer: `scale` of its input, and of its output or 1.
     void set_grids(int child, float input_scale, float output_scale, int smallest, int largest, float low, float high);
-    // Chooses the fastest way for every child by timing each on made-up codes.
-    void tune();
+    // Chooses the fastest way for every child: the one that is known, or found by timing each on made-up codes.
+    void tune(Tuning &tuning);
     const char *method(int child) const;
 
     int pixels() const { return windows_.window.pixels; }
@@ -89,6 +90,8 @@ class Layer {
     const LayerMethod &method_of(int child) const;
     struct Trial;
     std::vector<size_t> able_methods(int child);
+    size_t chosen(int child, Tuning &tuning, Trial &trial);
+    std::string numbers_of(int child, const std::vector<size_t> &able) const;
     size_t fastest(int child, const std::vector<size_t> &able, Trial &trial);
     size_t scratch_bytes(int child, int pixels) const;
     size_t padded_outputs() const;  // of one group

@@ -15,8 +15,8 @@ constexpr int64_t largest_tensor = int64_t{1} << 26;  // bytes, its border inclu
 
 // What a value of the graph is while it is lowered.
 struct Lowered {
-    enum Form { port, codes, quantized, accumulated, sum, mean, parameter } form;
-    int tensor = -1;    // of a port its index
+    enum Form { port, codes, quantized, accumulated, sum, mean, average, parameter } form;
+    int tensor = -1;    // of a port its index, of an average that among all of them
     std::string site;   // of codes; the layer of a parameter
     int step = -1;      // that makes it, where its grid is not known yet
     bool flat = false;
@@ -52,7 +52,13 @@ class Lowering {
     Lowered pending(const Node &node, Kind kind, Lowered::Form form, const std::vector<Lowered> &inputs);
     Lowered convolution(const Node &node, const std::vector<Lowered> &inputs);
     Lowered linear(const Node &node, const std::vector<Lowered> &inputs);
+    // The windows of a pooling, and in `step` what of them counts as padding.
+    void set_windows(const Node &node, const Lowered &input, Step &step) const;
     Lowered maximum(const Node &node, const Lowered &input);
+    // An average, which whoever quantizes it puts on a grid of its own.
+    Lowered average(const Node &node, const Lowered &input);
+    int add_average(int index);
+    Lowered spread(const Node &node, const Lowered &input, Geometry windows);
     int last_step() const { return static_cast<int>(program_.steps.size()) - 1; }
     const Tensor &tensor(int index) const { return program_.tensors.at(static_cast<size_t>(index)); }
     Shape output_shape(const Step &step, int channels) const;
@@ -73,9 +79,14 @@ class Lowering {
     bool on_one_grid(const Lowered &value) const;
     Lowered moved(const Lowered &from, const Channels &channels, int rows) const;
     void check_movable(const Node &node, const Lowered &value) const;
+    // Channels whose tensors are there: averages among them are put on a grid.
+    Channels gridded(const Channels &channels, const std::string &site);
+    // The mean of channels that lie on several grids.
+    Lowered mean_of_parts(const Node &node, const Lowered &value);
     Lowered joined(const Node &node, const std::vector<Lowered> &inputs) const;
     void split(const Node &node, const Lowered &value);
-    Lowered sliced(const Node &node, const Lowered &value) const;
+    Lowered sliced(const Node &node, Lowered value);
+    Lowered padded(const Node &node, const Lowered &value);
     // (N, C, H, W) as (N, rows, C / rows, H, W), and back.
     Lowered folded(const Node &node, const Lowered &value) const;
     Lowered shuffled(const Node &node, const Lowered &value) const;
@@ -90,6 +101,7 @@ class Lowering {
     std::map<std::string, Lowered> values_;
     std::set<std::string> sizes_;  // names of numbers that sizes are computed with
     std::map<std::string, std::string> unread_;  // values that nothing has read, and the operators that made them
+    std::vector<Step> averages_;
     Program program_;
 };
 

@@ -7,9 +7,21 @@
 #include "lowering.h"
 
 namespace emq {
+namespace {
+
+constexpr int64_t largest_padding = 4096;
+
+}  // namespace
+
+// An average that nobody has put on a grid stands in a stretch as a tensor below 0.
+static int pending_average(int index) { return -1 - index; }
 
 Channels Lowering::channels_of(const Lowered &value) const {
     if (!value.channels.empty()) return value.channels;
+    if (value.form == Lowered::average) {
+        const Step &step = averages_.at(static_cast<size_t>(value.tensor));
+        return Channels({pending_average(value.tensor), "", 0, tensor(step.inputs[0]).shape.channels});
+    }
     return Channels({value.tensor, value.site, 0, tensor(value.tensor).shape.channels});
 }
 
@@ -22,7 +34,7 @@ Lowered Lowering::moved(const Lowered &from, const Channels &channels, int rows)
     if (channels.empty()) throw Failure("the graph has a tensor without values");
     const Stretch &first = channels.stretches().front();
     Lowered value{from.form, -1, first.site, -1, false, false, channels, rows};
-    if (rows == 0 && first.from == 0 && first.count == channels.count() &&
+    if (rows == 0 && first.tensor >= 0 && first.from == 0 && first.count == channels.count() &&
         first.count == tensor(first.tensor).shape.channels) {
         value.tensor = first.tensor;
         value.channels = {};
@@ -32,18 +44,60 @@ Lowered Lowering::moved(const Lowered &from, const Channels &channels, int rows)
 
 void Lowering::check_movable(const Node &node, const Lowered &value) const {
     if ((value.form != Lowered::codes && value.form != Lowered::quantized) || value.flat || value.tokens) refuse(node);
+    for (const Stretch &one : value.channels.stretches()) {
+        if (one.tensor < 0) refuse(node);
+    }
+}
+
+Channels Lowering::gridded(const Channels &channels, const std::string &site) {
+    std::map<int, int> made;
+    Channels found;
+    for (const Stretch &one : channels.stretches()) {
+        if (one.tensor >= 0) {
+            found.append(one);
+            continue;
+        }
+        if (made.count(one.tensor) == 0) {
+            Step &step = program_.steps.at(static_cast<size_t>(add_average(pending_average(one.tensor))));
+            step.site = step.clamp = site;
+            const Shape shape = output_shape(step, 0);
+            const int tensor = add_tensor(shape);
+            program_.steps.back().output = made[one.tensor] = tensor;
+        }
+        found.append({made[one.tensor], site, one.from, one.count});
+    }
+    return found;
+}
+
+Lowered Lowering::mean_of_parts(const Node &node, const Lowered &value) {
+    check_movable(node, value);
+    add_join(node, value.channels);
+    Step &step = program_.steps.back();
+    check_alike(step);
+    step.kind = Kind::mean;
+    return {Lowered::mean, -1, "", last_step(), false, false};
 }
 
 Lowered Lowering::joined(const Node &node, const std::vector<Lowered> &inputs) const {
     if (node.number("axis", 0) != 1 || inputs.size() != node.inputs.size()) refuse(node);
     Channels all;
+    bool averages = false;
     for (const Lowered &value : inputs) {
-        check_movable(node, value);
-        const bool alike = value.form == Lowered::quantized || value.site == inputs[0].site;
-        if (value.form != inputs[0].form || !alike) refuse(node);
+        const bool average = value.form == Lowered::average;
+        const bool alike = average || value.form == Lowered::quantized || value.site == inputs[0].site;
+        // Averages join codes that have a grid.
+        if (value.flat || value.tokens || value.rows != 0 || !alike) refuse(node);
+        if (!average && value.form != Lowered::codes && value.form != Lowered::quantized) refuse(node);
         all.append(channels_of(value));
+        averages = averages || average;
     }
-    return moved(inputs[0], all, 0);
+    for (const Lowered &value : inputs) {
+        const bool quantized = value.form == Lowered::average || value.form == Lowered::quantized;
+        if (averages ? !quantized : value.form != inputs[0].form) refuse(node);
+    }
+    Lowered value = moved(inputs[0], all, 0);
+    if (averages) value.form = Lowered::quantized;
+    return value;
 }
 
 void Lowering::split(const Node &node, const Lowered &value) {
@@ -63,18 +117,65 @@ void Lowering::split(const Node &node, const Lowered &value) {
     if (from != all) refuse(node);
 }
 
-Lowered Lowering::sliced(const Node &node, const Lowered &value) const {
+// Channels from one on, and rows and columns as windows of one value.
+Lowered Lowering::sliced(const Node &node, Lowered value) {
     check_movable(node, value);
     const std::vector<int64_t> &starts = constant(node, 1), &ends = constant(node, 2), &axes = constant(node, 3);
-    const bool steps = node.inputs.size() < 5 || constant(node, 4) == std::vector<int64_t>{1};
-    if (starts.size() != 1 || ends.size() != 1 || axes != std::vector<int64_t>{1} || !steps) refuse(node);
-    const Channels channels = channels_of(value);
-    const auto place = [&](int64_t at) {
-        const int64_t all = channels.count();
-        return static_cast<int>(std::min(std::max(at < 0 ? at + all : at, int64_t{0}), all));
+    const std::vector<int64_t> none(starts.size(), 1), &steps = node.inputs.size() < 5 ? none : constant(node, 4);
+    const bool given = starts.size() == ends.size() && starts.size() == axes.size() && starts.size() == steps.size();
+    if (starts.empty() || !given || value.rows != 0) refuse(node);
+    const Shape in = tensor(channels_of(value).stretches().front().tensor).shape;
+    Geometry windows;
+    for (size_t i = 0; i < starts.size(); i++) {
+        const int64_t axis = axes[i], all = axis == 1 ? channels_of(value).count() : axis == 2 ? in.height : in.width;
+        if (axis < 1 || axis > 3 || steps[i] < 1 || steps[i] > all || (axis == 1 && steps[i] != 1)) refuse(node);
+        const auto place = [&](int64_t at) {
+            return static_cast<int>(std::min(std::max(at < 0 ? at + all : at, int64_t{0}), all));
+        };
+        const int from = place(starts[i]), to = place(ends[i]), step = static_cast<int>(steps[i]);
+        if (to <= from) throw Failure("the graph has a tensor without values");
+        if (axis == 1) value = moved(value, channels_of(value).part(from, to - from), 0);
+        const int behind = (to - from - 1) / step * step + from + 1 - static_cast<int>(all);
+        if (axis == 2) {
+            windows.top = -from;
+            windows.bottom = behind;
+            windows.stride_height = step;
+        } else if (axis == 3) {
+            windows.left = -from;
+            windows.right = behind;
+            windows.stride_width = step;
+        }
+    }
+    const bool channels_alone = std::all_of(axes.begin(), axes.end(), [](int64_t axis) { return axis == 1; });
+    return channels_alone ? value : spread(node, solid(node, value), windows);
+}
+
+// Zeros around the rows and columns, and before and behind the channels.
+Lowered Lowering::padded(const Node &node, const Lowered &value) {
+    check_movable(node, value);
+    const std::vector<int64_t> &pads = constant(node, 1);
+    const auto filling = graph_.constants.find(node.inputs.size() > 2 ? node.inputs[2] : "");
+    const bool zeros = filling == graph_.constants.end() ? node.inputs.size() < 3 || node.inputs[2].empty()
+                                                         : filling->second.zero;
+    if (value.form != Lowered::quantized || !on_one_grid(value) || node.inputs.size() > 3 || !zeros) refuse(node);
+    if (pads.size() != 8 || pads[0] != 0 || pads[4] != 0) refuse(node);
+    const auto beside = [&](size_t index) {
+        if (pads[index] < 0 || pads[index] > largest_padding) refuse(node);
+        return static_cast<int>(pads[index]);
     };
-    const int from = place(starts[0]);
-    return moved(value, channels.part(from, place(ends[0]) - from), 0);
+    add_join(node, channels_of(value));
+    Step &step = program_.steps.back();
+    step.site = step.clamp = value.site;
+    check_alike(step);
+    step.geometry.top = beside(2);
+    step.geometry.left = beside(3);
+    step.geometry.bottom = beside(6);
+    step.geometry.right = beside(7);
+    if (beside(1) > 0) step.runs.insert(step.runs.begin(), {-1, 0, beside(1)});
+    if (beside(5) > 0) step.runs.push_back({-1, 0, beside(5)});
+    const int made = add_tensor(output_shape(step, 0));
+    program_.steps.back().output = made;
+    return {value.form, made, value.site, -1, false};
 }
 
 Lowered Lowering::folded(const Node &node, const Lowered &value) const {
@@ -124,6 +225,7 @@ void Lowering::add_join(const Node &node, const Channels &channels) {
 Lowered Lowering::solid(const Node &node, const Lowered &value) {
     if (value.channels.empty()) return value;
     if (!on_one_grid(value)) refuse(node);
+    check_movable(node, value);
     add_join(node, value.channels);
     Step &step = program_.steps.back();
     step.site = step.clamp = value.site;

@@ -102,7 +102,9 @@ Network::Network(const emq_source &source, const Kernels &kernels)
         }
         sites_.push_back(std::move(one));
     }
-    bind(source);
+    Tuning tuning(kernels_);
+    bind(source, tuning);
+    tuning.save();
     crew_ = new Crew(threads_);
 }
 
@@ -157,7 +159,7 @@ void Network::check(const Bound &bound, int child) const {
     }
 }
 
-void Network::bind(const emq_source &source) {
+void Network::bind(const emq_source &source, Tuning &tuning) {
     const int children = static_cast<int>(children_.size());
     for (const Step &step : program_.steps) {
         Bound bound;
@@ -193,7 +195,7 @@ void Network::bind(const emq_source &source) {
                                    in.high - from.zero_point, static_cast<float>(out.low),
                                    static_cast<float>(out.high));
         }
-        bound.layer->tune();
+        bound.layer->tune(tuning);
     }
 }
 
@@ -280,6 +282,7 @@ void Network::run_image(int child, const Ends &ends, Workspace &work, Workers &w
             case Kind::layer: run_layer(bound, child, static_cast<float *>(out), work, workers); break;
             case Kind::add: add(bound, child, work, workers); break;
             case Kind::maximum: maximum(bound, work, workers); break;
+            case Kind::average: average(bound, child, work, workers); break;
             case Kind::mean: mean(bound, child, work); break;
             case Kind::join: join(bound, child, work); break;
             case Kind::answer: answer(bound, child, work, static_cast<float *>(out)); break;

@@ -75,7 +75,7 @@ class Network {
     };
 
     Crew &crew();
-    void bind(const emq_source &source);
+    void bind(const emq_source &source, Tuning &tuning);
     const Site &site(const std::string &name) const;
     Grid bounds(const Bound &bound, int child) const;
     void check(const Bound &bound, int child) const;
@@ -89,6 +89,7 @@ class Network {
     void take(const Bound &bound, int child, const uint8_t *codes, Workspace &work);
     void add(const Bound &bound, int child, Workspace &work, Workers &workers);
     void maximum(const Bound &bound, Workspace &work, Workers &workers);
+    void average(const Bound &bound, int child, Workspace &work, Workers &workers);
     void mean(const Bound &bound, int child, Workspace &work);
     void join(const Bound &bound, int child, Workspace &work);
     void answer(const Bound &bound, int child, const Workspace &work, float *values) const;

@@ -82,7 +82,7 @@ void Lowering::visit(const Node &node) {
     if (value.form == Lowered::codes && node.outputs[0] == value.site + "/codes") value = shown(node, value);
     values_[node.outputs[0]] = value;
     // What has a step of its own is found by that.
-    if (operation == "Concat") unread_[node.outputs[0]] = node.name;
+    if (operation == "Concat" || operation == "AveragePool") unread_[node.outputs[0]] = node.name;
 }
 
 void Lowering::note_sizes(const Node &node) { sizes_.insert(node.outputs.begin(), node.outputs.end()); }
@@ -121,7 +121,10 @@ Lowered Lowering::lowered(const Node &node, std::vector<Lowered> inputs) {
     }
     if (operation == "Concat") return joined(node, inputs);
     if (operation == "Slice") return sliced(node, first);
+    if (operation == "Pad") return padded(node, first);
     if (operation == "Reshape" && constant(node, 1).size() == 5) return folded(node, first);
+    const bool parts = inputs.size() == 1 && first.form == Lowered::quantized && !first.channels.empty();
+    if (operation == "GlobalAveragePool" && parts && !on_one_grid(first)) return mean_of_parts(node, first);
     for (Lowered &value : inputs) value = solid(node, value);
     if (operation == "Clip" && first.form == Lowered::codes) return clip(node, first);
     // Moves of values take codes as well as codes with their grid.
@@ -137,6 +140,7 @@ Lowered Lowering::lowered(const Node &node, std::vector<Lowered> inputs) {
     if (operation == "Gemm") return linear(node, inputs);
     if (operation == "Add" && inputs.size() == 2) return pending(node, Kind::add, Lowered::sum, inputs);
     if (operation == "GlobalAveragePool") return pending(node, Kind::mean, Lowered::mean, inputs);
+    if (operation == "AveragePool") return average(node, first);
     refuse(node);
 }
 
@@ -231,28 +235,44 @@ static int until_last_window(int size, int before, int behind, int kernel, int s
     return room + beyond < size + before ? beyond : 0;
 }
 
-Lowered Lowering::maximum(const Node &node, const Lowered &input) {
+void Lowering::set_windows(const Node &node, const Lowered &input, Step &step) const {
     const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads"),
                                &strides = node.numbers("strides");
     if (kernel.size() != 2 || input.flat || input.tokens) refuse(node);
     for (const int64_t dilation : node.numbers("dilations")) {
         if (dilation != 1) refuse(node);
     }
-    Step &step = add_step(node, Kind::maximum, {input});
     // What is not there is its least value: strides of 1, no padding.
     const auto at = [](const std::vector<int64_t> &numbers, size_t index, int least) {
         return index < numbers.size() ? side(numbers[index], least) : least;
     };
-    step.geometry = {side(kernel[0], 1), side(kernel[1], 1), at(strides, 0, 1), at(strides, 1, 1),
-                     at(pads, 0, 0),     at(pads, 1, 0),     at(pads, 2, 0),    at(pads, 3, 0),
-                     1,                  1,                  1};
+    Geometry g = {side(kernel[0], 1), side(kernel[1], 1), at(strides, 0, 1), at(strides, 1, 1),
+                  at(pads, 0, 0),     at(pads, 1, 0),     at(pads, 2, 0),    at(pads, 3, 0),
+                  1,                  1,                  1};
+    if (node.number("count_include_pad", 0) != 0) {
+        step.counted_top = g.top;
+        step.counted_left = g.left;
+        step.counted_bottom = g.bottom;
+        step.counted_right = g.right;
+    }
     if (node.number("ceil_mode", 0) != 0) {
         const Shape in = tensor(input.tensor).shape;
-        step.geometry.bottom += until_last_window(in.height, step.geometry.top, step.geometry.bottom,
-                                                  step.geometry.kernel_height, step.geometry.stride_height);
-        step.geometry.right += until_last_window(in.width, step.geometry.left, step.geometry.right,
-                                                 step.geometry.kernel_width, step.geometry.stride_width);
+        g.bottom += until_last_window(in.height, g.top, g.bottom, g.kernel_height, g.stride_height);
+        g.right += until_last_window(in.width, g.left, g.right, g.kernel_width, g.stride_width);
     }
+    step.geometry = g;
+}
+
+Lowered Lowering::maximum(const Node &node, const Lowered &input) {
+    Step windows;
+    set_windows(node, input, windows);
+    return spread(node, input, windows.geometry);
+}
+
+// The maximum of each of some windows; of one value each, a choice of them.
+Lowered Lowering::spread(const Node &node, const Lowered &input, Geometry windows) {
+    Step &step = add_step(node, Kind::maximum, {input});
+    step.geometry = windows;
     step.site = input.site;
     const int index = last_step();
     read(input.tensor, 0);
@@ -261,17 +281,42 @@ Lowered Lowering::maximum(const Node &node, const Lowered &input) {
     return {input.form, program_.steps[static_cast<size_t>(index)].output, input.site, -1, false, false};
 }
 
+Lowered Lowering::average(const Node &node, const Lowered &input) {
+    Step step;
+    step.kind = Kind::average;
+    step.name = node.name;
+    step.inputs = {input.tensor};
+    step.input_sites = {input.site};
+    set_windows(node, input, step);
+    const std::vector<int64_t> &kernel = node.numbers("kernel_shape"), &pads = node.numbers("pads");
+    // A window that lies in the padding has nothing to average.
+    for (size_t i = 0; i < pads.size(); i++) {
+        if (pads[i] >= kernel[i % 2]) refuse(node);
+    }
+    averages_.push_back(std::move(step));
+    return {Lowered::average, static_cast<int>(averages_.size()) - 1, "", -1, false, false};
+}
+
+int Lowering::add_average(int index) {
+    program_.steps.push_back(averages_.at(static_cast<size_t>(index)));
+    read(program_.steps.back().inputs[0], 0);
+    return last_step();
+}
+
 Shape Lowering::output_shape(const Step &step, int channels) const {
     if (step.kind == Kind::quantize) return program_.inputs[static_cast<size_t>(step.port)].shape;
     const Shape in = tensor(step.inputs[0]).shape;
     switch (step.kind) {
-        case Kind::mean: return {in.channels, 1, 1};
         case Kind::add: return in;
+        case Kind::mean:
         case Kind::join: {
             int total = 0;
             for (const Run &run : step.runs) total += run.count;
-            return {total, in.height, in.width};
+            if (step.kind == Kind::mean) return {step.runs.empty() ? in.channels : total, 1, 1};
+            return {total, in.height + step.geometry.top + step.geometry.bottom,
+                    in.width + step.geometry.left + step.geometry.right};
         }
+        case Kind::average: channels = in.channels; break;
         default: break;
     }
     if (step.flat) return {channels, 1, 1};

@@ -40,11 +40,11 @@ struct Port {
     size_t bytes() const { return shape.values() * (codes ? 1 : sizeof(float)); }
 };
 
-enum class Kind { quantize, take, layer, add, maximum, mean, join, answer, give };
+enum class Kind { quantize, take, layer, add, maximum, average, mean, join, answer, give };
 
 // Channels of an input of a join, which are the next ones of its output.
 struct Run {
-    int input;  // among the inputs of the step
+    int input;  // among the inputs of the step; -1 for zeros
     int from, count;
 };
 
@@ -58,7 +58,9 @@ struct Step {
     std::string site;                      // the grid of the output
     std::string clamp;                     // the site whose bounds the output keeps; empty for all of a byte
     Geometry geometry;
-    std::vector<Run> runs;  // of a join
+    std::vector<Run> runs;  // of a join, whose geometry is the zeros around it
+    // Of an average: how far beyond the input the places of a window count.
+    int counted_top = 0, counted_left = 0, counted_bottom = 0, counted_right = 0;
     bool flat = false;  // a layer that reads all pixels of its input at once
     bool shown = false;  // whether the output is what the graph calls the codes of its site
 };

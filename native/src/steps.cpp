@@ -210,23 +210,70 @@ void Network::maximum(const Bound &bound, Workspace &work, Workers &workers) {
     });
 }
 
-void Network::mean(const Bound &bound, int child, Workspace &work) {
+// As the reference and onnxruntime do it: sums of float32 in the order of the window, divided by how many count.
+void Network::average(const Bound &bound, int child, Workspace &work, Workers &workers) {
     const Tensor &in = program_.tensors[at(bound.step.inputs[0])], &out = program_.tensors[at(bound.step.output)];
     const int8_t *input = work.tensors[at(bound.step.inputs[0])].data();
-    int8_t *output = work.tensors[at(bound.step.output)].data() + out.first() * out.stride();
-    std::vector<int32_t> sums(at(in.stride()));
-    for (int y = 0; y < in.shape.height; y++) {
-        for (int x = 0; x < in.shape.width; x++) {
-            kernels_.accumulate(sums.data(), input + (in.first() + y * in.row() + x) * in.stride(), sums.size());
-        }
-    }
+    int8_t *output = work.tensors[at(bound.step.output)].data();
+    const Step &step = bound.step;
+    const Geometry &g = step.geometry;
     const Grid grid = bounds(bound, child);
-    const float area = static_cast<float>(in.shape.height * in.shape.width);
-    const float step = grid.scale * area;
-    const float scale = bound.inputs[0]->children[at(child)].scale / step;
-    for (int c = 0; c < in.shape.channels; c++) {
-        output[c] = rounded(static_cast<float>(sums[at(c)]) * scale, static_cast<float>(grid.low),
-                            static_cast<float>(grid.high));
+    const float scale = bound.inputs[0]->children[at(child)].scale;
+    const float low = static_cast<float>(grid.low), high = static_cast<float>(grid.high);
+    const size_t channels = at(in.shape.channels);
+    const int64_t values = static_cast<int64_t>(out.shape.values()) * g.kernel_height * g.kernel_width;
+    // Where of a window both the places `from` to `to` of an axis and its own lie.
+    const auto inside = [](int start, int kernel, int from, int to) {
+        return Range{std::max(start, from), std::min(start + kernel, to)};
+    };
+    every_row(workers, out.shape.height, values, [&](int y) {
+        std::vector<float> sums(channels);
+        const int first_y = y * g.stride_height - g.top;
+        const Range rows = inside(first_y, g.kernel_height, 0, in.shape.height),
+                    counted_rows = inside(first_y, g.kernel_height, -step.counted_top,
+                                          in.shape.height + step.counted_bottom);
+        for (int x = 0; x < out.shape.width; x++) {
+            const int first_x = x * g.stride_width - g.left;
+            const Range columns = inside(first_x, g.kernel_width, 0, in.shape.width),
+                        counted_columns = inside(first_x, g.kernel_width, -step.counted_left,
+                                                 in.shape.width + step.counted_right);
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (int from_y = rows.from; from_y < rows.to; from_y++) {
+                const int8_t *pixel = input + (in.first() + from_y * in.row() + columns.from) * in.stride();
+                for (int from_x = columns.from; from_x < columns.to; from_x++, pixel += in.stride()) {
+                    for (size_t c = 0; c < channels; c++) sums[c] += static_cast<float>(pixel[c]) * scale;
+                }
+            }
+            const int many = (counted_rows.to - counted_rows.from) * (counted_columns.to - counted_columns.from);
+            const float count = static_cast<float>(many);
+            int8_t *to = output + (out.first() + y * out.row() + x) * out.stride();
+            for (size_t c = 0; c < channels; c++) to[c] = rounded(sums[c] / count / grid.scale, low, high);
+        }
+    });
+}
+
+void Network::mean(const Bound &bound, int child, Workspace &work) {
+    const Tensor &out = program_.tensors[at(bound.step.output)];
+    int8_t *output = work.tensors[at(bound.step.output)].data() + out.first() * out.stride();
+    const Grid grid = bounds(bound, child);
+    const std::vector<Run> whole = {{0, 0, out.shape.channels}};
+    for (const Run &run : bound.step.runs.empty() ? whole : bound.step.runs) {
+        const int index = bound.step.inputs[at(run.input)];
+        const Tensor &in = program_.tensors[at(index)];
+        const int8_t *input = work.tensors[at(index)].data() + run.from;
+        std::vector<int32_t> sums(at(run.count));
+        for (int y = 0; y < in.shape.height; y++) {
+            for (int x = 0; x < in.shape.width; x++) {
+                kernels_.accumulate(sums.data(), input + (in.first() + y * in.row() + x) * in.stride(), sums.size());
+            }
+        }
+        const float area = static_cast<float>(in.shape.height * in.shape.width);
+        const float step = grid.scale * area;
+        const float scale = bound.inputs[at(run.input)]->children[at(child)].scale / step;
+        for (int c = 0; c < run.count; c++, output++) {
+            *output = rounded(static_cast<float>(sums[at(c)]) * scale, static_cast<float>(grid.low),
+                              static_cast<float>(grid.high));
+        }
     }
 }
 
@@ -244,18 +291,19 @@ void Network::join(const Bound &bound, int child, Workspace &work) {
     }
     int first = 0;
     for (const Run &run : bound.step.runs) {
+        first += run.count;
+        if (run.input < 0) continue;  // zeros, which every tensor begins with
         const int index = bound.step.inputs[at(run.input)];
         const Tensor &in = program_.tensors[at(index)];
         const int8_t *table = tables[at(run.input)].data() + 128;
-        for (int y = 0; y < out.shape.height; y++) {
+        for (int y = 0; y < in.shape.height; y++) {
             const int8_t *from = work.tensors[at(index)].data() + (in.first() + y * in.row()) * in.stride() + run.from;
-            int8_t *to = work.tensors[at(bound.step.output)].data() + first;
-            to += (out.first() + y * out.row()) * out.stride();
-            for (int x = 0; x < out.shape.width; x++, from += in.stride(), to += out.stride()) {
+            int8_t *to = work.tensors[at(bound.step.output)].data() + first - run.count;
+            to += (out.first() + (y + bound.step.geometry.top) * out.row() + bound.step.geometry.left) * out.stride();
+            for (int x = 0; x < in.shape.width; x++, from += in.stride(), to += out.stride()) {
                 for (int c = 0; c < run.count; c++) to[c] = table[from[c]];
             }
         }
-        first += run.count;
     }
 }
 

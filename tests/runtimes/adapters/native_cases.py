@@ -15,6 +15,7 @@ from emqdeploy.format.emq import Checkpoint, save_checkpoint
 from emqdeploy.graph.reference import CODES_SUFFIX, IntegerReference
 
 from .test_native import CHILDREN, deployed, deployed_model
+from .test_native_windows import Windowed
 
 FAMILIES = ("preact-resnet8", "mobilenet-micro")
 
@@ -101,6 +102,8 @@ def write_cases(path: Path) -> None:
     images = torch.randn(3, 3, 9, 7).clamp(-2, 2)
     branches = deployed_model(Branches(), parse_children(CHILDREN, 8), images)
     networks.append(("branches", branches, images.numpy()[:1]))
+    windows = Windowed((2, 3), 2, 1, counted=True, ceil=True, around=(1, 0, 2, 1, 1, 0), start=1, step=2)
+    networks.append(("windows", deployed_model(windows, parse_children("1,2a4,8", 8), images), images.numpy()[:1]))
     with path.open("wb") as file:
         _number(file, len(networks))
         for name, checkpoint, image in networks:
