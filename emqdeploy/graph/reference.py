@@ -276,8 +276,9 @@ class IntegerReference:
             case "GlobalAveragePool" if isinstance(inputs[0], _Joined):
                 joined = inputs[0]
                 return _MeanOfJoined(joined.values.mean(axis=(2, 3), keepdims=True, dtype=np.float32), joined)
-            case "Concat" if attributes_of(node)["axis"] == 1 and all(isinstance(one, _Quantized) for one in inputs):
-                return _Joined.of(inputs) if inputs[0].codes.ndim == 4 else None
+            case "Concat" if len(inputs) == len(node.input) and all(isinstance(one, _Quantized) for one in inputs):
+                planes = inputs[0].codes.ndim == 4 and attributes_of(node)["axis"] == 1
+                return _Joined.of(inputs) if planes else None
             case "MaxPool" if isinstance(inputs[0], _Quantized):
                 (pooled,) = self._floats.run(node, {node.input[0]: inputs[0].codes.astype(np.float32)})
                 return _Quantized(pooled.astype(np.uint8), inputs[0].scale, inputs[0].zero_point)
