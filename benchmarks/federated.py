@@ -174,7 +174,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         sent, base = (bits_to_reach(one, TARGETS[row["mode"]]) for one in (row, whole))
         widths = [1 + levels.bit_length() if levels else 32 for levels in (row["levels"][0], row["levels"][-1])]
         who = "clients, simulated" if row["mode"] == "simulated" else f"processes, {row['mode']}"
-        cells = [f"{row['processes']} {who}", f"`{row['compress']}`", row["bucket"] or "all", f"{widths[0]}, {widths[1]}"]
+        cells = [f"{row['processes']} {who}", f"`{row['compress']}`", row["bucket"] or "all"]
+        cells += [f"{widths[0]}, {widths[1]}"]
         cells += ["not reached" if sent is None else f"{sent / 1e6:.2f}"]
         cells += ["" if sent is None or base is None else f"{sent / base:.2f}"]
         cells += [f"{row['loss'][-1]:.3f}", f"{row['accuracy']:.1f} %" if "accuracy" in row else ""]
