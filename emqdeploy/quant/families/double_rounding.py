@@ -37,7 +37,7 @@ HIGHEST = 2 ** (MASTER_BITS - 1) - 1
 """The largest magnitude of an 8-bit code."""
 
 DEVIATIONS = 3
-"""The 8-bit codes first reach as far as the mean and so many standard deviations."""
+"""Codes first reach as far as the mean and so many standard deviations."""
 
 NARROWINGS = {"round": torch.round, "floor": torch.floor}
 GRADIENTS = ("even", "authors")
@@ -132,9 +132,7 @@ class DoubleRoundingQuantizer(WeightQuantizer):
         self.step.copy_(self._start(weight))
 
     def _start(self, weight: Tensor) -> Tensor:
-        rows = weight.detach().reshape(len(weight) if self.per_channel else 1, -1)
-        reach = rows.mean(1).abs() + DEVIATIONS * rows.std(1, correction=0)
-        return reach / 2 ** (MASTER_BITS - 1)
+        return reach_of(weight, len(weight) if self.per_channel else 1) / 2 ** (MASTER_BITS - 1)
 
     def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
         """Returns the fake-quantized weights and the numbers that deploy them."""
@@ -180,3 +178,9 @@ class DoubleRoundingQuantizer(WeightQuantizer):
     def _range(self, used: int) -> tuple[int, int]:
         """The smallest and the largest code."""
         return -min(2 ** (used - 1), HIGHEST), 2 ** (used - 1) - 1
+
+
+def reach_of(weight: Tensor, scales: int) -> Tensor:
+    """How far the codes of each scale first reach, in units of the weights."""
+    rows = weight.detach().reshape(scales, -1)
+    return rows.mean(1).abs() + DEVIATIONS * rows.std(1, correction=0)

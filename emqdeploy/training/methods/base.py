@@ -100,7 +100,7 @@ class Method(ABC):
     @classmethod
     def networks(cls, options: Any, common: CommonOptions) -> list[NetworkPlan]:
         """Which children share a network: all of them, and those between come for free where codes nest."""
-        return [NetworkPlan("", common.trained, common.between if common.nested else ())]
+        return [NetworkPlan("", common.trained, common.between if common.nested and common.quantizer.between else ())]
 
     @property
     def apart(self) -> bool:
