@@ -131,7 +131,18 @@ def test_an_energy_source(use: Use, run_directory: str, tmp_path: Path, monkeypa
     (tmp_path / "run/plug/watts").write_text("7.5\n")
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
     monkeypatch.setattr(power, "IDLE_SECONDS", 0.3)
-    quick = ("--bits", "4", "--scenario", "single", "--samples", "50", "--energy-seconds", "0.3", "--json")
+    quick = (
+        "--bits",
+        "4",
+        "--scenario",
+        "single",
+        "--samples",
+        "50",
+        "--energy-seconds",
+        "0.3",
+        "--no-baselines",
+        "--json",
+    )
     (row,) = use("emqdeploy/measuring/energy/plug", run_directory, *quick)["rows"]
     assert (row["energy"]["source"], row["energy"]["power_w"]) == ("plug", pytest.approx(7.5))
     with Meter(ENERGY_SOURCES["plug"](Tree(tmp_path))) as meter:
