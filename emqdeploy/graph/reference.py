@@ -114,9 +114,8 @@ class _Joined(_Float):
 
     @classmethod
     def of(cls, parts: Sequence[_Quantized]) -> _Joined:
-        values, centred = (
-            np.concatenate(every, 1) for every in ([one.floats() for one in parts], [one.centred() for one in parts])
-        )
+        values = np.concatenate([one.floats() for one in parts], 1)
+        centred = np.concatenate([one.centred() for one in parts], 1)
         scales = [np.full(one.codes.shape[1], one.scale, np.float32) for one in parts]
         return cls(values, centred, np.concatenate(scales))
 

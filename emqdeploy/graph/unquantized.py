@@ -40,9 +40,9 @@ def unquantized(skeleton: bytes, network: FrozenNetwork, child: Child) -> bytes:
             grids[node.output[0]] = (node.input[1], node.input[2] if len(node.input) > 2 else "")
             _keep(node, "Identity", node.input[:1])
         elif node.op_type == "Clip" and node.input[0] in grids:
-            scale, zero = grids[node.input[0]]
+            step, zero = grids[node.input[0]]
             for bound in node.input[1:]:
-                values[bound] = (arrays[bound].astype(np.float32) - zeros[zero]) * arrays[scale]
+                values[bound] = (arrays[bound].astype(np.float32) - zeros[zero]) * arrays[step]
     for tensor in model.graph.initializer:
         if tensor.name in values:
             fill_tensor(tensor, np.asarray(values[tensor.name], np.float32))
