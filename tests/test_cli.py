@@ -171,7 +171,7 @@ def test_bench_measures_every_bit_width(run: Run, tmp_path: Path) -> None:
     out, csv = tmp_path / "bench.json", tmp_path / "bench.csv"
     outcome = run(
         *("bench", "--device", "cpu", "--bits", "2,8", "--samples", "20", "--switches", "20", "--energy", "none"),
-        *("--out", str(out), "--csv", str(csv), "--json"),
+        *("--runtime", "onnxruntime", "--out", str(out), "--csv", str(csv), "--json"),
     )
     assert outcome.code == 0
     assert outcome.json["environment"]["cores"] == os.cpu_count()
@@ -200,7 +200,9 @@ def test_a_bench_is_replayed_from_its_data_and_from_its_report(run: Run, tmp_pat
     for file, network in ((data, ()), (page, ("runs/digits-resnet8-001",))):
         again = run("bench", *network, "--replay", str(file), "--json").json
         assert again["settings"] | {"path": None} == first["settings"] | {"path": None}
-        assert [(row["label"], len(row["samples_ms"])) for row in again["rows"]] == [("2 bits", 10), ("8 bits", 10)]
+        rows = [(row["label"], len(row["samples_ms"])) for row in again["rows"]]
+        assert rows == [(row["label"], 10) for row in first["rows"]]
+        assert rows[:2] == [("2 bits", 10), ("8 bits", 10)]
         assert again["started"] > first["started"]
     refused = run("bench", "--replay", str(data), "--bits", "4")
     assert refused.code == 2

@@ -36,7 +36,7 @@ def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
 
 def test_an_output_of_few_characters_gets_their_spelling(tmp_path: Path) -> None:
     """A log in ASCII costs no result: not at a bench's last line, nor at a name in another script."""
-    bench = f"bench {NETWORK} --bits 8 --samples 10 --scenario single --energy none"
+    bench = f"bench {NETWORK} --bits 8 --samples 10 --scenario single --energy none --runtime onnxruntime"
     done = shell(f"PYTHONIOENCODING=ascii {COMMAND} {bench}", tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\| p50 (us|ms) \|", done.stdout)

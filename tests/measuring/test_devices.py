@@ -17,7 +17,6 @@ from emqdeploy.measuring.devices import DEVICES, find_device
 from emqdeploy.measuring.energy import ENERGY_SOURCES
 from emqdeploy.measuring.power import find_source
 from emqdeploy.measuring.settings import BenchSettings
-from emqdeploy.measuring.subjects import default_runtime
 from emqdeploy.measuring.sysfs import Tree
 from emqdeploy.measuring.workbench import SCENARIOS
 from emqdeploy.registry import load_package
@@ -70,7 +69,7 @@ def test_an_rtx_gpu_runs_its_engines_in_tensorrt(
     monkeypatch.setattr(find_adapter("tensorrt"), "why_not", lambda: None)
     device = find_device("auto", Tree(tmp_path))
     assert device.describe() == {"name": "cuda", "model": "NVIDIA RTX A4000", "driver": "570.1"}
-    assert default_runtime(device) == "tensorrt"
+    assert device.runtimes == ("tensorrt",)
     readings = device.readings()
     assert (readings["gpu_frequency_mhz"], readings["temperature_c"]) == (1560, {"gpu": 51})
     assert readings["throttling"] == ["the GPU throttled: power cap", "the GPU throttled: heat"]

@@ -21,7 +21,7 @@ def test_every_recipe_is_a_valid_configuration() -> None:
     """A recipe with a typo would fail at the user's."""
     assert recipe_names() == [
         *("adabits", "adaqat", "any-precision", "any-precision-tuned", "dedicated", "double-rounding"),
-        *("emqnet", "emqnet-paper", "hasb", "truncquant"),
+        *("emqnet", "emqnet-paper", "hasb", "truncquant", "vertical-layers"),
     ]
     for name in recipe_names():
         values, recipe = resolve(name, None, {}).to_dict(), load_recipe(name)
@@ -162,7 +162,7 @@ def test_every_option_has_help_and_a_flag_of_its_own() -> None:
         (
             None,
             {"lsq_step": "channel"},
-            "--lsq-step is an option of quantizer double-rounding and lsq, but",
+            "--lsq-step is an option of quantizer double-rounding, lsq and vertical, but",
         ),
         (
             None,
