@@ -178,21 +178,16 @@ def _train_one(
             run.truncate_metrics(0)
     elif world.leads:  # only now, so that whatever was refused has written nothing
         run.start(write_options(config))
-    competes = start.known and plan.trained != (FLOAT,) and len(material.validation) > 0 and trainer.method.competes
-    if competes and trainer.progress.step == 0:
-        some = images.plain(np.arange(min(START_IMAGES, len(images))))
-        NORM_ADAPTATIONS[config.norm_adaptation](network, _batches(some), network.trained)
-        trainer.weigh_start()
     trainer.fit()
     progress = trainer.progress
     result = TrainResult(out, plan.trained, progress.seconds, progress.sample_passes)
     if not world.leads:
         return result
-    if competes:
+    if start.known and plan.trained != (FLOAT,) and len(material.validation) > 0 and trainer.method.competes:
         some = images.plain(np.arange(min(START_IMAGES, len(images))))
         start_spec = replace(spec, trained=network.quantized)
         begun = rounded(start_spec, start.load, _batches(some), material.validation)
-        if progress.best_epoch < 0 or begun.accuracy > progress.best_accuracy:
+        if begun.accuracy > progress.best_accuracy:
             console.print(ROUNDED, soft_wrap=True)
             return _leave_rounded(begun, run, config, material, result)
     started = time.perf_counter()

@@ -34,7 +34,7 @@ from emqdeploy.training.progress import TrainProgress
 from emqdeploy.training.run import RunDirectory
 from emqdeploy.training.scales import set_rates
 from emqdeploy.training.steps import Step
-from emqdeploy.training.subspaces import SUBSPACES, Fresh
+from emqdeploy.training.subspaces import SUBSPACES, Fresh, Origin
 from emqdeploy.training.tensorboard import TensorBoardLog
 
 READ_EVERY = 16
@@ -111,7 +111,7 @@ class Trainer:
         self.method = METHODS[config.method.name](config.method, setting)
         extra = self.method.parameters()
         own = parameter_groups(network, config.weight_decay, config.lr_scale)
-        self.subspace = SUBSPACES[config.subspace](network, own, config.diversity, fresh, config.seed)
+        self.subspace = SUBSPACES[config.subspace](Origin(network, own, config.diversity, fresh, config.seed))
         groups = [*self.subspace.groups, *extra]
         self.extra: list[Tensor] = [parameter for group in extra for parameter in group["params"]]
         self.extra += self.subspace.ends
@@ -130,12 +130,6 @@ class Trainer:
         self.stopping = False
         self.read_every = READ_EVERY if train.labels.is_cuda else 1
         self.last_save = time.perf_counter()
-
-    def weigh_start(self) -> None:
-        """Lets the weights that training starts from compete with what it makes of them, so that none ends below."""
-        found = accuracy_per_child(self.network, self.validation, self.network.quantized, self.world)
-        self.progress.best_accuracy = sum(found.values()) / len(found)
-        self.best_weights = self._copy_weights()
 
     # --- the loop ---
 

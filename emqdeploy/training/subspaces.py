@@ -12,8 +12,9 @@ the end's share of it, so neither quantizers nor exports know of subspaces.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -40,16 +41,30 @@ Fresh = Callable[[], nn.Module]
 """Makes another network of the same kind, with other random weights."""
 
 
-class Subspace:
-    """A single point, the network itself; the base of the others.
+class Origin(NamedTuple):
+    """What a subspace is made from.
 
-    Args:
+    Attributes:
         network: in training.
         groups: its parameters, as an optimizer takes them.
         diversity: weight of the term that pushes ends apart; None is the usual one.
         fresh: where ends come from that start independently; None where all start from the network's weights, because
             those were trained.
         seed: of the run.
+    """
+
+    network: MultiBitNetwork
+    groups: Sequence[dict[str, Any]]
+    diversity: float | None
+    fresh: Fresh | None
+    seed: int
+
+
+class Subspace:
+    """A single point, the network itself; the base of the others.
+
+    Args:
+        origin: what it is made from.
 
     Attributes:
         groups: what is to be learned instead.
@@ -59,16 +74,9 @@ class Subspace:
     one_master: ClassVar[bool] = True
     """Whether all children have the same weights, so that one file serves them all."""
 
-    def __init__(
-        self,
-        network: MultiBitNetwork,
-        groups: Sequence[dict[str, Any]],
-        diversity: float | None,
-        fresh: Fresh | None,
-        seed: int,
-    ) -> None:
-        self.network = network
-        self.groups = list(groups)
+    def __init__(self, origin: Origin) -> None:
+        self.network = origin.network
+        self.groups = list(origin.groups)
         self.ends: list[Tensor] = []
 
     def draw(self, number: int) -> None:
@@ -99,35 +107,28 @@ SUBSPACES: Registry[type[Subspace]] = Registry("subspace")
 SUBSPACES.register("none")(Subspace)
 
 
-class _Ends(Subspace):
+class _Ends(Subspace, ABC):
     """What all real subspaces share; each says how many ends it has, and their shares in a point."""
 
     count: ClassVar[int] = 2
     independent: ClassVar[bool] = True
     usual_diversity: ClassVar[float] = 1.0
 
-    def __init__(
-        self,
-        network: MultiBitNetwork,
-        groups: Sequence[dict[str, Any]],
-        diversity: float | None,
-        fresh: Fresh | None,
-        seed: int,
-    ) -> None:
-        super().__init__(network, groups, diversity, fresh, seed)
-        if any(isinstance(norm, (PrivateNorm, TransitionalNorm)) for norm in network.norms.values()):
+    def __init__(self, origin: Origin) -> None:
+        super().__init__(origin)
+        if any(isinstance(norm, (PrivateNorm, TransitionalNorm)) for norm in self.network.norms.values()):
             raise UsageError("--subspace needs gains and shifts that all children share; use --norm shared-affine")
-        self.seed = seed
-        self.diversity = self.usual_diversity if diversity is None else diversity
+        self.seed = origin.seed
+        self.diversity = self.usual_diversity if origin.diversity is None else origin.diversity
         mine = [group for group in self.groups if group["name"] in ON_IT]
         self.points: list[Tensor] = [parameter for group in mine for parameter in group["params"]]
-        self.corners = self._corners(fresh)
+        self.corners = self._corners(origin.fresh)
         self.ends = [end for corner in self.corners for end in corner]
         places = {id(point): place for place, point in enumerate(self.points)}
         for group in mine:
             numbers = [places[id(parameter)] for parameter in group["params"]]
             group["params"] = [corner[number] for corner in self.corners for number in numbers]
-        weights = {id(layer.weight) for layer in network.layers.values()}
+        weights = {id(layer.weight) for layer in self.network.layers.values()}
         self.weights = [place for place, point in enumerate(self.points) if id(point) in weights]
         self.drawn = self.shares = self.middle()
 
@@ -141,13 +142,13 @@ class _Ends(Subspace):
                     end.data.copy_(other[names[id(point)]].data)
         return [list(corner) for corner in corners]
 
+    @abstractmethod
     def random_shares(self, random: np.random.Generator) -> tuple[float, ...]:
         """Shares of the ends in a point that is drawn."""
-        raise NotImplementedError
 
+    @abstractmethod
     def middle(self) -> tuple[float, ...]:
         """Shares of the ends in the point that is deployed."""
-        raise NotImplementedError
 
     def draw(self, number: int) -> None:
         """One point for all of a batch."""
@@ -275,23 +276,17 @@ class Precision(_Ends):
     independent = False
     usual_diversity = 0.0
 
-    def __init__(
-        self,
-        network: MultiBitNetwork,
-        groups: Sequence[dict[str, Any]],
-        diversity: float | None,
-        fresh: Fresh | None,
-        seed: int,
-    ) -> None:
-        widths = [child.bits for child in in_order(network.trained) if child != FLOAT]
+    def __init__(self, origin: Origin) -> None:
+        widths = [child.bits for child in in_order(origin.network.trained) if child != FLOAT]
         if len(set(widths)) < 2:
             raise UsageError("--subspace precision is a line from one width to another; give two --bits or more")
         self.lowest, self.highest = min(widths), max(widths)
-        super().__init__(network, groups, diversity, fresh, seed)
-        network.in_use = self.place
+        super().__init__(origin)
+        self.network.in_use = self.place
 
-    def draw(self, number: int) -> None:
-        """The child decides the point."""
+    def random_shares(self, random: np.random.Generator) -> tuple[float, ...]:
+        """The middle: nothing is drawn, for each child decides its point."""
+        return self.middle()
 
     def place(self, child: Child) -> None:
         """Puts the child's point into the network; also called whenever a child is put to use."""

@@ -25,7 +25,7 @@ from emqdeploy.training.api import TrainResult, train
 from emqdeploy.training.methods import Method
 from emqdeploy.training.optimizers import parameter_groups
 from emqdeploy.training.recipes import resolve
-from emqdeploy.training.subspaces import SUBSPACES, Line, Subspace
+from emqdeploy.training.subspaces import SUBSPACES, Line, Origin, Subspace
 
 CHILDREN = parse_children("2,8")
 SPEC = NetworkSpec("resnet8", 4, (1, 8, 8), 2.0, CHILDREN)
@@ -38,7 +38,7 @@ def made(name: str, fresh: bool = True) -> tuple[MultiBitNetwork, Any]:
     network = SPEC.build()
     network.initialise_clips(torch.randn(8, 1, 8, 8))
     groups = parameter_groups(network, 5e-4)
-    return network, SUBSPACES[name](network, groups, None, SPEC.build if fresh else None, 3)
+    return network, SUBSPACES[name](Origin(network, groups, None, SPEC.build if fresh else None, 3))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,19 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emqdeploy.errors import UsageError
-from emqdeploy.format.child import parse_children
 from emqdeploy.format.grid import INTEGER, truncate
-from emqdeploy.graph.reference import IntegerReference, quantized_tensors
-from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.families.base import family_options
 from emqdeploy.quant.families.double_rounding import DoubleRoundingOptions, DoubleRoundingQuantizer
-from emqdeploy.quant.insertion import InsertionConfig
-from emqdeploy.runtimes.adapters.native_runtime import NativeRuntime
-from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
-from emqdeploy.runtimes.native_library import library_path
 
-from ...conftest import deploy
-from ..deployed import assert_deployed
+from ..deployed import assert_deployed, assert_exact_in_runtimes
 
 WIDTHS = range(2, 9)
 
@@ -125,17 +117,7 @@ def test_the_scale_starts_at_three_deviations() -> None:
 @pytest.mark.parametrize(("narrowing", "bits"), [("round", "3,3a4"), ("floor", "2,4,8")])
 def test_runtimes_compute_it_exactly(narrowing: str, bits: str) -> None:
     """No code of onnxruntime or of the native kernels differs from the reference; prefixes serve several widths."""
-    options = DoubleRoundingOptions(narrowing=narrowing)
-    made = deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, parse_children(bits), (), InsertionConfig(options)))
-    checkpoint, images = made.checkpoint, made.images
-    names = quantized_tensors(checkpoint.skeleton)
-    for child in checkpoint.network.children:
-        expected, codes = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child)).run(images)
-        _, found = OnnxRuntime(checkpoint, [child], threads=1, trace=names).run_traced(images)
-        for name in names:
-            np.testing.assert_array_equal(found[name], codes[name])
-        if library_path() is not None:
-            np.testing.assert_array_equal(NativeRuntime(checkpoint, [child], threads=1)(images), expected)
+    assert_exact_in_runtimes(DoubleRoundingOptions(narrowing=narrowing), bits)
 
 
 def test_options() -> None:

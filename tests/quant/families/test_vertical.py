@@ -10,19 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emqdeploy.format.child import parse_children
 from emqdeploy.format.grid import INTEGER, truncate
-from emqdeploy.graph.reference import IntegerReference, quantized_tensors
-from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.families.base import family_options
 from emqdeploy.quant.families.vertical import VerticalOptions, VerticalQuantizer
-from emqdeploy.quant.insertion import InsertionConfig
-from emqdeploy.runtimes.adapters.native_runtime import NativeRuntime
-from emqdeploy.runtimes.adapters.onnx_runtime import OnnxRuntime
-from emqdeploy.runtimes.native_library import library_path
 
-from ...conftest import deploy
-from ..deployed import assert_deployed
+from ..deployed import assert_deployed, assert_exact_in_runtimes
 
 WIDTHS = (2, 4, 6, 8)
 
@@ -90,17 +82,7 @@ def test_each_scale_learns_from_its_own_width() -> None:
 
 def test_runtimes_compute_it_exactly() -> None:
     """One file serves all widths, and no code of onnxruntime or of the native kernels differs from the reference."""
-    children = parse_children("2,4,8")
-    made = deploy(NetworkSpec("resnet8", 10, (1, 8, 8), 2.0, children, (), InsertionConfig(VerticalOptions())))
-    checkpoint, images = made.checkpoint, made.images
-    names = quantized_tensors(checkpoint.skeleton)
-    for child in checkpoint.network.children:
-        expected, codes = IntegerReference(checkpoint.skeleton, checkpoint.network.initializers(child)).run(images)
-        _, found = OnnxRuntime(checkpoint, [child], threads=1, trace=names).run_traced(images)
-        for name in names:
-            np.testing.assert_array_equal(found[name], codes[name])
-        if library_path() is not None:
-            np.testing.assert_array_equal(NativeRuntime(checkpoint, [child], threads=1)(images), expected)
+    assert_exact_in_runtimes(VerticalOptions(), "2,4,8")
 
 
 @pytest.mark.parametrize("step", ["layer", "channel"])
