@@ -25,6 +25,7 @@ _FREE = {
     "html",
     "json_",
     "debug",
+    "tune",
     *(one.argument for one in options_of(Place)),
 }
 """Options that say nothing about what is measured; a path says where the same network lies now."""
@@ -77,7 +78,8 @@ def replay_settings(path: Path, now: BenchSettings, given: set[str], option: str
             f" {option}: emqdeploy bench PATH {option} ..."
         )
     again = {name: getattr(now, name) for name in _FILES if name in given}
-    settings = replace(settings, **again, path=now.path)
+    # What this machine keeps is not forgotten because a result says so.
+    settings = replace(settings, **again, path=now.path, tune=now.tune)
     for name in _names_files(settings):
         if name not in given:
             flag = f"--{name.replace('_', '-')}"

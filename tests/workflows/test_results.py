@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,13 @@ def test_files_are_named_on_the_command_line(name: str, value: str, tmp_path: Pa
         replay_settings(path, HERE, {"replay"})
     now = BenchSettings(path="here", **{name: Path("mine") if name == "data_dir" else "mine"})
     assert getattr(replay_settings(path, now, {"replay", name}), name) == getattr(now, name)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_only_the_command_line_forgets_what_the_machine_keeps(tmp_path: Path, asked: bool) -> None:
+    """Which kernels were fastest is a file of the user's, which a result of somebody else may not have removed."""
+    path = _result(tmp_path, tune=not asked)
+    assert replay_settings(path, replace(HERE, tune=asked), {"replay", "tune"}).tune is asked
 
 
 @pytest.mark.parametrize("option", ["--replay", "--resume"])
