@@ -128,11 +128,11 @@ Lowered Lowering::sliced(const Node &node, Lowered value) {
     Geometry windows;
     for (size_t i = 0; i < starts.size(); i++) {
         const int64_t axis = axes[i], all = axis == 1 ? channels_of(value).count() : axis == 2 ? in.height : in.width;
-        if (axis < 1 || axis > 3 || steps[i] < 1 || steps[i] > all || (axis == 1 && steps[i] != 1)) refuse(node);
+        if (axis < 1 || axis > 3 || steps[i] < 1 || (axis == 1 && steps[i] != 1)) refuse(node);
         const auto place = [&](int64_t at) {
             return static_cast<int>(std::min(std::max(at < 0 ? at + all : at, int64_t{0}), all));
         };
-        const int from = place(starts[i]), to = place(ends[i]), step = static_cast<int>(steps[i]);
+        const int from = place(starts[i]), to = place(ends[i]), step = static_cast<int>(std::min(steps[i], all));
         if (to <= from) throw Failure("the graph has a tensor without values");
         if (axis == 1) value = moved(value, channels_of(value).part(from, to - from), 0);
         const int behind = (to - from - 1) / step * step + from + 1 - static_cast<int>(all);

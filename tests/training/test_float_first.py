@@ -74,8 +74,9 @@ def test_a_resumed_run_ends_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for stop in (3, 27, 28, 40):
         path = tmp_path / f"stopped-{stop}"
 
-        def stopping(self: Trainer, *rest: object, stop: int = stop) -> bool:
-            return steps(self, *rest) or self.progress.step == stop  # type: ignore[arg-type]
+        def stopping(self: Trainer, *rest: object, stop: int = stop) -> None:
+            steps(self, *rest)  # type: ignore[arg-type]
+            self.stopping |= self.progress.step == stop
 
         with monkeypatch.context() as patched:
             patched.setattr(Trainer, "_step", stopping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
@@ -82,6 +82,9 @@ class Windowed(nn.Module):
     around=st.tuples(*[st.integers(0, 2)] * 4, *[st.integers(0, 1)] * 2),
     start=st.integers(0, 1),
     step=st.integers(1, 3),
+)
+@example(  # two rows are left, of which every third is the first
+    kernel=(3, 3), stride=2, padding=0, counted=False, ceil=False, around=(0, 0, 2, 1, 0, 1), start=0, step=3
 )
 def test_drawn_windows_are_exact(kernel: tuple[int, int], padding: int, **drawn: int | bool | tuple[int, ...]) -> None:
     """On every instruction set; with our operators in onnxruntime the answer is the same."""
