@@ -184,11 +184,13 @@ def train_row(about: dict[str, Any], config: TrainConfig) -> tuple[dict[str, Any
         result = train(config, path, console=Console(file=io.StringIO()), report_test=False)
         right = correct(result, config)
         curves = [_curve(file) for file in sorted(path.rglob(METRICS_FILE))]
+        bits = mean_bits(result)
     figures = {
         **about,
         "trained_bits": [child.bits for child in config.trained],
         "accuracy": {bits: round(100 * float(hits.mean()), 3) for bits, hits in right.items()},
         "validation_accuracy": {bits: round(value, 3) for bits, value in by_width(result.accuracy).items()},
+        "mean_bits": bits,
         "sample_passes": result.sample_passes,
         "seconds": round(result.seconds, 2),
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
@@ -197,6 +199,19 @@ def train_row(about: dict[str, Any], config: TrainConfig) -> tuple[dict[str, Any
         "machine": machine(),
     }
     return figures, right
+
+
+def mean_bits(result: TrainResult) -> dict[str, list[float]]:
+    """Bits of a weight and of an activation tensor at each child, over the layers and tensors that children decide."""
+    found = {}
+    for path in result.checkpoints:
+        network = load_checkpoint(path).network
+        free = {name: layer.codes.size for name, layer in network.layers.items() if not layer.pinned}
+        for child in network.children:
+            widths = [child.weights.of(name) for name in free]
+            sites = [site.bits[child] for site in network.sites.values()]
+            found[child.name] = [float(np.average(widths, weights=list(free.values()))), float(np.mean(sites))]
+    return found
 
 
 def correct(result: TrainResult, config: TrainConfig) -> dict[str, NDArray[np.bool_]]:

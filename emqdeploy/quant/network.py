@@ -147,19 +147,28 @@ class MultiBitNetwork(nn.Module):
         """
         for layer in self.layers.values():
             layer.quantizer.start_from(layer.weight.detach())
-        training = self.training
         for site in self.sites.values():
             site.observing = True
-        with torch.no_grad(), self.at(FLOAT):
-            # Batch statistics, as in the first training step; the running ones of a fresh network mean nothing yet.
-            statistics = {name: copy.deepcopy(norm.state_dict()) for name, norm in self.norms.items()}
-            self.train()
+        with torch.no_grad(), self.at(FLOAT), self.by_batch():
             self(images)
-            for name, norm in self.norms.items():
-                norm.load_state_dict(statistics[name])
         for site in self.sites.values():
             site.observing = False
-        self.train(training)
+
+    @contextmanager
+    def by_batch(self) -> Iterator[None]:
+        """Normalizes by the statistics of each batch, as training does; the running ones stay as they were.
+
+        Those of a fresh network mean nothing yet.
+        """
+        training = self.training
+        statistics = {name: copy.deepcopy(norm.state_dict()) for name, norm in self.norms.items()}
+        self.train()
+        try:
+            yield
+        finally:
+            for name, norm in self.norms.items():
+                norm.load_state_dict(statistics[name])
+            self.train(training)
 
     def float_state(self) -> dict[str, Tensor]:
         """Float parameters and shared statistics under the names of the original model, and what quantizers learned."""

@@ -26,6 +26,7 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
+from emqdeploy.training.clips import start_clips
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.distributed import World
@@ -166,7 +167,7 @@ def _train_one(
     network.to(images.labels.device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.initialise_clips(images.plain(np.arange(min(4 * config.batch_size, len(images)))))
+    start_clips(network, images.plain(np.arange(min(4 * config.batch_size, len(images)))), config.clips)
     run = RunDirectory(out, writes=world.leads)
     fresh = None if start.known else partial(spec.build, users_code=True)
     trainer = Trainer(config, network, images, material.validation, len(dataset.classes), run, console, world, fresh)

@@ -20,6 +20,7 @@ from emqdeploy.quant.norms import NORMS
 from emqdeploy.registry import Registry
 from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.children import named_children, read_activation_bits, read_bits, read_children, unseen_children
+from emqdeploy.training.clips import CLIP_CHOICES
 from emqdeploy.training.compression import read_compression
 from emqdeploy.training.norms import NORM_ADAPTATIONS
 from emqdeploy.training.optimizers import OPTIMIZERS, SCHEDULES, WARM_UP
@@ -186,6 +187,12 @@ class CommonOptions(PixelOptions):
         "pin",
         "Depthwise layers: pin (8 bits) or layer (shared statistics).",
         parse=one_of("small-groups", "pin", "layer"),
+    )
+    clips: str | None = _quantization(
+        None,
+        "Where activation clips start: mse, majority (of channels), max, p99.99, p99.9 or p99; by default a quantile"
+        " that depends on the width.",
+        parse=entry(CLIP_CHOICES),
     )
     share_clips: bool = _quantization(True, "Children of one activation width learn their clips together.")
     quantizer: FamilyOptions = field(default_factory=lambda: family_options({"name": "tanh"}))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from emqdeploy.format.child import Child
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
-from emqdeploy.training.posttraining.clips import CLIP_CHOICES, calibrate_clips
+from emqdeploy.training.clips import CLIP_CHOICES, calibrate_clips, start_clips
 
 COARSE = Child("coarse", 8, 3)
 
@@ -78,3 +78,23 @@ def test_channels_are_told_apart_in_a_network(behind: nn.Module) -> None:
         calibrate_clips(network, [torch.randn(64, 3, 10, 10)], choice)
         clips.append(network.sites["_1"].clips()[COARSE])
     assert clips[1] < 0.6 * clips[0]
+
+
+def test_training_starts_from_the_chosen_clips() -> None:
+    """By the statistics of the batch, for a fresh network has no others, and without a trace in the running ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    model[0].weight.data[0] *= 30  # what normalization takes back, but for which all other channels look small
+    images = torch.rand(16, 3, 7, 7)
+    network = insert_quantizers(model, InsertionConfig(keep_8bit=()), (COARSE,), (), 1.0, (3, 7, 7))
+    before = {name: value.clone() for name, value in network.state_dict().items() if "running" in name}
+    starts = {}
+    for choice in (None, "max", "mse"):
+        start_clips(network.train(), images, choice)
+        starts[choice] = [site.clips()[COARSE] for site in network.sites.values() if not site.fixed]
+    seen = torch.relu(model[1].train()(model[0](images))).detach().max()
+    assert starts["max"] == pytest.approx([float(seen)], rel=1e-4)
+    assert starts["mse"][0] < starts["max"][0] != starts[None][0]
+    assert network.training
+    for name, value in before.items():
+        assert torch.equal(network.state_dict()[name], value)

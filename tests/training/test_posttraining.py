@@ -27,8 +27,8 @@ from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.insertion import InsertionConfig, insert_quantizers
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.batches import image_source
+from emqdeploy.training.clips import CLIP_CHOICES, calibrate_clips
 from emqdeploy.training.evaluate import accuracies
-from emqdeploy.training.posttraining.clips import CLIP_CHOICES, calibrate_clips
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.judging import Verdict
 from emqdeploy.training.posttraining.quantize import QuantizeResult, advice, calibrate, calibration_batches, quantize

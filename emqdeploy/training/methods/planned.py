@@ -15,6 +15,7 @@ from emqdeploy.errors import UsageError
 from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.options import option
 from emqdeploy.training.cleaning import CLEANINGS
+from emqdeploy.training.clips import start_clips
 from emqdeploy.training.distillation import DISTILLATIONS, Distillation
 from emqdeploy.training.methods.base import Method, MethodOptions, Setting
 from emqdeploy.training.settings import LABELS, SCHEDULE, CommonOptions, entry
@@ -148,7 +149,7 @@ class Planned(Method):
             for norm in self.setting.network.norms.values():
                 norm.start_from_float()
             few = np.arange(min(4 * self.setting.common.batch_size, len(self.setting.source)))
-            self.setting.network.initialise_clips(self.setting.source.plain(few))
+            start_clips(self.setting.network, self.setting.source.plain(few), self.setting.common.clips)
             self.float_alone = False
 
     def phase(self, epoch: int) -> str:

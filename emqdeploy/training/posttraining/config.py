@@ -20,7 +20,7 @@ from emqdeploy.training.children import (
     read_children,
     unseen_children,
 )
-from emqdeploy.training.posttraining.clips import CLIP_CHOICES
+from emqdeploy.training.clips import CLIP_CHOICES
 from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
 from emqdeploy.training.settings import entry, hold_anywhere, one_of

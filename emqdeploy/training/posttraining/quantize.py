@@ -29,11 +29,11 @@ from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
 from emqdeploy.training.batches import image_source
+from emqdeploy.training.clips import calibrate_clips
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.expectations import class_names
 from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong
 from emqdeploy.training.norms import measure_input_means
-from emqdeploy.training.posttraining.clips import calibrate_clips
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.given import batch_of, calibration_batches, open_given
 from emqdeploy.training.posttraining.judging import (
@@ -203,7 +203,7 @@ def calibrate(
 ) -> FrozenNetwork:
     """Runs the chosen stages in their order on every child of the network, and returns the deployed numbers."""
     EQUALIZATIONS[config.equalization](network)
-    calibrate_clips(network, batches, config.clips)
+    calibrate_clips(network.eval(), batches, config.clips)
     RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, report)
     measure_input_means(network, batches)
     STATISTICS[config.statistics](network, batches, network.known, report)

@@ -127,7 +127,7 @@ def calibrate_clips(network: MultiBitNetwork, batches: list[Tensor], choice: str
     """Sets the clip of every activation tensor, at every child, from what the float network produces.
 
     Args:
-        network: with float weights; evaluated in float.
+        network: with float weights; run in float, in the mode that it is in.
         batches: normalised images.
         choice: a name in `CLIP_CHOICES`.
     """
@@ -144,6 +144,20 @@ def calibrate_clips(network: MultiBitNetwork, batches: list[Tensor], choice: str
         clips = {ends: choose(values, *ends, channels) or _reach(values, *ends) for ends in set(steps.values())}
         for child, ends in steps.items():
             site.set_clip(child, max(clips[ends], SMALLEST_CLIP))
+
+
+def start_clips(network: MultiBitNetwork, images: Tensor, choice: str | None) -> None:
+    """Starts what training learns for activations and quantizers from a batch of normalised images.
+
+    Args:
+        network: in training.
+        images: ``(N, C, H, W)``.
+        choice: a name in `CLIP_CHOICES`; None is a quantile that depends on the width.
+    """
+    network.initialise_clips(images)
+    if choice is not None:
+        with network.by_batch():
+            calibrate_clips(network, [images], choice)
 
 
 def _steps(site: ActivationQuantizer, child: Child) -> tuple[int, int]:
@@ -196,7 +210,7 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, tuple
         network.graph.get_submodule(taps[name]).register_forward_pre_hook(watch(name, site))
         for name, site in network.sites.items()
     ]
-    run_all(network.eval(), batches, (FLOAT,))
+    run_all(network, batches, (FLOAT,))
     for hook in hooks:
         hook.remove()
     return {name: (torch.cat([v for v, _ in parts]), torch.cat([c for _, c in parts])) for name, parts in found.items()}
