@@ -1,22 +1,25 @@
 """The methods of docs/methods.md on CIFAR-10, each beside the plain way at as many passes, as deployed.
 
-ResNet-8, 5,000 training images (a tenth of them validates), ten epochs, activations of 8 bits where the method does not choose
-them, optimizer and schedule of the recipe ``emqnet``, and the float network first unless the method has a course of its
-own. Rows are independent and kept when they are done, so the table can be finished over several sittings: run the same
-command again. The test set of 10,000 images is read once per finished row, by the integer network.
+ResNet-8, 5,000 training images (a tenth of them validates), ten epochs, activations of 8 bits where the method does not
+choose them, optimizer and schedule of the recipe ``emqnet``, and the float network first unless the method has a course
+of its own. Rows are independent and kept when they are done, so the table can be finished over several sittings: run
+the same command again. The test set of 10,000 images is read once per finished row, by the integer network.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.paper_report import Runs, interval, load_rows
+from benchmarks import federated, noisy_labels, subspaces
+from benchmarks.common import RESULTS as KEPT
+from benchmarks.paper_report import Hits, Runs, interval, load_rows
 from benchmarks.paper_table import RESULTS, row_path, store, train_row
 from emqdeploy.files import atomic_write_text
 from emqdeploy.training.recipes import resolve
@@ -25,6 +28,58 @@ BASE: dict[str, Any] = {
     **{"data": "cifar10", "model": "resnet8", "limit": 5000, "epochs": 10},
     **{"threads": 1, "channels_last": True},
 }
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of another script, made from the results that it kept.
+
+    Attributes:
+        title: its heading.
+        text: what was measured, and what its paper reports.
+        lines: of the table.
+    """
+
+    title: str
+    text: str
+    lines: Callable[[], list[str]]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    """Of a file in ``benchmarks/results``."""
+    rows: list[dict[str, Any]] = json.loads((KEPT / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+SECTIONS = (
+    Section(
+        "Wrong labels",
+        "`--clean ensemble` on the embedded digits, some of whose labels were made wrong, those that validate included;"
+        " ResNet-8, three seeds, test accuracy in percent (mean ± half the range), 359 test images"
+        " (`python -m benchmarks.noisy_labels`). The paper (arXiv 2207.10354) makes coresets from the labels that it"
+        " believes; its figures could not be read.",
+        lambda: noisy_labels.table(_rows("noisy_labels")).splitlines(),
+    ),
+    Section(
+        "Coresets from wrong labels",
+        "The same with 60 % of the images left out (`--prune-rate 0.6`), by their error (EL2N) or at random.",
+        lambda: noisy_labels.coreset_table(_rows("noisy_labels")).splitlines(),
+    ),
+    Section(
+        "Subspaces",
+        "`--subspace` on 300 digits, ResNet-8, 1 and 2 bits, 12 epochs, three seeds (`python -m benchmarks.subspaces`)."
+        " The paper (arXiv 2102.10472) reports of float networks that the middle is better than a network that was"
+        " trained alone, and than averaged weights.",
+        lambda: subspaces.table(_rows("subspaces")).splitlines(),
+    ),
+    Section(
+        "Updates of few bits",
+        "`--compress`, ResNet-8 on the digits, 4 bits, one seed; bits are those of the messages that one process sent"
+        " until the training loss was 0.5 (`python -m benchmarks.federated`). The paper (arXiv 2102.04487) reports"
+        " fewer bits to reach an error than with any fixed width.",
+        lambda: federated.table(_rows("federated")).splitlines(),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +104,9 @@ def _family(name: str, bits: int, beside: str | None, claim: str = "", **more: A
 
 
 CPQ_CLAIM = "ResNet-20 on all of CIFAR-10: 7.08 % error at 3 bits, 6.94 % with DropBits"
-SEARCHED = "widths learned; mean bits in the column of the child"
+ROUNDING_CLAIM = "ResNet-18, ImageNet, 8, 4 and 2 bits: 70.7, 70.4 and 66.4 %"
+ALRS = ("quantizer=alrs-fixed", "clips=alrs-fixed")
+COQUANT_CLAIM = "ResNet-18, ImageNet, 8, 6, 4 and 2 bits: 67.9, 67.6, 66.6 and 57.1 %"
 
 ROWS: dict[str, Row] = {
     "tanh, 2 bits": _family("tanh", 2, None),
@@ -63,10 +120,15 @@ ROWS: dict[str, Row] = {
     "tanh, 1 bit": _family("tanh", 1, None),
     "levels, 1 bit": _family("levels", 1, "tanh, 1 bit", levels_assignment="nearest"),
     "DropBits, from 4 bits": Row({"bits": (4,), "quantizer": "cpq"}, "LSQ, 3 bits", "dropbits", CPQ_CLAIM),
-    "AdaQAT, 3 bits": Row({"bits": (8,), "target_bits": (3.0,)}, "tanh, 3 bits", "adaqat", SEARCHED),
+    "AdaQAT, 3 bits": Row({"bits": (8,), "target_bits": (3.0,)}, "tanh, 3 bits", "adaqat"),
     "EMQNet, 8, 4 and 2 bits": Row({"bits": (8, 4, 2)}),
     "Double Rounding, 8, 4 and 2 bits": Row(
-        {"bits": (8, 4, 2), "quantizer": "double-rounding"}, "EMQNet, 8, 4 and 2 bits"
+        {"bits": (8, 4, 2), "quantizer": "double-rounding"}, "EMQNet, 8, 4 and 2 bits", claim=ROUNDING_CLAIM
+    ),
+    "Double Rounding, ALRS": Row(
+        {"bits": (8, 4, 2), "quantizer": "double-rounding", "scale_gradient": "authors", "lr_scale": ALRS},
+        "Double Rounding, 8, 4 and 2 bits",
+        claim=ROUNDING_CLAIM,
     ),
     "vertical layers, 8, 4 and 2 bits": Row(
         {"bits": (8, 4, 2), "quantizer": "vertical", "norm": "private"},
@@ -77,7 +139,7 @@ ROWS: dict[str, Row] = {
         {"bits": (8, 6, 4, 2), "target_bits": (3.0, 4.0), "norm": "transitional"}, "EMQNet, 8, 4 and 2 bits", "hasb"
     ),
     "EMQNet, 8, 2 and 1 bits": Row({"bits": (8, 2, 1)}),
-    "CoQuant, 8, 2 and 1 bits": Row({"bits": (8, 2, 1)}, "EMQNet, 8, 2 and 1 bits", "coquant"),
+    "CoQuant, 8, 2 and 1 bits": Row({"bits": (8, 2, 1)}, "EMQNet, 8, 2 and 1 bits", "coquant", COQUANT_CLAIM),
     "CoQuant, nothing swapped": Row({"bits": (8, 2, 1), "swap": 0.0}, "EMQNet, 8, 2 and 1 bits", "coquant"),
     "CoQuant, the widest teaches": Row({"bits": (8, 2, 1), "teacher": "top"}, "EMQNet, 8, 2 and 1 bits", "coquant"),
 }
@@ -108,50 +170,65 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def page(runs: Runs) -> str:
-    """The table as Markdown."""
+    """The table as Markdown, and those that other scripts made."""
     lines = [
         "# Methods beside the plain way",
         "",
-        "Generated by `python -m benchmarks.methods_table`; [methods.md](../methods.md) says what each row is.",
+        "Generated by `python -m benchmarks.methods_table`; [methods.md](../methods.md) says what each row is, and what"
+        " to make of it.",
         "",
         *(__doc__ or "").split("\n\n", 1)[1].strip().splitlines(),
         "",
-        "Accuracy of the deployed network in percent, mean and range over the seeds. The difference is that of the",
-        "averages, paired by seed, with a 95 % bootstrap over seeds and test images.",
+        "Accuracy of the deployed network in percent, mean and range over the seeds, by child; bits of a weight and of"
+        " an activation where they were learned. The difference is that of the averages over the children that both"
+        " rows have, paired by seed, with a 95 % bootstrap over seeds and test images. Seconds are those of one core,"
+        " beside another run on the other.",
         "",
-        "| row | seeds | accuracy by child | passes | difference | beside | the paper |",
-        "|---|---|---|---|---|---|---|",
+        "| row | seeds | accuracy by child | passes | seconds | difference | beside | the paper |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, entries in runs.items():
         row = ROWS[name]
         passes = f"{entries[0][0]['sample_passes']:,}"
+        seconds = f"{np.mean([figures['seconds'] for figures, _ in entries]):.0f}"
         difference = _difference(runs, name, row.beside) if row.beside in runs else ""
-        cells = (name, len(entries), _children(entries), passes, difference, row.beside or "", row.claim)
+        cells = (name, len(entries), _children(entries), passes, seconds, difference, row.beside or "", row.claim)
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    for section in SECTIONS:
+        lines += ["", f"## {section.title}", "", section.text, "", *section.lines()]
     return "\n".join(lines) + "\n"
 
 
 def _difference(runs: Runs, first: str, second: str) -> str:
-    """Of the averages over the children, in points."""
-    left, right = (
-        {one["seed"]: np.mean(list(hits.values()), 0) for one, hits in runs[name]} for name in (first, second)
-    )
+    """Of the averages over the children of both, or over all where they have none in common, in points."""
+    left, right = ({one["seed"]: _trained(one, hits) for one, hits in runs[name]} for name in (first, second))
     seeds = sorted(left.keys() & right.keys())
     if not seeds:
         return ""
-    gains = np.array([left[seed] - right[seed] for seed in seeds])
-    low, high = interval(gains)
-    return f"{100 * gains.mean():+.2f} ({low:+.2f} to {high:+.2f})"
+    gains = []
+    for seed in seeds:
+        common = left[seed].keys() & right[seed].keys()
+        means = [np.mean([side[name] for name in common or side], 0) for side in (left[seed], right[seed])]
+        gains.append(means[0] - means[1])
+    low, high = interval(np.array(gains))
+    return f"{100 * np.mean(gains):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def _children(entries: Sequence[Any]) -> str:
-    """Accuracy of every child over the seeds, under the name that it has in the first."""
-    by_place = zip(*(list(hits.items()) for _, hits in entries), strict=True)
+def _trained(figures: Mapping[str, Any], hits: Hits) -> Hits:
+    """Without the widths between those that were trained, which come for free with some quantizers only."""
+    return {name: right for name, right in hits.items() if not name.isdigit() or int(name) in figures["trained_bits"]}
+
+
+def _children(entries: Sequence[tuple[dict[str, Any], Hits]]) -> str:
+    """Accuracy of every child over the seeds, under the names that it has there."""
+    by_place = zip(*([*_trained(*entry)] for entry in entries), strict=True)
     said = []
-    for place in by_place:
-        values = [100 * float(right.mean()) for _, right in place]
+    for names in by_place:
+        values = [100 * float(hits[name].mean()) for name, (_, hits) in zip(names, entries, strict=True)]
+        bits = [figures["mean_bits"][name] for name, (figures, _) in zip(names, entries, strict=True)]
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-        said.append(f"{' / '.join(dict.fromkeys(name for name, _ in place))}: {np.mean(values):.1f}{spread}")
+        learned = "" if names[0].isdigit() else f", {' and '.join(f'{mean:.2f}' for mean in np.mean(bits, 0))} bits"
+        said.append(f"{' / '.join(dict.fromkeys(names))}: {np.mean(values):.1f}{spread}{learned}")
     return "; ".join(said)
 
 
