@@ -35,6 +35,9 @@ from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_switch
 PROBES = 8
 """Random vectors by which the traces are estimated."""
 
+FLATTEST = 0.01
+"""The least curvature of a layer in the search, as a share of the largest."""
+
 STREAM = 0x4A5B
 """The number of the random stream of drawn widths."""
 
@@ -155,10 +158,13 @@ class Hasb(Planned):
     def _costs(self, widths: Sequence[int]) -> NDArray[np.float64]:
         """Mean trace times squared weight error, ``(layers, widths)``."""
         rows = []
+        top = max(self.traces.values())
         for name in self.setting.network.switchable:
             layer = self.setting.network.layers[name]
             errors = [(layer.quantizer.value(layer.weight, bits) - layer.weight).square().sum() for bits in widths]
-            rows.append([max(self.traces[name], 0.0) * float(error) for error in errors])
+            # An estimate may be negative. Such a layer is flat, but its errors still tell its widths apart.
+            trace = max(self.traces[name], FLATTEST * top) if top > 0 else 1.0
+            rows.append([trace * float(error) for error in errors])
         return np.array(rows)
 
     def state(self) -> dict[str, Any]:

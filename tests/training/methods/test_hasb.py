@@ -158,6 +158,11 @@ def test_layers_draw_widths_and_the_search_leaves_children(method: list[Hasb], t
         widths = [checkpoint.network.find(f"mean{target}").weights.of(layer) for layer in layers]
         assert target - 2 / len(layers) < np.mean(widths) <= target
     assert result.wrong is None
+    # Estimates on a batch may be negative: errors of weights still ask for the bits that there are.
+    for traces in (dict.fromkeys(layers, -1.0), dict.fromkeys(layers, -1.0) | {layers[0]: 2.0}):
+        one.traces = traces
+        found = allocate(one._costs((2, 4, 8)), (2, 4, 8), 4 * len(layers))
+        assert 4 * len(layers) - 2 <= sum(found) <= 4 * len(layers)
 
 
 @pytest.mark.parametrize(
