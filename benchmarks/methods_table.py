@@ -1,9 +1,9 @@
 """The methods of docs/methods.md on CIFAR-10, each beside the plain way at as many passes, as deployed.
 
-ResNet-8, 4,000 training images (a tenth of them validates), eight epochs, activations of 8 bits where the method does not
-choose them, optimizer and schedule of the recipe ``emqnet``, and the float network first unless the method has a course
-of its own. Rows are independent and kept when they are done, so the table can be finished over several sittings: run
-the same command again. The test set of 10,000 images is read once per finished row, by the integer network.
+ResNet-8, 4,000 training images (a tenth of them validates), eight epochs, activations of 8 bits where the method does
+not choose them, optimizer and schedule of the recipe ``emqnet``, and the float network first unless the method has a
+course of its own. Rows are independent and kept when they are done, so the table can be finished over several sittings:
+run the same command again. The test set of 10,000 images is read once per finished row, by the integer network.
 """
 
 from __future__ import annotations
