@@ -1,8 +1,9 @@
 """What widths per layer are worth after training: mixed children beside uniform ones of the same size.
 
-ResNet-20 for CIFAR-10 with trained weights (``--weights``, by the names of Yerlan Idelbayev's PyTorch networks) is
-quantized to 2..8 bits without training, and `emqdeploy mix` makes a child as large as each uniform one, by each order
-of steps. Accuracies are those of onnxruntime, which computes the deployed integers, on the same test images.
+A trained network (``--weights``; ResNet-20 and ResNet-56 for CIFAR-10 are here, by the names of Yerlan Idelbayev's
+PyTorch networks) is quantized to 2..8 bits without training, and `emqdeploy mix` makes a child as large as each uniform
+one, by each order of steps. Decisions are those of onnxruntime, which computes the deployed integers, on the same test
+images; what is right says the label or, with ``--agree``, the float network.
 
 Every file and every row is kept as it is made; a second run goes on where the first one stopped.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,34 +20,32 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.brought import public_name
 from benchmarks.common import arguments, write
-from emqdeploy.data import Dataset, Preprocessing, load_dataset
-from emqdeploy.format.card import DataSource
+from emqdeploy.data import Dataset
 from emqdeploy.format.child import Child, in_order
 from emqdeploy.format.emq import load_checkpoint, read_card
 from emqdeploy.options import names, numbers
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes.base import open_runtime
-from emqdeploy.runtimes.test_images import TestSet, limited
-from emqdeploy.training.deployment import make_card, write_checkpoint
-from emqdeploy.training.fidelity import build_both
 from emqdeploy.training.mixing.descent import DESCENTS
 from emqdeploy.training.posttraining.config import QuantizeConfig
+from emqdeploy.training.posttraining.given import open_given
 from emqdeploy.training.posttraining.judging import Verdict, percent_right, verdict
-from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
+from emqdeploy.training.posttraining.quantize import quantize
 from emqdeploy.training.pretrained import load_pretrained
 from emqdeploy.workflows.mixing.budgets import read_budgets
 from emqdeploy.workflows.mixing.mix import mix
 from emqdeploy.workflows.mixing.settings import MixSettings
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WIDTHS = range(2, 9)
+WIDTHS = tuple(range(2, 9))
 MIXED_AT = (3, 4, 5, 6)
 """Uniform widths whose size a mix is given."""
 
-BATCH = 100
+BATCH = 20
 
 
 class Block(nn.Module):
@@ -98,21 +96,7 @@ def resnet56(num_classes: int) -> ResNet:
     return ResNet(9, num_classes)
 
 
-def quantized(path: Path, options: Any, dataset: Dataset) -> None:
-    """Writes the file with the uniform children."""
-    pre, children = dataset.preprocessing, in_order(Child.of(bits) for bits in WIDTHS)
-    spec = NetworkSpec(options.model, len(dataset.classes), pre.shape, pre.input_range, children)
-    load = partial(load_pretrained, path=options.weights, fresh_head=False)
-    model, network = build_both(spec, load, users_code=True)
-    model.eval()
-    network.eval()
-    config = QuantizeConfig(options.weights, options.model, "cifar10", reconstruction=options.reconstruct)
-    frozen = calibrate(network, calibration_batches(dataset, config.images, config.seed), config, print)
-    card = make_card(spec, dataset, DataSource("cifar10"), children, {}, {}, config.to_dict(), {})
-    write_checkpoint(path, network, frozen, card)
-
-
-def answers(path: Path, names: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
+def answers(path: Path, names: Sequence[str], images: NDArray[np.float32]) -> dict[str, NDArray[np.int64]]:
     """What children of a file decide, ``(N,)`` each."""
     checkpoint, found = load_checkpoint(path), {}
     with open_runtime(checkpoint, "onnxruntime", children=[names[0]]) as runtime:
@@ -123,12 +107,28 @@ def answers(path: Path, names: Sequence[str], images: np.ndarray) -> dict[str, n
     return found
 
 
+@torch.inference_mode()
+def float_answers(config: QuantizeConfig, images: NDArray[np.float32]) -> NDArray[np.int64]:
+    """What the float network decides, ``(N,)``."""
+    given, dataset = open_given(config)
+    pre = dataset.preprocessing
+    shape = (pre.channels, pre.height, pre.width)
+    spec = NetworkSpec(given.model, given.classes, shape, pre.input_range, in_order(map(Child.of, WIDTHS)))
+    network = spec.build(partial(load_pretrained, path=config.weights, fresh_head=False), users_code=True).eval()
+    parts = [network(torch.from_numpy(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
+    return torch.cat(parts).argmax(1).numpy()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__, "mixed_precision")
     parser.add_argument("--weights", type=Path, required=True, help="of the float network")
-    parser.add_argument("--model", default="benchmarks.mixed_precision:resnet20")
+    parser.add_argument("--model", default="benchmarks.mixed_precision:resnet20", help="as emqdeploy quantize takes it")
+    parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--mean", default="0.485,0.456,0.406")
+    parser.add_argument("--std", default="0.229,0.224,0.225")
+    parser.add_argument("--agree", action="store_true", help="the float network is right, whatever the labels say")
     parser.add_argument("--images", type=int, default=256, help="training images of the search")
     parser.add_argument("--test-images", type=int, default=4000)
     parser.add_argument("--reconstruct", default="none", help="as emqdeploy quantize takes it")
@@ -138,31 +138,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--work", type=Path, required=True, help="folder of the files; what lies there is not made again"
     )
     options = parser.parse_args(argv)
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    dataset = load_dataset("cifar10", options.data_dir)
-    seen = replace(dataset.preprocessing, mean=MEAN, std=STD)
-    dataset = load_dataset("cifar10", options.data_dir, pixels=seen)
-    base = options.work / "uniform.emq"
+    config = QuantizeConfig(
+        options.weights, options.model, options.data, WIDTHS, data_dir=options.data_dir, mean=options.mean,
+        std=options.std, images=options.images, reconstruction=options.reconstruct, unlabelled=options.agree,
+    )  # fmt: skip
+    base = options.work / "uniform" / "checkpoint.emq"
     if not base.exists():
-        quantized(base, options, dataset)
+        quantize(config, base.parent, print, threads=1)
     searches: dict[str, Mapping[str, Any]] = {}
     for descent in names(options.descents):
         kept = options.work / f"{descent}.json"
         if not kept.exists():
             settings = MixSettings(
-                base, read_budgets(",".join(f"size={bits}bits" for bits in options.at)), data="cifar10",
-                data_dir=options.data_dir, images=options.images, test_images=BATCH, points=2, descent=descent,
+                base, read_budgets(",".join(f"size={bits}bits" for bits in options.at)), data=options.data,
+                data_dir=options.data_dir, images=options.images, test_images=100, points=2, descent=descent,
                 out=options.work / f"{descent}.emq", plot=options.work / descent, model=options.model, threads=1,
             )  # fmt: skip
             kept.write_text(json.dumps(mix(settings, print)))
         searches[descent] = json.loads(kept.read_text())
-    test = limited(
-        TestSet("cifar10", dataset.test, tuple(dataset.classes)), 200 if options.quick else options.test_images
-    )
-    images, labels = Preprocessing.normalize(seen, test.split.images[:]), np.asarray(test.split.labels)
-    uniform = [str(bits) for bits in WIDTHS]
+    dataset: Dataset = open_given(config)[1]
+    count = min(len(dataset.test), 200 if options.quick else options.test_images)
+    images = dataset.preprocessing.normalize(dataset.test.images[:count])
+    right = float_answers(config, images) if options.agree else np.asarray(dataset.test.labels[:count])
     started = time.perf_counter()
+    uniform = [str(bits) for bits in WIDTHS]
     decided = {("uniform", name): found for name, found in answers(base, uniform, images).items()}
     for descent, search in searches.items():
         mixed = [row["name"] for row in search["children"]]
@@ -180,14 +179,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "at_bits": bits,
                 "size_bytes": said["costs"]["size"],
                 "snr_db": said["snr_db"],
-                "accuracy": round(percent_right(found, labels), 3),
-                "gained": None if way == "uniform" else _gained(verdict(found, beside, labels, 0)),
+                "accuracy": round(percent_right(found, right), 3),
+                "gained": None if way == "uniform" else _gained(verdict(found, beside, right, 0)),
                 "weights": said["weights"],
             }
         )
     write(
-        options.json, "mixed_precision", options.quick, rows, model=options.model.partition(":")[2], data="cifar10",
-        reconstruct=options.reconstruct, images=options.images, test_images=len(labels),
+        options.json, "mixed_precision", options.quick, rows, model=public_name(options.model),
+        data=options.data.partition(":")[0], agree=options.agree, reconstruct=options.reconstruct,
+        images=options.images, test_images=count,
         search_seconds={descent: search["seconds"] for descent, search in searches.items()},
         measuring_seconds=round(time.perf_counter() - started, 1), file_bytes=base.stat().st_size,
         read_bytes={child.name: size for child, size in read_card(base)[1].items()},

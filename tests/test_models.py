@@ -175,6 +175,13 @@ def test_a_module_that_is_not_there() -> None:
         create_model("no_such_module:net", 5, 1, 8)
 
 
+def test_timm_with_a_colon_is_told_the_slash() -> None:
+    """``timm:NAME`` is what people write who know ``pkg.module:function``."""
+    trust("timm:resnet18d")
+    with pytest.raises(UsageError, match="name a function of it, or timm/resnet18d for timm's network of that name"):
+        create_model("timm:resnet18d", 5, 3, 32)
+
+
 def test_torchvision_loads_in_a_fresh_process() -> None:
     """Imported first or after our repair, torchvision gives models and data sets."""
     code = (

@@ -80,7 +80,8 @@ def build_users(name: str, num_classes: int, in_channels: int, image_size: int) 
         with _working_directory_first():
             function = getattr(importlib.import_module(module_name), function_name)
     except AttributeError as error:
-        raise UsageError(f"module {module_name} has no {function_name!r}; name a function of it") from error
+        slash = f", or {TIMM}{function_name} for timm's network of that name" if f"{module_name}/" == TIMM else ""
+        raise UsageError(f"module {module_name} has no {function_name!r}; name a function of it{slash}") from error
     except Exception as error:
         raise UsageError(
             f"cannot import {module_name!r}: {_first_line(error)}; name a model as pkg.module:function, importable from"

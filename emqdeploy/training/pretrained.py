@@ -16,6 +16,9 @@ from emqdeploy.training.weights_file import State, read_states
 QUANTIZER = "quantizer"
 """Submodule of a layer, see `emqdeploy.quant.layers.QuantLayer`."""
 
+COUNTER = "num_batches_tracked"
+"""What a normalization counts, and nobody needs."""
+
 _WRAPPERS = frozenset(("module", "_orig_mod"))
 """What parallel and compiled models put before every name: it says nothing about which weights these are."""
 
@@ -71,7 +74,8 @@ class Pretrained:
         """Finds the weights of a model in a file.
 
         Wrapping (``state_dict``, ``model``, ...) and whatever stands before all names (``module.``, ``backbone.``, ...)
-        is taken off. A last layer by another name is taken for the model's.
+        is taken off. A last layer by another name is taken for the model's. Where no name is known at all, tensors of
+        the model's shapes in the model's order are taken for its own, and a note says so.
 
         Args:
             model: freshly created.
@@ -85,7 +89,9 @@ class Pretrained:
         """
         wanted = model.state_dict()
         states = read_states(path)
-        entries = _entries(states, wanted, path, type(model).__name__)
+        entries = _entries(states, wanted)
+        if not entries:
+            return _in_order(states, model, path)
         chosen = _choose(entries, entry, path)
         others = [one for one in entries if one is not chosen]
         state = states[chosen.group]
@@ -185,7 +191,32 @@ def _rename_head(model: nn.Module, found: State, unused: State) -> list[str]:
     return [f"the last layer is {layer!r} there and {mine!r} here"]
 
 
-def _entries(states: dict[tuple[str, ...], State], wanted: State, path: Path, kind: str) -> list[_Entry]:
+def _in_order(states: dict[tuple[str, ...], State], model: nn.Module, path: Path) -> Pretrained:
+    """The weights of the same network under other names: every tensor of the right shape, one after the other."""
+    wanted, head, kind = model.state_dict(), _head(model), type(model).__name__
+    mine = [name for name in wanted if not name.endswith(COUNTER)]
+    for state in states.values():
+        theirs = [name for name in state if not name.endswith(COUNTER)]
+        pairs = [(name, state[other]) for name, other in zip(mine, theirs, strict=False)]
+        if len(mine) == len(theirs) and all(
+            tensor.shape == wanted[name].shape or (name in head and _other_classes(tensor, wanted[name]))
+            for name, tensor in pairs
+        ):
+            found = {name: _plain(tensor, name, path) for name, tensor in pairs}
+            note = (
+                f"none of the names in {path} is one of {kind}, but its {len(mine)} tensors have the shapes of"
+                f" {kind}'s in the same order and were taken so, {theirs[0]!r} as {mine[0]!r}: see that the float"
+                " accuracy is what you know"
+            )
+            return Pretrained(path, found, "", (note,))
+    first = next(iter(next(iter(states.values()))))
+    raise EmqError(
+        f"{path} holds no tensor by a name of {kind}: its first is {first!r}, and {kind} begins with"
+        f" {next(iter(wanted))!r}; choose the --model that the weights were trained for"
+    )
+
+
+def _entries(states: dict[tuple[str, ...], State], wanted: State) -> list[_Entry]:
     """All that a file holds of tensors by a model's names, but for prefixes that match by accident."""
     entries: list[_Entry] = []
     for group, state in states.items():
@@ -198,13 +229,7 @@ def _entries(states: dict[tuple[str, ...], State], wanted: State, path: Path, ki
             if all(names.isdisjoint(behind[one.prefix]) for one in entries if one.group == group):
                 parts = [part for part in (*group, *prefix.split(".")) if part and part not in _WRAPPERS]
                 entries.append(_Entry(".".join(parts), group, prefix, len(names)))
-    if not entries:
-        first = next(iter(next(iter(states.values()))))
-        raise EmqError(
-            f"{path} holds no tensor by a name of {kind}: its first is {first!r}, and {kind} begins with"
-            f" {next(iter(wanted))!r}; choose the --model that the weights were trained for"
-        )
-    most = max(one.matched for one in entries)
+    most = max((one.matched for one in entries), default=0)
     return [one for one in entries if 2 * one.matched > most]
 
 
@@ -242,7 +267,7 @@ def _check(found: State, wanted: State, head: list[str], path: Path, model: nn.M
     for name, tensor in wanted.items():
         stored = found.get(name)
         if stored is None:
-            if name.endswith("num_batches_tracked"):  # old files lack it, and nothing needs it
+            if name.endswith(COUNTER):  # old files lack it, and nothing needs it
                 continue
             raise EmqError(f"{path} lacks {name!r}, which {kind} needs; {advice}")
         if stored.shape != tensor.shape:

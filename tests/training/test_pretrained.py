@@ -20,7 +20,7 @@ from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.models import create_model
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.training import weights_file
-from emqdeploy.training.pretrained import load_pretrained
+from emqdeploy.training.pretrained import Pretrained, load_pretrained
 
 State = dict[str, Tensor]
 
@@ -344,3 +344,19 @@ def test_learned_steps_in_a_run_s_weights_are_left_out(tmp_path: Path) -> None:
     path = safetensors_file({**STATE, "stage1.0.conv1.quantizer.step": torch.ones(2, 1)}, tmp_path / "latent")
     model = network()
     assert load_pretrained(model, path) == [f"loaded {len(STATE)} of {len(STATE)} tensors from {path}"]
+
+
+def test_other_names_in_the_same_order(tmp_path: Path) -> None:
+    """The same network by another author: tensors are taken one after the other, which is said; not out of order."""
+    renamed = {f"_part{index}.{name.rpartition('.')[2]}": tensor for index, (name, tensor) in enumerate(STATE.items())}
+    model, path = network(), tmp_path / "w.pth"
+    torch.save(renamed, path)
+    notes = load_pretrained(model, path)
+    for name, tensor in model.state_dict().items():
+        assert "num_batches" in name or torch.equal(tensor, STATE[name])
+    assert "were taken so, '_part0.weight' as 'conv1.weight'" in notes[1]
+    assert Pretrained.find(network(classes=3), path).classes(model) == 10
+    backwards = dict(reversed(renamed.items()))
+    torch.save(backwards, path)
+    with pytest.raises(EmqError, match="holds no tensor by a name of SmallResNet"):
+        load_pretrained(network(), path)
