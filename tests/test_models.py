@@ -178,7 +178,7 @@ def test_a_module_that_is_not_there() -> None:
 def test_timm_with_a_colon_is_told_the_slash() -> None:
     """``timm:NAME`` is what people write who know ``pkg.module:function``."""
     trust("timm:resnet18d")
-    with pytest.raises(UsageError, match="name a function of it, or timm/resnet18d for timm's network of that name"):
+    with pytest.raises(UsageError, match="write timm/resnet18d for its network of that name"):
         create_model("timm:resnet18d", 5, 3, 32)
 
 

@@ -76,12 +76,15 @@ def check_trusted(name: str) -> None:
 def build_users(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Imports ``pkg.module:function``, from the working directory too, and calls it with what its signature takes."""
     module_name, _, function_name = name.partition(":")
+    if f"{module_name}/" == TIMM:
+        raise UsageError(
+            f"{name} would be a function of timm; write {TIMM}{function_name} for its network of that name"
+        )
     try:
         with _working_directory_first():
             function = getattr(importlib.import_module(module_name), function_name)
     except AttributeError as error:
-        slash = f", or {TIMM}{function_name} for timm's network of that name" if f"{module_name}/" == TIMM else ""
-        raise UsageError(f"module {module_name} has no {function_name!r}; name a function of it{slash}") from error
+        raise UsageError(f"module {module_name} has no {function_name!r}; name a function of it") from error
     except Exception as error:
         raise UsageError(
             f"cannot import {module_name!r}: {_first_line(error)}; name a model as pkg.module:function, importable from"
