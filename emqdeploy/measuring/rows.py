@@ -5,7 +5,7 @@ Writing makes plain values of them, reading checks types and bounds. A value tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -15,7 +15,7 @@ from emqdeploy.errors import UsageError
 from emqdeploy.format.bundle import Role
 from emqdeploy.format.card import Finite, Name, Percent, Record, Size, Text, WidthsRecord, convert
 from emqdeploy.format.child import Child
-from emqdeploy.format.precision import LayerPrecision
+from emqdeploy.format.precision import FLOAT32, INT8, LayerPrecision
 
 Amount = Annotated[float, Meta(ge=0, le=1e15)]
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -200,6 +200,11 @@ class Switch(Record, frozen=True, kw_only=True):
         """Returns plain values for JSON."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         return values
+
+
+def compared_with(rows: Sequence[BenchRow]) -> list[str]:
+    """What the speed of rows is compared with: onnxruntime's int8 and float32, as far as they were timed."""
+    return [name for name in (INT8, FLOAT32) if any(name in row.times_as_fast for row in rows)]
 
 
 def rows_of(result: Mapping[str, Any]) -> list[BenchRow]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emqdeploy.files import atomic_write_text
+from emqdeploy.format.precision import FLOAT32, INT8
 from emqdeploy.measuring.rows import rows_of
 
 _FORMULA = ("=", "+", "-", "@")
@@ -23,8 +24,9 @@ def save_csv(path: Path, result: dict[str, Any]) -> None:
     energies = ("energy_mj_per_inference", "idle_power_w", "power_w", "source", "rail")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    ratios = ("ratio_to_first", *(f"times_as_fast_as_{name}" for name in (INT8, FLOAT32)))
     names = [f"latency_ms_{name}" if name != "samples" else name for name in latencies]
-    writer.writerow([*head, "weights", "activations", *plain, *names, "ratio_to_first", *costs, *energies, "disturbed"])
+    writer.writerow([*head, "weights", "activations", *plain, *names, *ratios, *costs, *energies, "disturbed"])
     for row in rows_of(result):
         writer.writerow(
             _plain(cell)
@@ -36,7 +38,10 @@ def save_csv(path: Path, result: dict[str, Any]) -> None:
                 ),
                 *(getattr(row, key) for key in plain),
                 *(getattr(row.latency_ms, key, None) for key in latencies),
-                None if row.ratio_to_first is None else row.ratio_to_first.ratio,
+                *(
+                    getattr(ratio, "ratio", None)
+                    for ratio in (row.ratio_to_first, *map(row.times_as_fast.get, (INT8, FLOAT32)))
+                ),
                 *(getattr(row, key) for key in costs),
                 *(getattr(row.energy, key) for key in energies),
                 "; ".join(row.disturbed),

@@ -7,8 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from emqdeploy.format.bundle import BASELINE
-from emqdeploy.format.precision import FLOAT32, INT8
-from emqdeploy.measuring.rows import BenchRow, Ratio, rows_of
+from emqdeploy.format.precision import INT8
+from emqdeploy.measuring.rows import BenchRow, Ratio, compared_with, rows_of
 from emqdeploy.report.fitting import table
 from emqdeploy.report.units import MISSING, milliseconds, of_bytes, of_times, percent, size
 
@@ -22,7 +22,7 @@ def bench_parts(result: dict[str, Any]) -> list[Table | str]:
 def _speed(result: dict[str, Any], rows: list[BenchRow]) -> Table:
     source = result["source"]
     images = "" if source["images"] is None else f", accuracy on {source['images']} test images"
-    bases = [name for name in (INT8, FLOAT32) if any(name in row.times_as_fast for row in rows)]
+    bases = compared_with(rows)
     shown = ("p50", "p99") if bases else ("p50", "p90", "p99")
     unit = of_times([getattr(row.latency_ms, key, None) for row in rows for key in shown])
     runtimes = dict.fromkeys(row.runtime for row in rows if row.kind != BASELINE)

@@ -216,6 +216,20 @@ def places(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
         yield from places(value[key], *path, key)
 
 
+def test_speed_is_compared_with_what_was_timed(result: dict[str, Any]) -> None:
+    """With onnxruntime's int8 and float32 where they ran, else with the first row."""
+    result = copy.deepcopy(result)
+    assert "the ratio is to the first row" in (page := render(result))
+    assert "ratio of p50" in page
+    for row, ratio in zip(result["rows"], (2.25, 1.5), strict=False):
+        row["times_as_fast"] = {"int8": {"ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1}}
+    page = render(result)
+    assert "2.25<small>2.15 to 2.35</small>" in page
+    assert "of the same network in onnxruntime as int8" in page
+    assert "as fast as float32" not in page
+    assert "ratio of p50" not in page
+
+
 def test_whatever_is_left_out_is_refused_or_shown(result: dict[str, Any]) -> None:
     """A result that others wrote may lack anything: the reader says so, or the page does without."""
     slim = copy.deepcopy(result)

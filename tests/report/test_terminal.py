@@ -353,6 +353,17 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     assert rows[0]["accuracy_drop"] == "-0.5"
 
 
+def test_csv_says_how_many_times_as_fast(tmp_path: Path) -> None:
+    """As onnxruntime's int8 and float32, where they were timed."""
+    result = json.loads(RESULT.read_text())
+    result["rows"][1]["times_as_fast"] = {"int8": {"ratio": 1.4, "low": 1.3, "high": 1.5}}
+    save_csv(tmp_path / "bench.csv", result)
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["times_as_fast_as_int8"] for row in rows[:3]] == ["", "1.4", ""]
+    assert {row["times_as_fast_as_float32"] for row in rows} == {""}
+
+
 def test_csv_says_what_a_child_is(tmp_path: Path) -> None:
     """Widths as numbers, a map as JSON; one line per row."""
     result = json.loads(RESULT.read_text())

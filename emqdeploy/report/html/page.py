@@ -9,7 +9,7 @@ from typing import Any
 
 from emqdeploy.files import atomic_write_text
 from emqdeploy.format.bundle import CHILD
-from emqdeploy.measuring.rows import BenchRow, rows_of, switches_of
+from emqdeploy.measuring.rows import BenchRow, compared_with, rows_of, switches_of
 from emqdeploy.report.findings import cautions, findings
 from emqdeploy.report.html import charts, tables, timelines
 from emqdeploy.report.html.shell import advice, caution, figure, findings_list, heading, section, shell, table, tiles
@@ -37,7 +37,7 @@ def render(result: dict[str, Any]) -> str:
     body = "".join(
         [
             _fronts(rows, source["images"]),
-            section("All figures", "Accuracy and p50 with their 95 % intervals; the ratio is to the first row, taken "
+            section("All figures", f"Accuracy and p50 with their 95 % intervals; {_about_ratios(rows)}, taken "
                     "in turns. Memory and load: in a fresh process. * disturbed.", tables.results(result, rows)),
             _latency(result, rows),
             _switching(result, rows),
@@ -53,6 +53,14 @@ def render(result: dict[str, Any]) -> str:
         ]
     )  # fmt: skip
     return shell(f"emqdeploy {title}", header, body, result)
+
+
+def _about_ratios(rows: Sequence[BenchRow]) -> str:
+    """What the ratios of the table are to."""
+    bases = compared_with(rows)
+    if not bases:
+        return "the ratio is to the first row"
+    return f"as fast as: how many times, of the same network in onnxruntime as {' and '.join(bases)}"
 
 
 def _tiles(row: BenchRow, images: int | None) -> list[tuple[str, str]]:

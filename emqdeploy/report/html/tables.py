@@ -8,7 +8,7 @@ from typing import Any
 
 from emqdeploy.format.card import WidthsRecord
 from emqdeploy.format.child import Widths
-from emqdeploy.measuring.rows import BenchRow
+from emqdeploy.measuring.rows import BenchRow, Ratio, compared_with
 from emqdeploy.report.html.shell import facts, table
 from emqdeploy.report.html.words import colour_of, duration, energy, percent, size, widths
 from emqdeploy.report.recommendation import accuracy_interval
@@ -19,16 +19,20 @@ _NONE = '<span class="lead">-</span>'
 def results(result: dict[str, Any], rows: Sequence[BenchRow]) -> str:
     """Every row with everything that was measured of it."""
     switching = {row["label"]: row for row in result["scenarios"].get("switch", {}).get("rows", [])}
+    bases = compared_with(rows)
+    ratios = [f"as fast as {name}" for name in bases] or ["ratio of p50"]
     columns = (
-        "", "weights", "activations", "accuracy", "drop", "p50", "p90", "p99", "ratio of p50", "size", "memory",
+        "", "weights", "activations", "accuracy", "drop", "p50", "p90", "p99", *ratios, "size", "memory",
         "load", "switch", "first output", "energy / image", "stored as", "computed as",
     )  # fmt: skip
     images = result["source"]["images"]
-    return table(columns, (_cells(row, switching.get(row.label, {}), images) for row in rows), (0, 15, 16))
+    text = (0, len(columns) - 2, len(columns) - 1)
+    return table(columns, (_cells(row, switching.get(row.label, {}), images, bases) for row in rows), text)
 
 
-def _cells(row: BenchRow, switched: Mapping[str, Any], images: int | None) -> list[str]:
-    latency, ratio = row.latency_ms, row.ratio_to_first
+def _cells(row: BenchRow, switched: Mapping[str, Any], images: int | None, bases: Sequence[str]) -> list[str]:
+    latency = row.latency_ms
+    ratios = [row.times_as_fast.get(name) for name in bases] or [row.ratio_to_first]
     p50 = _or_none(getattr(latency, "p50", None), duration)
     if latency and latency.interval:
         p50 += f"<small>{duration(latency.interval.low)} to {duration(latency.interval.high)}</small>"
@@ -44,7 +48,7 @@ def _cells(row: BenchRow, switched: Mapping[str, Any], images: int | None) -> li
         _or_none(row.accuracy_drop, lambda value: f"{value:.2f}"),
         p50,
         *(_or_none(getattr(latency, key, None), duration) for key in ("p90", "p99")),
-        _NONE if ratio is None else f"{ratio.ratio:.3f}<small>{ratio.low:.3f} to {ratio.high:.3f}</small>",
+        *(_ratio(one, 2 if bases else 3) for one in ratios),
         _or_none(row.size_bytes, size),
         _or_none(row.rss_bytes, size),
         _or_none(row.load_ms, duration),
@@ -53,6 +57,14 @@ def _cells(row: BenchRow, switched: Mapping[str, Any], images: int | None) -> li
         escape(row.stored_as or "-"),
         escape(row.computed_as or "-"),
     ]
+
+
+def _ratio(ratio: Ratio | None, digits: int) -> str:
+    """A ratio and its interval."""
+    if ratio is None:
+        return _NONE
+    value, low, high = (f"{number:.{digits}f}" for number in (ratio.ratio, ratio.low, ratio.high))
+    return f"{value}<small>{low} to {high}</small>"
 
 
 def _widths(value: WidthsRecord | None) -> str:

@@ -79,6 +79,7 @@ def summary(row: BenchRow) -> str:
         if latency.interval:
             low, high = latency.interval.low, latency.interval.high
             lines.append(f"95 % interval of p50: {duration(low)} to {duration(high)}")
+    lines += [f"{ratio.ratio:.2f} times as fast as {name}" for name, ratio in row.times_as_fast.items()]
     if row.size_bytes is not None:
         lines.append(f"size {size(row.size_bytes)}")
     if row.energy.energy_mj_per_inference is not None:
