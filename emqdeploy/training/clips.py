@@ -195,8 +195,9 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, tuple
             x = (x if site.ceiling is None else x.clamp(max=site.ceiling)).float()
             rows = _rows(x, windows[name]) if name in windows else x.reshape(-1, 1)
             count = max(1, SAMPLE // (len(batches) * rows.shape[1]))
-            places = torch.arange(len(rows))
-            if len(rows) > count:
+            if len(rows) <= count:
+                places = torch.arange(len(rows))
+            else:
                 # The largest value is always among them: nothing else says how far the tensor reaches.
                 places = torch.randint(len(rows), (count,), generator=random)
                 places[0] = rows.abs().amax(1).argmax()

@@ -1,4 +1,4 @@
-"""Keeps the memory of one training step for the next one."""
+"""Keeps the memory of one training step, or batch, for the next one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,20 @@ def keep_freed_memory() -> bool:
     Returns:
         whether there is such a C library here; elsewhere nothing changes.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return False
+    libc = _glibc()
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, _GROWTH))
-    return all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
+    return libc is not None and all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def return_freed_memory() -> None:
+    """Returns what was kept and is not in use: between two kinds of work, whose blocks have other sizes."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

@@ -29,7 +29,7 @@ from emqdeploy.training.pretrained import Pretrained
 from emqdeploy.training.published import is_published, published_weights
 from emqdeploy.training.weights_file import check_no_program
 
-BATCH, BATCH_PIXELS = 128, 2**20
+BATCH, BATCH_PIXELS = 128, 2**19
 """Images and pixels of a batch at most."""
 
 STATISTICS_IMAGES = 256

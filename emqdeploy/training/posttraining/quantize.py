@@ -33,6 +33,7 @@ from emqdeploy.training.clips import calibrate_clips
 from emqdeploy.training.deployment import make_card, write_checkpoint
 from emqdeploy.training.expectations import class_names
 from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong
+from emqdeploy.training.memory import keep_freed_memory, return_freed_memory
 from emqdeploy.training.norms import measure_input_means
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.given import batch_of, calibration_batches, open_given
@@ -47,7 +48,7 @@ from emqdeploy.training.posttraining.judging import (
     why_implausible,
 )
 from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS, LearnedWeights
-from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS
+from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS, few_of
 from emqdeploy.training.posttraining.suspects import what_would_help
 from emqdeploy.training.run import RunDirectory
 
@@ -108,6 +109,7 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     if (out / CHECKPOINT_FILE).exists():
         raise UsageError(f"{out} already holds a checkpoint; choose another --out")
     torch.manual_seed(config.seed)
+    keep_freed_memory()
     given, dataset = open_given(config)
     pre, children = dataset.preprocessing, in_order(config.stored)
     torch.set_num_threads(threads or useful_threads(pre.height))
@@ -144,9 +146,11 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
             helps = what_would_help(model, dataset, test, batch_of(pre))
             raise EmqError(doubt if helps is None else f"{doubt}; tried on a few: {helps}")
     started = time.perf_counter()
+    return_freed_memory()
     report(f"calibrating {len(children)} children on {images} training images")
     frozen = calibrate(network, batches, config, report)
     seconds = time.perf_counter() - started
+    return_freed_memory()
     report(f"decisions of {len(children)} children on {len(dataset.test)} test images")
     deployed = {child: deployed_reference(network, frozen, child) for child in children}
     found = answers(deployed, test, batch_of(pre), report)
@@ -205,7 +209,7 @@ def calibrate(
     EQUALIZATIONS[config.equalization](network)
     calibrate_clips(network.eval(), batches, config.clips)
     RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, report)
-    measure_input_means(network, batches)
+    measure_input_means(network, list(few_of(batches)))
     STATISTICS[config.statistics](network, batches, network.known, report)
     return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches, report)
 

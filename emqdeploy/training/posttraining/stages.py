@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,10 +21,21 @@ from emqdeploy.quant.families.base import EqualizedQuantizer, PinnedQuantizer
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.watching import hooked
 from emqdeploy.registry import Registry
+from emqdeploy.training.memory import return_freed_memory
 from emqdeploy.training.norms import plain_averages, run_all
 
 EQUALIZED_PEAK = 2.0**-6
 """Largest weight of an equalized channel: `tanh` is straight there to 1e-4, so codes are evenly spaced in weight."""
+
+FEW_IMAGES = 64
+"""That are enough for one number a layer or a child."""
+
+
+def few_of(batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    """As many batches as make up `FEW_IMAGES`."""
+    before = accumulate(map(len, batches), initial=0)
+    return [batch for batch, seen in zip(batches, before, strict=False) if seen < FEW_IMAGES]
+
 
 Equalization = Callable[[MultiBitNetwork], None]
 EQUALIZATIONS: Registry[Equalization] = Registry("equalization")
@@ -133,21 +145,24 @@ def correct_means(
     The layers are corrected in the order in which they run, all in one pass: what a layer lacks is added to its output
     before the next one reads it.
 
-    A child that this takes further from the float network keeps its biases. Some networks make much of an exact zero,
-    as of padding whose keys are normalized, and a corrected zero is none.
+    A child that this takes further from the float network, as the first images tell, keeps its biases. Some networks
+    make much of an exact zero, as of padding whose keys are normalized, and a corrected zero is none.
     """
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
     floats = [_float_means(network, images) for images in batches]
     for child in paced(frozen.children, "biases of children", report):
+        return_freed_memory()
         deployed = deployed_reference(network, frozen, child).to(batches[0].device)
         total = {name: torch.zeros(len(layer.biases[child])) for name, layer in frozen.layers.items()}
         before = after = 0.0
-        for images, (wanted, logits) in zip(batches, floats, strict=True):
+        compared = len(few_of(batches))
+        for place, (images, (wanted, logits)) in enumerate(zip(batches, floats, strict=True)):
             shifts, corrected = _run_shifted(deployed, network.layers, images, wanted)
             for name, shift in shifts.items():
                 total[name] += shift.cpu()
-            before += float((deployed(images) - logits).square().sum())
-            after += float((corrected - logits).square().sum())
+            if place < compared:
+                before += float((deployed(images) - logits).square().sum())
+                after += float((corrected - logits).square().sum())
         if after > before:
             continue
         for name, shift in total.items():
