@@ -23,6 +23,8 @@ Bits = NDArray[np.float64]
 
 WEIGHTS, ACTIVATIONS = "weights", "activations"
 
+LATENCY = "latency"
+
 LARGEST_LOSS = 1.0
 """A difference of the loss counts up to this: one that is not finite says as much."""
 
@@ -40,10 +42,11 @@ MEMORY = 0.8
 
 
 class Sizes(NamedTuple):
-    """Weights and multiplications of every layer, ``(layers,)``."""
+    """Weights and multiplications of every layer, ``(layers,)``; the share of all time that its widths 0..8 save."""
 
     counts: NDArray[np.float64]
     macs: NDArray[np.float64]
+    savings: NDArray[np.float64] = np.zeros((0, MASTER_BITS + 1))
 
 
 BitCost = Callable[[Sizes, Bits, Bits], float]
@@ -68,6 +71,13 @@ def stored_size(sizes: Sizes, weights: Bits, activations: Bits) -> float:
 def bit_operations(sizes: Sizes, weights: Bits, activations: Bits) -> float:
     """Multiplications times weight width times activation width (the paper's)."""
     return float(sizes.macs @ (weights * activations) / sizes.macs.sum()) / MASTER_BITS**2
+
+
+@BIT_COSTS.register(LATENCY)
+def time_taken(sizes: Sizes, weights: Bits, activations: Bits) -> float:
+    """Time in the native kernels, where it was measured; activations do not count, for their widths were not varied."""
+    widths = range(MASTER_BITS + 1)
+    return 1 - sum(float(np.interp(bits, widths, row)) for bits, row in zip(weights, sizes.savings, strict=True))
 
 
 @dataclass

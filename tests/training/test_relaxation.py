@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from emqdeploy.format.child import Child
 from emqdeploy.training.relaxation import BIT_COSTS, Group, Relaxation, Sizes
 
-SIZES = Sizes(np.array([10.0, 40.0, 90.0]), np.array([900.0, 400.0, 100.0]))
+SHARES = np.array([[0.5], [0.3], [0.2]])
+SIZES = Sizes(np.array([10.0, 40.0, 90.0]), np.array([900.0, 400.0, 100.0]), SHARES * (1 - np.arange(9) / 8))
 LAYERS = ("a", "b", "c")
 
 

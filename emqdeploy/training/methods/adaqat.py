@@ -13,7 +13,9 @@ width moves.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,11 @@ from emqdeploy.format.child import ACTIVATION_BITS, FLOAT, Child
 from emqdeploy.options import option
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.watching import multiplications
+from emqdeploy.training.latencies import MEASURE, read_savings
 from emqdeploy.training.methods.base import METHODS, Setting
 from emqdeploy.training.methods.learned import LEARNED, LearnedOptions, LearnsWidths, start_of
 from emqdeploy.training.norms import undisturbed
-from emqdeploy.training.relaxation import BIT_COSTS, Relaxation, Sizes
+from emqdeploy.training.relaxation import BIT_COSTS, LATENCY, Relaxation, Sizes
 from emqdeploy.training.settings import CommonOptions, entry
 from emqdeploy.training.steps import Indices, Step
 from emqdeploy.training.targets import PANEL, TARGET_BITS, Targets, check_targets, read_targets
@@ -45,7 +48,16 @@ class AdaQATOptions(LearnedOptions):
     target_bits: Targets = option((), TARGET_BITS, panel=PANEL, parse=read_targets)
     per_layer: bool = option(False, "Learn widths of every layer, not one pair for all.", panel=PANEL)
     cost_weight: float = option(0.15, "What widths cost, in units of the loss.", panel=PANEL, least=0)
-    bit_cost: str = option("bitops", "Their cost: bits, size or bitops.", panel=PANEL, parse=entry(BIT_COSTS))
+    bit_cost: str = option(
+        "bitops", "Their cost: bits, size, bitops, or latency (needs --latencies).", panel=PANEL, parse=entry(BIT_COSTS)
+    )
+    latencies: str | None = option(
+        None,
+        "What narrower layers save where the network will run: what `emqdeploy mix --budget latency=100% --json`"
+        " printed there.",
+        panel=PANEL,
+        parse=os.path.abspath,
+    )
     probe_every: int = option(5, "Steps between comparisons of widths.", panel=PANEL, least=1)
     bit_rate: float = option(
         500.0, "Bits that a constant gradient of 1 moves a width in the whole search.", panel=PANEL, least=0
@@ -67,6 +79,10 @@ class AdaQATOptions(LearnedOptions):
             raise UsageError(
                 f"--least-bits is {self.least_bits}; allowed: {least} to {most} with this quantizer and --bits"
             )
+        if (self.bit_cost == LATENCY) != (self.latencies is not None):
+            raise UsageError(
+                f"--bit-cost latency and --latencies FILE belong together; leave both out, or measure with: {MEASURE}"
+            )
         if len(self.target_bits) > 1:
             raise UsageError("--method adaqat learns one child; give --target-bits one width")
         least, most = max(self.least_bits, ACTIVATION_BITS[0]), max(most, start.activations.default)
@@ -83,9 +99,12 @@ class AdaQAT(LearnsWidths):
     def __init__(self, options: AdaQATOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         network, updates = setting.network, max(self.search_steps // options.probe_every, 1)
+        sizes = sizes_of(network, setting.source.plain(np.arange(min(2, len(setting.source)))))
+        if options.latencies is not None:
+            sizes = sizes._replace(savings=read_savings(Path(options.latencies), network.switchable))
         self.relaxation = Relaxation(
             network.switchable,
-            sizes_of(network, setting.source.plain(np.arange(min(2, len(setting.source))))),
+            sizes,
             self.child,
             options.least_bits,
             options.per_layer,

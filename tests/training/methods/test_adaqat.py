@@ -81,6 +81,20 @@ def test_a_run_continues_exactly(
     assert (tmp_path / "run" / name).read_bytes() == (whole.run / name).read_bytes()
 
 
+def test_a_target_of_latency_takes_what_was_measured(small: Any, tmp_path: Path) -> None:
+    """One layer alone is faster at fewer bits: per layer, it alone is narrowed, as far as the target asks."""
+    names = small.network.switchable
+    rows = [{"name": name, "saves": {"latency": {"2": 6.0 if name == "stage2.0.conv2" else 0.0}}} for name in names]
+    (tmp_path / "times.json").write_text(json.dumps({"whole": {"latency": 10.0}, "layers": rows}))
+    result = adaqat(
+        tmp_path / "run",
+        **{"bit_cost": "latency", "latencies": tmp_path / "times.json", "per_layer": True, "target_bits": "4"},
+    )
+    (child,) = load_checkpoint(result.checkpoints[0]).network.children
+    assert child.weights.of("stage2.0.conv2") <= 4
+    assert all(child.weights.of(name) == 8 for name in names if name != "stage2.0.conv2")
+
+
 def test_a_clip_and_the_statistics_go_with_the_child(small: Any) -> None:
     """One clip per tensor whatever its width, as PACT has it; other children keep theirs."""
     spec = small.spec.__class__(**{**vars(small.spec), "trained": (Child("learned", 8, 8),), "unseen": ()})
@@ -132,6 +146,8 @@ def test_layers_are_counted(small: Any) -> None:
         ({"target_bits": "9"}, "--target-bits is 9; allowed: 2 to 8, from --least-bits to the widest"),
         ({"target_bits": "1.5"}, "--target-bits is 1.5; allowed: 2 to 8"),
         ({"target_bits": "3,4"}, "--method adaqat learns one child; give --target-bits one width"),
+        ({"bit_cost": "latency"}, "--bit-cost latency and --latencies FILE belong together"),
+        ({"latencies": "times.json"}, "--bit-cost latency and --latencies FILE belong together"),
         ({"least_bits": 9}, "--least-bits is 9; allowed: 1 to 8 with this quantizer and --bits"),
         (
             {"quantizer": "lsq", "bits": "8"},
@@ -141,7 +157,7 @@ def test_layers_are_counted(small: Any) -> None:
         ({"bits": "float"}, "--bits has 'float'"),
         ({"bits": "32"}, "--method adaqat needs a child to begin with, for example --bits 8"),
         ({"distill": "cached"}, "--distill cached needs several children, --method adaqat trains one"),
-        ({"bit_cost": "joules"}, "unknown bit cost 'joules'; known: bitops, bits, size"),
+        ({"bit_cost": "joules"}, "unknown bit cost 'joules'; known: bitops, bits, latency, size"),
         ({"search_share": 1.0}, "--search-share is 1.0; allowed: 0 up to, not including, 1"),
     ],
 )
