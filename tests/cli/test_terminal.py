@@ -43,8 +43,9 @@ def on_terminal(folder: Path, *arguments: str) -> list[str]:
     ("command", "words"),
     [
         ("verify --bits 2,8 --images 8", ("verdict", "ok", "same class", "differing codes")),
+        ("bench --bits 2,8 --samples 20 --energy none", ("accuracy", "p50 µs", "p99", "size")),
         (
-            "bench --bits 2,8 --samples 20 --energy none",
+            "bench --bits 2,8 --samples 20 --energy none --runtime onnxruntime",
             ("accuracy", "p50 µs", "p99", "ratio of p50 [95 %]", "size"),
         ),
         ("export --bits 2,8", ("file", "size", "differing codes", "agreement 100.0 %")),

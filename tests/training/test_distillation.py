@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
+from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
+from emqdeploy.training.api import train
 from emqdeploy.training.distillation import DISTILLATIONS, CachedDistillation, Distillation
+from emqdeploy.training.recipes import resolve
 
 ONE, TWO, FOUR, TOP = map(Child.of, (1, 2, 4, 8))
 LABELS, INDICES = torch.tensor([0, 1]), torch.tensor([5, 2])
@@ -79,3 +87,36 @@ def test_cache_survives_saving() -> None:
     other.restore(target.state())
     assert isinstance(other, CachedDistillation)
     torch.testing.assert_close(other.losses(TWO, LOW, LABELS, INDICES), target.losses(TWO, LOW, LABELS, INDICES))
+
+
+def test_distillation_may_begin_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``--distill-from 0.5`` labels alone are learned from in the first half of a run, and not in the other."""
+    seen: list[Child] = []
+    losses = DISTILLATIONS["cached"].losses
+
+    def note(self: Distillation, child: Child, *arguments: Any) -> torch.Tensor:
+        seen.append(child)
+        return losses(self, child, *arguments)
+
+    monkeypatch.setattr(DISTILLATIONS["cached"], "losses", note)
+    given = {"bits": "8,2", "limit": 64, "batch_size": 16, "epochs": 4, "float_first": 0.0}
+    calls = []
+    for share in (0.0, 0.5):
+        seen.clear()
+        config = resolve(None, None, {**given, "distill": "cached", "distill_from": share})
+        train(config, tmp_path / str(share), console=Console(file=io.StringIO()))
+        calls.append(len(seen))
+    assert calls[1] * 2 == calls[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"distill_from": 0.5}, "--distill-from says when --distill begins; add --distill cached, soft or recursive"),
+        ({"distill": "cached", "distill_from": 1.0}, "--distill-from is 1.0; allowed: 0 up to, not including, 1"),
+    ],
+)
+def test_a_late_beginning_needs_something_that_begins(values: dict[str, Any], sentence: str) -> None:
+    """One sentence each."""
+    with pytest.raises(UsageError, match=sentence):
+        resolve(None, None, values)

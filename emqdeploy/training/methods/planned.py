@@ -40,6 +40,10 @@ class PlannedOptions(MethodOptions):
     distill_weight: float = option(
         1.0, "Share of the other child's opinion in the target, 0 to 1.", panel=SCHEDULE, least=0
     )
+    distill_from: float = option(
+        0.0, "Share of the run after which children learn from one another; labels alone before.", panel=SCHEDULE,
+        least=0
+    )  # fmt: skip
     clean: str = option(
         "none",
         "What is done about wrong labels: none, or ensemble (what the network said before decides which to believe).",
@@ -59,6 +63,10 @@ class PlannedOptions(MethodOptions):
         super().__post_init__()
         if self.distill_weight > 1:
             raise UsageError(f"--distill-weight is {self.distill_weight}; allowed: 0 to 1")
+        if not self.distill_from < 1:
+            raise UsageError(f"--distill-from is {self.distill_from}; allowed: 0 up to, not including, 1")
+        if self.distill_from and self.distill == "none":
+            raise UsageError("--distill-from says when --distill begins; add --distill cached, soft or recursive")
         if self.float_first is not None and not 0 <= self.float_first < 1:
             raise UsageError(f"--float-first is {self.float_first}; allowed: 0 up to, not including, 1")
         if DISTILLATIONS[self.distill].needs_one_batch and not STEP_PLANS[self.step_plan].one_batch:
@@ -92,6 +100,7 @@ class Planned(Method):
         smoothing = setting.common.label_smoothing
         self.distillation = DISTILLATIONS[options.distill](*about, source.labels.device, smoothing)
         self.cleaning = CLEANINGS[options.clean](source.labels, setting.classes)
+        self.share = 0.0
 
     def subsets(self, epoch: int) -> Mapping[Child, Indices]:
         """The images of every child in an epoch that begins."""
@@ -164,14 +173,14 @@ class Planned(Method):
         """Hands over to the children where that is between epochs, and tells the distillation."""
         if self._float_share(epoch) == 0:
             self._hand_over()
-        share = epoch / self.setting.common.epochs
-        self.distillation.start_epoch(share)
-        self.cleaning.start_epoch(share)
+        self.share = epoch / self.setting.common.epochs
+        self.distillation.start_epoch(self.share)
+        self.cleaning.start_epoch(self.share)
         self.setting.run.save_verdicts(self.cleaning.verdicts())
 
     def losses(self, child: Child, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Loss per image, of the labels and of what other children said; before those train, of the labels alone."""
-        alone = child == FLOAT and FLOAT not in self.everything
+        alone = (child == FLOAT and FLOAT not in self.everything) or self.share < self.options.distill_from
         of_labels = partial(Distillation.losses, self.distillation) if alone else self.distillation.losses
         return self.cleaning.losses(of_labels(child, logits, labels, indices), logits, indices)
 
@@ -188,10 +197,10 @@ class Planned(Method):
     def state(self) -> dict[str, Any]:
         """What distillation and cleaning remember."""
         remembered = {"distillation": self.distillation.state(), "cleaning": self.cleaning.state()}
-        return {**remembered, "float_alone": self.float_alone}
+        return {**remembered, "float_alone": self.float_alone, "share": self.share}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.distillation.restore(state["distillation"])
         self.cleaning.restore(state["cleaning"])
-        self.float_alone = state["float_alone"]
+        self.float_alone, self.share = state["float_alone"], state["share"]
