@@ -36,7 +36,7 @@ class ServeSettings:
         "prefer=accuracy", "Budgets: latency_p50 .. latency_p99, energy, power, temperature, memory, accuracy."
     )
     bits: str | None = option(None, "Children: 2,4,8 or 2-8, 2a4, a name, or all.")
-    runtime: str = option("onnxruntime", "onnxruntime, openvino, tensorrt or torch.")
+    runtime: str = option("onnxruntime", "onnxruntime, native, openvino, tensorrt or torch.")
     threads: int | None = option(None, "Fix the threads; the policy chooses by default.", least=1)
     fps: float | None = option(None, "Images a second at most; as fast as it goes by default.")
     watch: bool = option(False, "Wait for files that arrive, until Ctrl-C.")
