@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emqdeploy.data.geometry import Box
 from emqdeploy.registry import Registry
+from emqdeploy.training.rand_augment import rand_augment
 
 BatchFunction = Callable[[Tensor, torch.Generator], Tensor]
 """``(images (N, C, H, W), random) -> images`` of the same shape, on their device; ``random`` is on the CPU."""
@@ -87,6 +88,21 @@ def resized_crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
     return flip(parts, random)
 
 
+def crop_flip_and_change(images: Tensor, random: torch.Generator) -> Tensor:
+    """RandAugment after the crops and mirrors of CIFAR; returns float."""
+    return rand_augment(crop_and_flip(images, random), random)
+
+
+def resized_crop_flip_and_change(images: Tensor, random: torch.Generator) -> Tensor:
+    """RandAugment after the crops and mirrors of ImageNet; returns float."""
+    return rand_augment(resized_crop_and_flip(images, random), random)
+
+
+def flip_and_change(images: Tensor, random: torch.Generator) -> Tensor:
+    """RandAugment after mirrors; returns float."""
+    return rand_augment(flip(images, random), random)
+
+
 def random_box(width: int, height: int, random: np.random.Generator) -> Box:
     """Draws a part of a picture: 8 to 100 % of its area, 3:4 to 4:3; its middle where none of ten draws fits."""
     for _ in range(10):
@@ -115,3 +131,7 @@ AUGMENTATIONS.register("flip")(Augmentation(flip))
 AUGMENTATIONS.register("shift1")(Augmentation(shift_one))
 AUGMENTATIONS.register("crop-flip")(Augmentation(crop_and_flip))
 AUGMENTATIONS.register("resized-crop-flip")(Augmentation(resized_crop_and_flip, random_box, flip))
+AUGMENTATIONS.register("crop-flip-rand")(Augmentation(crop_flip_and_change))
+AUGMENTATIONS.register("resized-crop-flip-rand")(
+    Augmentation(resized_crop_flip_and_change, random_box, flip_and_change)
+)

@@ -16,6 +16,7 @@ from emqdeploy.training.batches import BatchRequest, ImageSource
 from emqdeploy.training.distributed import Part, PartStatistics, SharedMoments, World
 from emqdeploy.training.forward import forward_of
 from emqdeploy.training.methods import Method
+from emqdeploy.training.mixup import mixed
 from emqdeploy.training.scales import child_scale
 from emqdeploy.training.settings import CommonOptions
 from emqdeploy.training.steps import Step
@@ -92,9 +93,10 @@ class Passes:
         if self.statistics:
             self.statistics.begin()
         for part, batch in zip(parts, images, strict=True):
+            batch, labels = self._examples(part, batch)
             for place, child in enumerate(step.children):
                 with self.moments.active(part.share > 0) if self.moments else nullcontext():
-                    loss, logits = self._pass(child, part, batch, weight(child))
+                    loss, logits = self._pass(child, part, batch, labels, weight(child))
                 losses[place] += loss
                 if remembering and part.share:
                     said[place].append((logits, self._features))
@@ -111,11 +113,19 @@ class Passes:
     def _features(self) -> Tensor | None:
         return None if self.method.features is None else self.method.features.latest
 
-    def _pass(self, child: Child, part: Part, images: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def _examples(self, part: Part, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees and should say: images, and labels ``(B,)`` or odds ``(B, classes)``."""
+        labels = self.source.labels[torch.from_numpy(part.indices).to(images.device)]
+        if self.common.mixup == 0 or len(labels) == 0:
+            return images, labels
+        seed = (self.common.seed, *map(int, part.indices[:8]))
+        return mixed(images, labels, self.classes, self.common.mixup, seed)
+
+    def _pass(self, child: Child, part: Part, images: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         indices = torch.from_numpy(part.indices).to(images.device)
         self.subspace.place(child)
         logits = self.forward(child, images).float()
-        loss = self.method.losses(child, logits, self.source.labels[indices], indices).mean()
+        loss = self.method.losses(child, logits, labels, indices).mean()
         cost = self.method.cost(child)
         loss = (loss if cost is None else loss + cost) * part.share
         (loss * (weight / self.common.accumulate)).backward()

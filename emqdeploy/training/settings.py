@@ -161,6 +161,10 @@ class CommonOptions(PixelOptions):
     augment: str | None = _schedule(
         None, "Augmentation by name; the data set's own by default.", parse=entry(AUGMENTATIONS)
     )
+    mixup: float = _schedule(
+        0.0, "Train on sums of two images and of their labels, in shares of Beta(X, X); 0 is none, 0.2 is usual.",
+        least=0
+    )  # fmt: skip
     validate_every: int | None = _schedule(
         None, "Epochs between validations; by default as often as a full epoch over all images.", least=1
     )

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from emqdeploy.training.augment import AUGMENTATIONS, random_box
+from emqdeploy.training.rand_augment import CHANGES
 
 
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
@@ -94,3 +95,27 @@ def test_resized_crops_of_a_batch_match_pillow() -> None:
         )
         found = result[index, 0].flip(1) if mirrored[index, 0, 0, 0] else result[index, 0]
         np.testing.assert_allclose(found.numpy(), expected, atol=1.0)
+
+
+@pytest.mark.parametrize("number", range(len(CHANGES)))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_change_of_rand_augment_keeps_the_range(number: int, channels: int) -> None:
+    """Pixels stay in 0..255, images apart: what one becomes does not depend on its neighbours in the batch."""
+    images = torch.rand(4, channels, 16, 16, generator=torch.Generator().manual_seed(number)) * 255
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1, 1)
+    changed = CHANGES[number](images, signs)
+    assert changed.shape == images.shape
+    assert changed.min() >= -1e-3
+    assert changed.max() <= 255 + 1e-3
+    torch.testing.assert_close(CHANGES[number](images[2:3], signs[2:3]), changed[2:3])
+
+
+def test_rand_augment_moves_and_recolours() -> None:
+    """Of many images most change, some move (grey comes in from outside), none leaves the range."""
+    images = torch.zeros(200, 3, 16, 16, dtype=torch.uint8)
+    images[:, :, 8:] = 200
+    changed = AUGMENTATIONS["crop-flip-rand"](images, torch.Generator().manual_seed(0))
+    plain = AUGMENTATIONS["crop-flip"](images, torch.Generator().manual_seed(0)).float()
+    assert ((changed - plain).abs().amax((1, 2, 3)) > 1).float().mean() > 0.7
+    assert (changed >= 0).all()
+    assert (changed <= 255).all()

@@ -94,6 +94,8 @@ class EMQNetOptions(PlannedOptions):
         """Raises where the score phase is too short for the score, or asks for what a probe cannot say."""
         super().check(common)
         score, given = SCORES[self.score], self.full_epochs(common.epochs)
+        if common.mixup and self.prune_rate > 0:
+            raise UsageError("--prune-rate chooses among single images, and --mixup trains on sums; leave one out")
         if self.prune_rate == 0 or self.scores_from is not None:
             return
         if RESAMPLINGS[self.score_from].asked is None:

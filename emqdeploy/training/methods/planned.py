@@ -78,6 +78,9 @@ class PlannedOptions(MethodOptions):
     def check(self, common: CommonOptions) -> None:
         """Settles how long the float network trains alone, where that was not given."""
         super().check(common)
+        if common.mixup and (self.clean != "none" or DISTILLATIONS[self.distill].remembers):
+            other = f"--clean {self.clean}" if self.clean != "none" else f"--distill {self.distill}"
+            raise UsageError(f"{other} goes by what was said of single images, and --mixup shows sums; leave one out")
         if self.float_first is None:
             object.__setattr__(self, "float_first", self.usual_float_first(common))
 
