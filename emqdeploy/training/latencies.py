@@ -32,8 +32,8 @@ def read_savings(path: Path, layers: Sequence[str]) -> NDArray[np.float64]:
         UsageError: the file cannot be read or is no such result, or a layer is not in it.
     """
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise ValueError("it is too large")
+        if path.stat().st_size > _LARGEST_BYTES or not path.is_file():
+            raise ValueError("it is no file of a few kilobytes")
         found = json.loads(path.read_text(encoding="utf-8"))
         whole = _amount(found["whole"]["latency"])
         saves = {str(row["name"]): _by_width(row["saves"]["latency"]) for row in found["layers"]}
