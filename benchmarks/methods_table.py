@@ -143,6 +143,8 @@ ROWS: dict[str, Row] = {
     "tanh, 1 bit": _family("tanh", 1, None),
     "levels, 1 bit": _family("levels", 1, "tanh, 1 bit", levels_assignment="nearest"),
     "DropBits, from 4 bits": Row({"bits": (4,), "quantizer": "cpq"}, "LSQ, 3 bits", "dropbits", CPQ_CLAIM),
+    "tanh, 3 bits, activations 3": Row({"bits": ("3a3",)}),
+    "tanh, 4 bits, activations 2": Row({"bits": ("4a2",)}),
     "AdaQAT, 3 bits": Row({"bits": (8,), "target_bits": (3.0,)}, "tanh, 3 bits", "adaqat"),
     "EMQNet, 8, 4 and 2 bits": Row({"bits": (8, 4, 2)}),
     "Double Rounding, 8, 4 and 2 bits": Row(
