@@ -129,6 +129,7 @@ def _family(name: str, bits: int, beside: str | None, claim: str = "", **more: A
 CPQ_CLAIM = "ResNet-20 on all of CIFAR-10: 7.08 % error at 3 bits, 6.94 % with DropBits"
 ROUNDING_CLAIM = "ResNet-18, ImageNet, 8, 4 and 2 bits: 70.7, 70.4 and 66.4 %"
 ALRS = ("quantizer=alrs-fixed", "clips=alrs-fixed")
+LINE_CLAIM = "float: above a network trained alone, and above averaged weights"
 COQUANT_CLAIM = "ResNet-18, ImageNet, 8, 6, 4 and 2 bits: 67.9, 67.6, 66.6 and 57.1 %"
 
 ROWS: dict[str, Row] = {
@@ -137,6 +138,8 @@ ROWS: dict[str, Row] = {
     "CPQ, 2 bits": _family("cpq", 2, "LSQ, 2 bits", CPQ_CLAIM),
     "CPQ, 2 bits, noise 0.15": _family("cpq", 2, "LSQ, 2 bits", CPQ_CLAIM, cpq_noise=0.15),
     "levels, 2 bits": _family("levels", 2, "tanh, 2 bits", levels_assignment="nearest"),
+    "tanh, 2 bits, moving average": _family("tanh", 2, "tanh, 2 bits", ema=0.98),
+    "tanh, 2 bits, middle of a line": _family("tanh", 2, "tanh, 2 bits", LINE_CLAIM, subspace="line"),
     "tanh, 3 bits": _family("tanh", 3, None),
     "LSQ, 3 bits": _family("lsq", 3, "tanh, 3 bits"),
     "CPQ, 3 bits": _family("cpq", 3, "LSQ, 3 bits", CPQ_CLAIM),
