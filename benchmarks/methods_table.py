@@ -140,6 +140,7 @@ ROWS: dict[str, Row] = {
     "levels, 2 bits": _family("levels", 2, "tanh, 2 bits", levels_assignment="nearest"),
     "tanh, 2 bits, moving average": _family("tanh", 2, "tanh, 2 bits", ema=0.98),
     "tanh, 2 bits, middle of a line": _family("tanh", 2, "tanh, 2 bits", LINE_CLAIM, subspace="line"),
+    "tanh, 2 bits, growing images": _family("tanh", 2, "tanh, 2 bits", resize_from=0.5),
     "tanh, 3 bits": _family("tanh", 3, None),
     "LSQ, 3 bits": _family("lsq", 3, "tanh, 3 bits"),
     "CPQ, 3 bits": _family("cpq", 3, "LSQ, 3 bits", CPQ_CLAIM),

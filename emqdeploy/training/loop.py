@@ -186,6 +186,7 @@ class Trainer:
         if self.progress.step_in_epoch % self.config.accumulate == 0:
             self.optimizer.zero_grad(set_to_none=True)
         self.subspace.draw(self.progress.step)
+        self.passes.begin(self.progress.step / self.total_steps)
         shares = self.passes.run(step, images, remembering)
         self.exchange.tell(step, self.progress.step, shares, stopping, update)
         if len(self.exchange.heard) >= self.read_every:

@@ -17,6 +17,7 @@ from emqdeploy.training.distributed import Part, PartStatistics, SharedMoments, 
 from emqdeploy.training.forward import forward_of
 from emqdeploy.training.methods import Method
 from emqdeploy.training.mixup import mixed
+from emqdeploy.training.resizing import check_resizing, resized, side_at
 from emqdeploy.training.scales import child_scale
 from emqdeploy.training.settings import CommonOptions
 from emqdeploy.training.steps import Step
@@ -58,10 +59,18 @@ class Passes:
         self.parts = max(world.size, common.ghost_batches)
         self.statistics = PartStatistics(network) if self.parts > 1 else None
         self.moments = SharedMoments(network.norms.values()) if common.sync_norm and world.size > 1 else None
-        # Features are read by a hook, which a replayed graph does not call; and the gradients of a graph lie where its
-        # next replay puts the next ones, so they cannot add up over steps.
-        alone = self.parts == 1 and common.accumulate == 1 and method.features is None
+        # Features are read by a hook, which a replayed graph does not call; the gradients of a graph lie where its next
+        # replay puts the next ones, so they cannot add up over steps; and its images have one size.
+        alone = self.parts == 1 and common.accumulate == 1 and method.features is None and common.resize_from == 1
         self.forward = forward_of(common, network, (FLOAT, *network.trained), source.labels.device, alone)
+
+        self.side = 1.0
+        if common.resize_from < 1:
+            check_resizing(network, source.plain(np.arange(min(2, len(source)))), common.resize_from)
+
+    def begin(self, done: float) -> None:
+        """Called before each step; ``done`` of the whole run is over."""
+        self.side = side_at(done, self.common.resize_from)
 
     def batches(self, steps: Sequence[Step], first: int) -> Iterator[list[Tensor]]:
         """Yields per step the images of this process's parts; ``first`` is the number of the first step in the run."""
@@ -116,6 +125,7 @@ class Passes:
     def _examples(self, part: Part, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees and should say: images, and labels ``(B,)`` or odds ``(B, classes)``."""
         labels = self.source.labels[torch.from_numpy(part.indices).to(images.device)]
+        images = resized(images, self.side)
         if self.common.mixup == 0 or len(labels) == 0:
             return images, labels
         seed = (self.common.seed, *map(int, part.indices[:8]))

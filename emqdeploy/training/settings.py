@@ -165,6 +165,10 @@ class CommonOptions(PixelOptions):
         0.0, "Train on sums of two images and of their labels, in shares of Beta(X, X); 0 is none, 0.2 is usual.",
         least=0
     )  # fmt: skip
+    resize_from: float = _schedule(
+        1.0, "Begin with smaller images: their side as a share of the whole one, 0.5 for example; they have grown by"
+        " the middle of the run.", least=0.125
+    )  # fmt: skip
     validate_every: int | None = _schedule(
         None, "Epochs between validations; by default as often as a full epoch over all images.", least=1
     )
@@ -258,6 +262,8 @@ class CommonOptions(PixelOptions):
             share = getattr(self, flag.replace("-", "_"))
             if not share < 1:
                 raise UsageError(f"--{flag} is {share}; allowed: 0 up to, not including, 1")
+        if self.resize_from > 1:
+            raise UsageError(f"--resize-from is {self.resize_from}; allowed: 0.125 up to 1, which is the whole side")
         check_scales(self.lr_scale, (*self.trained, FLOAT))
         for given, other in (
             (self.ghost_batches > 1, "--ghost-batches"),
