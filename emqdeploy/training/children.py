@@ -25,6 +25,9 @@ from emqdeploy.options import nearest
 Bits = tuple[int | str, ...]
 """Children as they are written: ``(8, 4, "2a4")``."""
 
+SETS = {"dial": "4a4,2a4,1a4"}
+"""Children by the name of the set: activations of four bits, with which few bits of weights are faster natively."""
+
 _EXAMPLE = "[children.mixed] with weights = {'*' = 4, 'conv1' = 8} and activations = 8"
 
 
@@ -49,13 +52,15 @@ def read_activation_bits(value: Any) -> int | str:
 
 
 def read_children(value: Any) -> tuple[Child, ...]:
-    """Reads children by name: a TOML file with ``[children.NAME]`` tables, or what lies in such tables.
+    """Reads children by name: a TOML file with ``[children.NAME]`` tables, what lies in such tables, or a set.
 
     Raises:
         UsageError: the file cannot be read, or a table is not that of a child.
     """
     if isinstance(value, tuple):
         return value
+    if str(value) in SETS:
+        return parse_children(SETS[str(value)])
     where = "children"
     if isinstance(value, (str, Path)):
         where, value = str(value), _tables(Path(value))

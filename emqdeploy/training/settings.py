@@ -115,7 +115,9 @@ class CommonOptions(PixelOptions):
         8, "Activation bits 2..8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
     )
     children: tuple[Child, ...] = _what(
-        (), "TOML file of more children, whose widths may differ from layer to layer.", parse=read_children
+        (),
+        "TOML file of more children, whose widths may differ from layer to layer; or dial: 4a4, 2a4 and 1a4.",
+        parse=read_children,
     )
 
     epochs: int = _schedule(10, "Passes of every child over its images.", least=1)

@@ -11,6 +11,7 @@ import pytest
 
 from emqdeploy.errors import UsageError
 from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.training.children import children_tables
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.methods.emqnet import EMQNetOptions
 from emqdeploy.training.posttraining.config import QuantizeConfig
@@ -105,3 +106,12 @@ def test_score_phase_is_a_sixteenth_and_never_longer_than_training() -> None:
     assert EMQNetOptions(prune_rate=0.8).full_epochs(32) == 2
     assert EMQNetOptions(prune_rate=0.8).full_epochs(5) == 1
     assert EMQNetOptions(prune_rate=0.8, score_epochs=4).full_epochs(1) == 1
+
+
+def test_a_set_of_children_by_name() -> None:
+    """``--children dial`` beside the usual bits; it is kept in a run's options as tables, like any other."""
+    config = resolve(None, None, {"bits": "8,4,2,1", "children": "dial"})
+    assert [child.name for child in config.trained] == ["8", "4", "2", "1", "4a4", "2a4", "1a4"]
+    assert resolve(None, None, {"children": children_tables(config.children)}).children == config.children
+    with pytest.raises(UsageError, match="dials"):
+        resolve(None, None, {"children": "dials"})

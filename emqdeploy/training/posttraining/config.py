@@ -49,7 +49,9 @@ class QuantizeConfig(PixelOptions):
         8, "Activation bits 2..8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
     )
     children: tuple[Child, ...] = option(
-        (), "TOML file of more children, whose widths may differ from layer to layer.", parse=read_children
+        (),
+        "TOML file of more children, whose widths may differ from layer to layer; or dial: 4a4, 2a4 and 1a4.",
+        parse=read_children,
     )
     images: int = option(512, "Training images that calibrate.", least=FEWEST_IMAGES)
     clips: str = option(
