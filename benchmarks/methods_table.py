@@ -183,19 +183,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--report", action="store_true", help="train nothing; write the page of what there is")
     options = parser.parse_args(argv)
-    for seed in [] if options.report else options.seeds:
-        for name in options.rows:
-            path = row_path(options.out / "methods", name, seed)
-            if not path.exists():
-                print(f"{name}, seed {seed}", flush=True)
-                values = {**BASE, **ROWS[name].values, "method": ROWS[name].method, "seed": seed}
-                config = resolve(None, None, {**values, "data_dir": options.data_dir})
-                store(path, *train_row({"row": name, "seed": seed}, config))
+    values = {name: {**ROWS[name].values, "method": ROWS[name].method} for name in options.rows}
+    run_rows(values, options.out / "methods", [] if options.report else options.seeds, options.data_dir)
     runs = load_rows(options.out / "methods", list(ROWS))
     if runs:
         text = page(runs)
         atomic_write_text(options.out / "methods.md", text)
         print(text)
+
+
+def run_rows(rows: Mapping[str, Mapping[str, Any]], folder: Path, seeds: Sequence[int], data_dir: Path) -> None:
+    """Trains the rows that a folder lacks; ``rows`` are what each has beside `BASE`."""
+    for seed in seeds:
+        for name, values in rows.items():
+            path = row_path(folder, name, seed)
+            if not path.exists():
+                print(f"{name}, seed {seed}", flush=True)
+                config = resolve(None, None, {**BASE, **values, "seed": seed, "data_dir": data_dir})
+                store(path, *train_row({"row": name, "seed": seed}, config))
 
 
 def page(runs: Runs) -> str:

@@ -71,7 +71,7 @@ def read_children(value: Any) -> tuple[Child, ...]:
 
 def _tables(path: Path) -> Any:
     try:
-        values = tomllib.loads(read_bytes(path, LARGEST_TEXT, "name a TOML file of children").decode())
+        values = tomllib.loads(read_bytes(path, LARGEST_TEXT, "name a TOML file of children, or dial").decode())
     except EmqError as error:
         raise UsageError(str(error)) from error
     except (ValueError, RecursionError) as error:
