@@ -69,7 +69,7 @@ def page(runs: Runs, timed: Sequence[Mapping[str, Any]]) -> str:
         *(__doc__ or "").split("\n\n", 1)[1].strip().splitlines(),
         "",
         "Accuracy in percent, mean over the seeds; points below the child `8` of the same network, with a 95 %"
-        " bootstrap over seeds and test images. Time: how many times as fast as our 8-bit child, ResNet-18 at 224 pixels,"
+        " bootstrap over seeds and test images. Time: how many times as fast as our 8-bit child, ResNet-18 at 224,"
         " one thread (`python -m benchmarks.native`).",
         "",
         f"| {' | '.join(heads)} |",
