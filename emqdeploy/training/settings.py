@@ -83,106 +83,121 @@ class CommonOptions(PixelOptions):
 
     model: str = _what(
         "resnet8",
-        "resnet8, resnet20, preact-resnet20, vit-micro, resnet18, mobilenet_v2, vit_b_16, ..., timm/NAME, an"
-        " .onnx file, or your own pkg.module:function.",
+        "Network: resnet8, resnet20, preact-resnet20, vit-micro, resnet18, mobilenet_v2, vit_b_16, ..., timm/NAME,"
+        " an .onnx file, or your own pkg.module:function.",
     )
-    data: str = _what("digits", "digits, cifar10, ..., a folder of pictures, or a CSV file of paths and labels.")
-    data_dir: Path | None = option(None, "Where the data set's files lie.", panel=WHAT)
-    limit: int | None = _what(None, "At most this many training images, for a quick trial.", least=1)
+    data: str = _what(
+        "digits", "Images: digits, cifar10, ..., a folder of pictures, or a CSV file of paths and labels."
+    )
+    data_dir: Path | None = option(None, "Folder with the data set's files.", panel=WHAT)
+    limit: int | None = _what(None, "Use at most this many training images, for a quick trial.", least=1)
     validation_share: float = _schedule(
-        0.1, "Share of the training images that choose the best epoch; 0 trains on all, and the last counts.", least=0
+        0.1,
+        "Share of the training images that choose the best epoch; with 0, all train and the last epoch counts.",
+        least=0,
     )
     flip_labels: float = option(
-        0.0, "Share of the training labels that are made wrong on purpose, for trials.", panel=LABELS, least=0
+        0.0, "Share of the training labels to make wrong on purpose, for trials.", panel=LABELS, least=0
     )
     flip_kind: str = option(
         "symmetric",
-        "Which wrong labels: symmetric (any other class) or pairs (the next).",
+        "What --flip-labels changes labels to: symmetric (any other class) or pairs (the next class).",
         panel=LABELS,
         parse=entry(FLIPS),
     )
-    cache: Path | None = option(None, "Keep the pictures of a folder decoded here, for later runs.", panel="Speed")
+    cache: Path | None = option(None, "Folder in which to keep decoded pictures for later runs.", panel="Speed")
     pretrained: Path | None = option(None, "Start from these float weights (.safetensors, .pt, .pth).", panel=WHAT)
     weights_entry: str | None = _what(
-        None, "Which weights to take of a --pretrained file that holds several, model_ema for example."
+        None, "Which weights to take if a --pretrained file holds several, for example model_ema."
     )
     bits: tuple[int | str, ...] = _what(
         (1, 2, 4, 8),
-        "Children to train: weight bit-widths, 2a4 for 4-bit activations; those between come for free.",
+        "Children to train: weight bit-widths, or 2a4 for 2-bit weights and 4-bit activations; the widths between"
+        " come for free.",
         parse=read_bits,
     )
     activation_bits: int | str = _what(
-        8, "Activation bits 2..8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
+        8, "Activation bits, 2 to 8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
     )
     children: tuple[Child, ...] = _what(
         (),
-        "TOML file of more children, whose widths may differ from layer to layer; or dial: 4a4, 2a4 and 1a4.",
+        "TOML file with more children, whose widths may differ from layer to layer, or dial for 4a4, 2a4 and 1a4.",
         parse=read_children,
     )
 
     epochs: int = _schedule(10, "Passes of every child over its images.", least=1)
-    batch_size: int = _schedule(64, "Images in a step.", least=2)
+    batch_size: int = _schedule(64, "Images per step.", least=2)
     shuffle_block: int = _speed(
         0,
-        "Images that are read together, for disks that search slowly: batches mix 16 such blocks; 0 mixes all.",
+        "Images to read together, for slow disks: batches mix 16 such blocks; 0 mixes all images.",
         least=0,
     )
     learning_rate: float = _schedule(
-        None, "Peak learning rate; by default 0.1, with adam 0.001; where --pretrained is given, a tenth.", flag="lr"
+        None,
+        "Peak learning rate; by default 0.1, or 0.001 with adam and adamw, or a tenth of that if training starts"
+        " from weights.",
+        flag="lr",
     )
     schedule: str = _schedule(
-        "linear", "Learning rate over the run: cosine, linear, step or constant.", parse=entry(SCHEDULES)
+        "linear", "Course of the learning rate: cosine, linear, step or constant.", parse=entry(SCHEDULES)
     )
     warm_up: float = _schedule(WARM_UP, "Share of the run over which the learning rate rises, 0 to below 1.", least=0)
     optimizer: str = _schedule(
-        "muon", "muon (orthogonal updates), sgd (Nesterov), adam or adamw.", parse=entry(OPTIMIZERS)
+        "muon", "Optimizer: muon (orthogonal updates), sgd (Nesterov), adam or adamw.", parse=entry(OPTIMIZERS)
     )
     momentum: float = _schedule(
-        None, "Momentum of the optimizer, 0 to below 1; by default 0.9, with muon 0.6 for its matrices.", least=0
+        None, "Momentum of the optimizer, 0 to below 1; by default 0.9, or 0.6 for the matrices of muon.", least=0
     )
-    weight_decay: float = _schedule(5e-4, "Weight decay of layers.")
+    weight_decay: float = _schedule(5e-4, "Decay of the layers' weights.")
     lr_scale: tuple[str, ...] = _schedule(
         (),
-        "Factors of the learning rate, of weights, norms, biases, clips, quantizer or a child: norms=2,4=0.5.",
+        "Learning rate factors for weights, norms, biases, clips, quantizer or a child, for example norms=2,4=0.5.",
         parse=read_scales,
     )
-    clip_norm: float = _schedule(0.0, "Largest total norm of the gradients of an update; 0 is no limit.", least=0)
-    label_smoothing: float = _schedule(0.1, "Share of the target that all classes have alike, 0 to below 1.", least=0)
+    clip_norm: float = _schedule(0.0, "Largest total gradient norm of an update; 0 means no limit.", least=0)
+    label_smoothing: float = _schedule(
+        0.1, "Share of the target that is spread evenly over all classes, 0 to below 1.", least=0
+    )
     ema: float = _schedule(
-        0.0, "Decay of a moving average of all weights, which is validated and kept; 0 is none.", least=0
+        0.0, "Decay of a moving average of all weights, which is then validated and kept; 0 means none.", least=0
     )
     subspace: str = _schedule(
         "none",
-        "Train networks between two or three ends and keep the middle: line, curve, simplex; or precision, a line from"
-        " the widest child to the narrowest; none.",
+        "Train networks between two or three learned ends and keep the middle: none, line, curve, simplex, or"
+        " precision (a line from the widest child to the narrowest).",
         parse=entry(SUBSPACES),
     )
     diversity: float | None = _schedule(
-        None, "Weight of what pushes the ends of a --subspace apart; 1 by default, with precision 0.", least=0
+        None, "How strongly to push the ends of a --subspace apart; by default 1, or 0 with precision.", least=0
     )
     augment: str | None = _schedule(
-        None, "Augmentation by name; the data set's own by default.", parse=entry(AUGMENTATIONS)
+        None, "Name of the augmentation; the data set's own by default.", parse=entry(AUGMENTATIONS)
     )
     mixup: float = _schedule(
-        0.0, "Train on sums of two images and of their labels, in shares of Beta(X, X); 0 is none, 0.2 is usual.",
-        least=0
-    )  # fmt: skip
+        0.0,
+        "Train on sums of two images and their labels, with shares drawn from Beta(X, X); 0 means none, 0.2 is usual.",
+        least=0,
+    )
     resize_from: float = _schedule(
-        1.0, "Begin with smaller images: their side as a share of the whole one, 0.5 for example; they have grown by"
-        " the middle of the run.", least=0.125
-    )  # fmt: skip
+        1.0,
+        "Start with smaller images: their side as a share of the whole one, for example 0.5; they grow to it by"
+        " the middle of the run.",
+        least=0.125,
+    )
     validate_every: int | None = _schedule(
-        None, "Epochs between validations; by default as often as a full epoch over all images.", least=1
+        None, "Epochs between validations; by default one for every full pass over all images.", least=1
     )
 
     norm: str = _norm(
         "shared-affine",
-        "Shared by the children: shared, shared-affine (own statistics), private, transitional.",
+        "What children share in normalizations: shared (everything), shared-affine (all but statistics), private"
+        " (nothing) or transitional (per pair of widths).",
         parse=entry(NORMS),
     )
     norm_adaptation: str = _norm(
         "bits",
-        "Statistics after training: bits (per child), shared (mixture) or none.",
+        "Normalization statistics to estimate after training: bits (per child), shared (one set over the mixture) or"
+        " none.",
         flag="adapt-norm",
         parse=entry(NORM_ADAPTATIONS),
     )
@@ -191,62 +206,69 @@ class CommonOptions(PixelOptions):
         ("first", "last"), "Layers that stay at 8 bits: first, last, names from `inspect`, or none.", parse=names
     )
     keep_float: tuple[str, ...] = _quantization(
-        (), "Layers, or modules around them, that are not quantized at all.", parse=names
+        (), "Layers, or modules around them, to leave unquantized.", parse=names
     )
     small_groups: str = _quantization(
         "pin",
-        "Depthwise layers: pin (8 bits) or layer (shared statistics).",
+        "Layers with few weights per channel, such as depthwise ones: pin (8 bits) or layer (statistics shared by"
+        " the layer).",
         parse=one_of("small-groups", "pin", "layer"),
     )
     clips: str | None = _quantization(
         None,
-        "Where activation clips start: mse, majority (of channels), max, p99.99, p99.9 or p99; by default a quantile"
-        " that depends on the width.",
+        "Where activation clips start: mse, majority (of channels), max, p99.99, p99.9 or p99; by default a"
+        " percentile that depends on the width.",
         parse=entry(CLIP_CHOICES),
     )
-    share_clips: bool = _quantization(True, "Children of one activation width learn their clips together.")
+    share_clips: bool = _quantization(True, "Children with the same activation width learn their clips together.")
     quantizer: FamilyOptions = field(default_factory=lambda: family_options({"name": "tanh"}))
 
-    device: str = _speed("auto", "auto, cpu or cuda.", parse=one_of("device", "auto", "cpu", "cuda"))
-    compile: bool = _speed(False, "Compile each child's step.")
-    amp: str = _speed(
-        "none", "Mixed precision of the float arithmetic: none or bf16.", parse=one_of("amp", "none", "bf16")
+    device: str = _speed(
+        "auto", "Device to train on: auto, cpu or cuda.", parse=one_of("device", "auto", "cpu", "cuda")
     )
+    compile: bool = _speed(False, "Compile each child's step with torch.compile.")
+    amp: str = _speed("none", "Mixed precision of float arithmetic: none or bf16.", parse=one_of("amp", "none", "bf16"))
     cuda_graphs: bool = _speed(True, "On one GPU, launch a child's whole forward and backward pass at once.")
-    channels_last: bool = _speed(False, "Store images channels last; faster on GPUs.")
+    channels_last: bool = _speed(False, "Store images channels last, which is faster on GPUs.")
     ghost_batches: int = _speed(
-        1, "Parts in which a batch is normalized; at least one per process, and a multiple of them.", least=1
+        1,
+        "Parts in which a batch is normalized: at least one per process, and a multiple of the number of processes.",
+        least=1,
     )
-    sync_norm: bool = _speed(False, "Several processes normalize a batch together, by the statistics of all of it.")
+    sync_norm: bool = _speed(False, "With several processes, normalize each batch by the statistics of all of it.")
     compress: str = _several(
         "none",
-        "What processes tell one another of gradients or updates: none (32 bits a number), adaptive (few levels at"
-        " first, more as the loss falls) or a number of bits, 2 to 16.",
+        "How processes compress gradients or updates that they exchange: none (32 bits a number), adaptive (few"
+        " levels at first, more as the loss falls) or a number of bits, 2 to 16.",
         parse=read_compression,
     )
-    compress_bucket: int = _several(0, "Numbers that share a norm in such a message; 0 is all of them.", least=0)
+    compress_bucket: int = _several(
+        0, "Numbers that share a norm in a compressed message; 0 means all of them.", least=0
+    )
     local_steps: int = _several(
         0,
-        "Updates that each process makes on images of its own before all average theirs; 0 shares every batch.",
+        "Updates that each process makes on its own images before all average theirs; 0 shares every batch.",
         least=0,
     )
     shards: tuple[float, ...] = _several(
         (),
-        "Relative numbers of images of the processes with --local-steps, 3,1 for example; alike by default.",
+        "Relative numbers of images per process with --local-steps, for example 3,1; equal by default.",
         parse=read_sizes,
     )
     skew: float = _several(
-        0.0, "How evenly --local-steps spreads the classes: 0.1 hardly, 100 nearly so; 0 is by chance.", least=0
+        0.0,
+        "How evenly --local-steps spreads the classes: 0.1 hardly, 100 nearly evenly; 0 leaves it to chance.",
+        least=0,
     )
     accumulate: int = _speed(1, "Steps whose gradients are averaged into one update.", least=1)
     threads: int | None = _speed(
-        None, "torch's threads on the CPU; by default one for images of at most 16 pixels, else every core.", least=1
+        None, "Threads of torch on the CPU; by default one for images of at most 16 pixels, else one per core.", least=1
     )
     workers: int | None = _speed(None, "Processes that decode image files; one per core by default.", least=0)
 
     save_every: int = _run(300, "Seconds between saves within an epoch; every epoch is saved anyway.", least=0)
     tensorboard: bool = _run(False, "Also write TensorBoard scalars.")
-    seed: int = _run(0, "Fixes weights, batches, augmentation and coresets.")
+    seed: int = _run(0, "Seed of weights, batches, augmentation and coresets.")
 
     def __post_init__(self) -> None:
         """Checks every value, and what does not go together; the sentence names the flags."""

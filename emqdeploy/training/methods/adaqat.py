@@ -46,21 +46,24 @@ class AdaQATOptions(LearnedOptions):
 
     name = "adaqat"
     target_bits: Targets = option((), TARGET_BITS, panel=PANEL, parse=read_targets)
-    per_layer: bool = option(False, "Learn widths of every layer, not one pair for all.", panel=PANEL)
-    cost_weight: float = option(0.15, "What widths cost, in units of the loss.", panel=PANEL, least=0)
+    per_layer: bool = option(False, "Learn separate widths for every layer, not one pair for all.", panel=PANEL)
+    cost_weight: float = option(0.15, "Weight of the widths' cost, in units of the loss.", panel=PANEL, least=0)
     bit_cost: str = option(
-        "bitops", "Their cost: bits, size, bitops, or latency (needs --latencies).", panel=PANEL, parse=entry(BIT_COSTS)
+        "bitops",
+        "What the widths' cost counts: bits, size, bitops, or latency (needs --latencies).",
+        panel=PANEL,
+        parse=entry(BIT_COSTS),
     )
     latencies: str | None = option(
         None,
-        "What narrower layers save where the network will run: what `emqdeploy mix --budget latency=100% --json`"
-        " printed there.",
+        "File with what `emqdeploy mix --budget latency=100% --json` printed where the network will run: the time"
+        " that narrower layers save.",
         panel=PANEL,
         parse=os.path.abspath,
     )
     probe_every: int = option(5, "Steps between comparisons of widths.", panel=PANEL, least=1)
     bit_rate: float = option(
-        500.0, "Bits that a constant gradient of 1 moves a width in the whole search.", panel=PANEL, least=0
+        500.0, "Bits that a width moves in the whole search at a constant gradient of 1.", panel=PANEL, least=0
     )
 
     def check(self, common: CommonOptions) -> None:

@@ -26,7 +26,7 @@ class AnyPrecisionOptions(PlannedOptions):
     step_plan: str = plan_option("joint")
     distill: str = distill_option("recursive")
     calibrate_epochs: int = option(
-        0, "Epochs that train the private norms of unseen children, afterwards.", panel=NORMALIZATION, least=0
+        0, "Epochs at the end that train only the private norms of unseen children.", panel=NORMALIZATION, least=0
     )
 
     def check(self, common: CommonOptions) -> None:

@@ -45,16 +45,14 @@ class CoQuantOptions(PlannedOptions):
     step_plan: str = plan_option("joint")
     teacher: str = option(
         "adaptive",
-        "Which wider child teaches: adaptive (that of least loss of late), next or top.",
+        "Which wider child teaches: adaptive (the one with the smallest recent loss), next or top.",
         panel=SCHEDULE,
         parse=one_of("teacher", "adaptive", "next", "top"),
     )
-    teacher_weight: float = option(
-        0.5, "Share of the teacher's opinion in the target, 0 to 1.", panel=SCHEDULE, least=0
-    )
+    teacher_weight: float = option(0.5, "Share of the teacher's output in the target, 0 to 1.", panel=SCHEDULE, least=0)
     swap: float = option(
         0.5,
-        "Share of blocks that a child borrows from its teacher at first, 0 to 1; it falls to 0.",
+        "Share of its blocks that a child borrows from its teacher at first, 0 to 1; it falls to 0.",
         panel=SCHEDULE,
         least=0,
     )

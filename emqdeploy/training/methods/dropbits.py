@@ -46,7 +46,7 @@ class DropBitsOptions(LearnedOptions):
 
     name = "dropbits"
     drop_cost: float = option(
-        0.05, "What an open bit of a layer costs, in units of the loss; 0 only drops bits at random.", panel=PANEL,
+        0.05, "Cost of an open bit of a layer, in units of the loss; 0 only drops bits at random.", panel=PANEL,
         least=0
     )  # fmt: skip
 

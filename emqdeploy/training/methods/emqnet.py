@@ -40,40 +40,48 @@ class EMQNetOptions(PlannedOptions):
 
     name = "emqnet"
     prune_rate: float = _coreset(0.0, "Share of the images that each child leaves out, 0 to below 1.")
-    score: str = _coreset("el2n", "random, entropy, forgetting, el2n, grand, moderate or tdds.", parse=entry(SCORES))
+    score: str = _coreset(
+        "el2n", "Score of the images: random, entropy, forgetting, el2n, grand, moderate or tdds.", parse=entry(SCORES)
+    )
     selection: str = _coreset(
-        "sampled", "How the score picks: sampled (in proportion), top, balanced, middle.", parse=entry(SELECTIONS)
+        "sampled",
+        "How the score chooses images: sampled (in proportion to it), top, balanced (top of each class) or middle.",
+        parse=entry(SELECTIONS),
     )
     sharing: str = _coreset(
         "bits",
-        "Scores and subsets per child (bits), shared scores (scores), one subset for all (all).",
+        "What children share: bits (nothing), scores (one score, but a subset each) or all (one subset).",
         parse=entry(SHARINGS),
     )
     score_epochs: int | None = _coreset(
-        None, "Epochs on all images before coresets; by default a sixteenth, or what the score needs.", least=1
+        None,
+        "Epochs on all images before coresets; by default a sixteenth of the run, or what the score needs.",
+        least=1,
     )
     score_from: str = _coreset(
         "record",
-        "What the first coresets go by: record (of those epochs), or, forward-only after them, probe (each child) or"
-        " widest (one child for all).",
+        "Source of the first scores: record (training in those epochs), or a forward-only pass after them by probe"
+        " (each child) or widest (one child for all).",
         parse=entry(RESAMPLINGS),
     )
     score_plan: str | None = _coreset(
         None,
-        "Step plan of the score phase: bit-wise (interleaved), batch-wise (joint), rotating.",
+        "Step plan of the score phase: interleaved (bit-wise), joint (batch-wise), rotating or any other.",
         parse=entry(STEP_PLANS),
     )
-    resample_every: int = _coreset(0, "Epochs between choosing anew; 0 keeps the first choice.", least=0)
+    resample_every: int = _coreset(0, "Epochs between new choices of images; 0 keeps the first choice.", least=0)
     resample_from: str = _coreset(
         "record",
-        "What choosing anew goes by: record (of training), probe or widest.",
+        "Source of the scores for new choices: record (training itself), probe or widest.",
         parse=entry(RESAMPLINGS),
     )
-    unbiased: bool = _coreset(False, "Weigh losses so that the gradient is that of all images (sampled only).")
-    weigh_by_score: bool = _coreset(False, "Multiply a batch's loss by the mean of its scores, 0 to 1, as TDDS does.")
-    scores_from: str | None = _coreset(
-        None, "Take the scores of this run instead of a score phase.", parse=os.path.abspath
+    unbiased: bool = _coreset(
+        False, "Weigh losses so that the gradient is that of all images (with --selection sampled only)."
     )
+    weigh_by_score: bool = _coreset(
+        False, "Multiply a batch's loss by the mean score of its images, scaled to 0 to 1, as TDDS does."
+    )
+    scores_from: str | None = _coreset(None, "Run whose scores to use instead of a score phase.", parse=os.path.abspath)
 
     def __post_init__(self) -> None:
         """Checks that the plan lets children have coresets of their own."""

@@ -55,7 +55,7 @@ class HasbOptions(PlannedOptions):
     step_plan: str = plan_option("sandwich")
     target_bits: Targets = option((), TARGET_BITS, panel=PANEL, parse=read_targets)
     switch_rate: float = option(
-        0.5, "Probability that a layer draws a width of its own, at the end of the run.", panel=PANEL, least=0
+        0.5, "Probability, at the end of the run, that a layer draws a width of its own.", panel=PANEL, least=0
     )
 
     def check(self, common: CommonOptions) -> None:

@@ -31,8 +31,8 @@ def start_of(common: CommonOptions) -> Child:
 class LearnedOptions(PlannedOptions):
     """How far widths come down, and how long they may."""
 
-    least_bits: int = option(2, "The narrowest width to learn.", panel=PANEL, least=1)
-    search_share: float = option(0.5, "Share of the run after which all widths do.", panel=PANEL, least=0)
+    least_bits: int = option(2, "Narrowest width to learn.", panel=PANEL, least=1)
+    search_share: float = option(0.5, "Share of the run after which all widths stay fixed.", panel=PANEL, least=0)
 
     def check(self, common: CommonOptions) -> None:
         """Raises where there is no child, or one that has to learn from others."""

@@ -24,8 +24,8 @@ from emqdeploy.training.steps import STEP_PLANS, Epoch, Indices, Step
 plan_option, distill_option = (
     partial(option, text=text, panel=SCHEDULE, parse=entry(registry))
     for text, registry in (
-        ("Order of updates: interleaved, joint, sequential, sandwich, progressive, mixed.", STEP_PLANS),
-        ("What children learn from one another: none, soft, recursive or cached.", DISTILLATIONS),
+        ("Order of updates: interleaved, joint, sequential, sandwich, progressive, mixed or rotating.", STEP_PLANS),
+        ("How children learn from one another: none, soft, recursive or cached.", DISTILLATIONS),
     )
 )
 """Options whose default is the method's."""
@@ -38,22 +38,24 @@ class PlannedOptions(MethodOptions):
     step_plan: str = plan_option("interleaved")
     distill: str = distill_option("none")
     distill_weight: float = option(
-        1.0, "Share of the other child's opinion in the target, 0 to 1.", panel=SCHEDULE, least=0
+        1.0, "Share of the teaching child's output in the target, 0 to 1.", panel=SCHEDULE, least=0
     )
     distill_from: float = option(
-        0.0, "Share of the run after which children learn from one another; labels alone before.", panel=SCHEDULE,
-        least=0
-    )  # fmt: skip
+        0.0,
+        "Share of the run after which --distill begins; before that, children learn from labels alone.",
+        panel=SCHEDULE,
+        least=0,
+    )
     clean: str = option(
         "none",
-        "What is done about wrong labels: none, or ensemble (what the network said before decides which to believe).",
+        "How to treat wrong labels: none, or ensemble (earlier outputs of the network decide which labels to believe).",
         panel=LABELS,
         parse=entry(CLEANINGS),
     )
     float_first: float = option(
         None,
-        "Share of the run in which the float network trains alone, before its children: cheaper steps, a better start;"
-        " by default 0.6 with emqnet on all images from fresh weights, else 0.",
+        "Share of the run in which the float network trains alone first, in cheaper steps and for a better start; by"
+        " default 0.6 with emqnet on all images from fresh weights, else 0.",
         panel=SCHEDULE,
         least=0,
     )
