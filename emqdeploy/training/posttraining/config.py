@@ -42,63 +42,73 @@ class QuantizeConfig(PixelOptions):
     model: str | None
     data: str
     bits: tuple[int | str, ...] = option(
-        (4, 5, 6, 7, 8), "Children: weight bit-widths, 2a4 for 4-bit activations; those between come for free.",
-        parse=read_bits
-    )  # fmt: skip
+        (4, 5, 6, 7, 8),
+        "Children to store: weight bit-widths, or 2a4 for 2-bit weights and 4-bit activations; the widths"
+        " between come for free.",
+        parse=read_bits,
+    )
     activation_bits: int | str = option(
-        8, "Activation bits 2..8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
+        8, "Activation bits, 2 to 8, or 'same' to follow the weights.", flag="act-bits", parse=read_activation_bits
     )
     children: tuple[Child, ...] = option(
         (),
-        "TOML file of more children, whose widths may differ from layer to layer; or dial: 4a4, 2a4 and 1a4.",
+        "TOML file with more children, whose widths may differ from layer to layer, or dial for 4a4, 2a4 and 1a4.",
         parse=read_children,
     )
-    images: int = option(512, "Training images that calibrate.", least=FEWEST_IMAGES)
+    images: int = option(512, "Number of training images to calibrate with.", least=FEWEST_IMAGES)
     clips: str = option(
-        "mse", "Activation clips: mse, majority (of channels), max, p99.99, p99.9 or p99.", parse=entry(CLIP_CHOICES)
+        "mse",
+        "How to choose activation clips: mse, majority (of channels), max, p99.99, p99.9 or p99.",
+        parse=entry(CLIP_CHOICES),
     )
     equalization: str = option(
-        "peak", "Weights before quantization: peak (channels scaled alike) or none.", parse=entry(EQUALIZATIONS)
+        "peak",
+        "How to prepare weights for quantization: peak (scale channels alike) or none.",
+        parse=entry(EQUALIZATIONS),
     )
     statistics: str = option(
-        "matched", "Normalization per child: matched (to the float model), bits or float.", parse=entry(STATISTICS)
+        "matched",
+        "Normalization statistics per child: matched (to the float model), bits (of the images alone) or float.",
+        parse=entry(STATISTICS),
     )
     bias_correction: str = option(
-        "mean", "Biases after quantization: mean (of the float model's channels) or none.",
-        parse=entry(BIAS_CORRECTIONS)
-    )  # fmt: skip
+        "mean",
+        "Correction of biases: mean (to the means of the float model's channels) or none.",
+        parse=entry(BIAS_CORRECTIONS),
+    )
     reconstruction: str = option(
-        "auto", "Weights learned again, block by block, without labels: blocks, none, auto (for under 4 bits).",
-        flag="reconstruct", parse=entry(RECONSTRUCTIONS)
-    )  # fmt: skip
+        "auto",
+        "Learn weights again without labels: blocks (block by block), none, or auto (if a child has under 4 bits).",
+        flag="reconstruct",
+        parse=entry(RECONSTRUCTIONS),
+    )
     reconstruction_steps: int = option(
-        150, "Steps for every layer, and for every block.", flag="reconstruct-steps", least=1
+        150, "Steps of --reconstruct for each layer and each block.", flag="reconstruct-steps", least=1
     )
     keep_8bit: tuple[str, ...] = option(
         ("first", "last"), "Layers that stay at 8 bits: first, last, names from `inspect`, or none.", parse=names
     )
-    keep_float: tuple[str, ...] = option(
-        (), "Layers, or modules around them, that are not quantized at all.", parse=names
-    )
+    keep_float: tuple[str, ...] = option((), "Layers, or modules around them, to leave unquantized.", parse=names)
     accept_difference: bool = option(
-        False, "Write the checkpoint although its 8-bit child is too far from the float model."
+        False, "Write the checkpoint even if its 8-bit child is too far from the float model."
     )
     levels: Levels = option(
-        HALF, "Of int8 and uint8: half, exact everywhere; full, nearer to the float model, for VNNI and ARM.",
-        parse=one_of("levels", *LEVELS)
-    )  # fmt: skip
+        HALF,
+        "Use of int8 and uint8: half (exact everywhere) or full (closer to the float model, for VNNI, AMX and ARM).",
+        parse=one_of("levels", *LEVELS),
+    )
     usable_drop: float = option(1.0, "Points of accuracy that a usable child may lose.", least=0)
     expect: float | None = option(
-        None, "Percent that the float model is known to reach; far less stops with the likely causes.", least=0
+        None,
+        "Accuracy in percent that the float model should reach; if it is far below, stop with the likely causes.",
+        least=0,
     )
     unlabelled: bool = option(
-        False, "The labels are not those of the network: judge by the float model's decisions alone."
+        False, "Ignore labels that are not the network's classes, and judge by the float model's decisions alone."
     )
-    weights_entry: str | None = option(
-        None, "Which weights to take of a file that holds several, model_ema for example."
-    )
-    data_dir: Path | None = option(None, "Where the data set's files lie.")
-    seed: int = option(0, "Which images calibrate.")
+    weights_entry: str | None = option(None, "Which weights to take if the file holds several, for example model_ema.")
+    data_dir: Path | None = option(None, "Folder with the data set's files.")
+    seed: int = option(0, "Seed of the choice of calibration images.")
 
     def __post_init__(self) -> None:
         """Checks every value; the sentence names the flag."""
