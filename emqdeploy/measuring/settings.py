@@ -56,33 +56,37 @@ class BenchSettings:
 
     path: str | None = None
     bits: str | None = option(None, "Children: 2,4,8 or 2-8, 2a4, a name, or all.")
-    device: str = option("auto", "auto, cpu, cuda or jetson.")
+    device: str = option("auto", "Device to measure: auto, cpu, cuda or jetson.")
     runtimes: tuple[str, ...] = option(
         (), "Runtimes to compare, for example onnxruntime,openvino.", flag="runtime", parse=names
     )
     scenarios: tuple[str, ...] = option(
-        ("single", "switch"), "Scenarios in order: single, offline, switch, ...", flag="scenario", parse=names
+        ("single", "switch"),
+        "Scenarios to run, in order: single, offline, switch or adaptive.",
+        flag="scenario",
+        parse=names,
     )
-    samples: int | None = option(None, "Timed inferences per row.", least=1)
+    samples: int | None = option(None, "Number of timed inferences per row.", least=1)
     seconds: float | None = option(None, "Timed seconds per row, instead of a count.")
     batches: tuple[int, ...] = option(
         (1, 4, 16, 64), "Batch sizes of the offline scenario.", flag="batch", parse=numbers
     )
-    switches: int = option(200, "Timed switches.", least=1)
-    trace: str = option("random", "random, round-robin, or a file with one child a line.")
-    data: str | None = option(None, "Data set for accuracy; the network's own by default.")
-    data_dir: Path | None = option(None, "Where the data set's files lie.")
-    limit: int | None = option(None, "At most so many test images.", least=1)
+    switches: int = option(200, "Number of timed switches.", least=1)
+    trace: str = option("random", "Order of switches: random, round-robin, or a file with one child per line.")
+    data: str | None = option(None, "Data set to measure accuracy on; the network's own by default.")
+    data_dir: Path | None = option(None, "Folder with the data set's files.")
+    limit: int | None = option(None, "Use at most this many test images.", least=1)
     threads: int | None = option(None, "Threads inside an operator; every core by default.", least=1)
-    energy: str = option("auto", "auto, none, or the source to read.")
-    energy_seconds: float = option(3.0, "How long each row runs for its energy.")
-    lock_clocks: bool = option(False, "Fix a Jetson's clocks for the run, then release them.")
+    energy: str = option("auto", "Energy source to read: auto, none, or its name.")
+    energy_seconds: float = option(3.0, "Seconds that each row runs to measure its energy.")
+    lock_clocks: bool = option(False, "Fix a Jetson's clocks during the run, and release them afterwards.")
     policy: str | None = option(None, "Budgets of the adaptive scenario, such as latency_p99=20ms,accuracy>=97.")
-    tune: bool = option(False, "Time the native kernels again instead of taking those that were fastest before.")
+    tune: bool = option(False, "Time the native kernels again instead of using those that were fastest before.")
     warm_up_seconds: float = 2.0
     steady: int = 10
     baselines: bool = option(
-        True, "Also measure what children are compared with: int8 and float32 in onnxruntime, or what a bundle holds."
+        True,
+        "Also measure what children are compared with: int8 and float32 in onnxruntime, or the baselines of a bundle.",
     )
     seed: int = 0
     whole_test_set: bool | None = None

@@ -33,18 +33,20 @@ class ServeSettings:
     path: Path | None
     sources: tuple[str, ...]
     policy: str = option(
-        "prefer=accuracy", "Budgets: latency_p50 .. latency_p99, energy, power, temperature, memory, accuracy."
+        "prefer=accuracy",
+        "Budgets on latency_p50 to latency_p99, energy, power, temperature, memory or accuracy, such as"
+        " latency_p99=20ms.",
     )
     bits: str | None = option(None, "Children: 2,4,8 or 2-8, 2a4, a name, or all.")
-    runtime: str = option("onnxruntime", "onnxruntime, native, openvino, tensorrt or torch.")
-    threads: int | None = option(None, "Fix the threads; the policy chooses by default.", least=1)
-    fps: float | None = option(None, "Images a second at most; as fast as it goes by default.")
-    watch: bool = option(False, "Wait for files that arrive, until Ctrl-C.")
-    repeat: bool = option(False, "Begin again after the last image, until Ctrl-C.")
-    limit: int | None = option(None, "Images at most.", least=1)
-    seconds: float | None = option(None, "Seconds at most.")
-    device: str = option("auto", "Whose sensors to read: auto, cpu, cuda or jetson.")
-    energy: str = option("auto", "auto, none, or the source to read.")
+    runtime: str = option("onnxruntime", "Runtime to use: onnxruntime, native, openvino, tensorrt or torch.")
+    threads: int | None = option(None, "Number of threads; by default the policy chooses.", least=1)
+    fps: float | None = option(None, "At most this many images per second; by default as many as possible.")
+    watch: bool = option(False, "Wait for new files after the last one, until Ctrl-C.")
+    repeat: bool = option(False, "Start again after the last image, until Ctrl-C.")
+    limit: int | None = option(None, "Stop after this many images.", least=1)
+    seconds: float | None = option(None, "Stop after this many seconds.")
+    device: str = option("auto", "Device whose sensors to read: auto, cpu, cuda or jetson.")
+    energy: str = option("auto", "Energy source to read: auto, none, or its name.")
     log: Path | None = option(None, "Write a JSON line per image and per switch.")
 
     def check(self) -> None:

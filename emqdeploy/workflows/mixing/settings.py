@@ -33,30 +33,39 @@ class MixSettings:
 
     path: Path | None
     budget: tuple[Budget, ...] = option(
-        (), "What a child may cost: size, bitops or latency, as 60%, 2MB, 8ms or 4bits; several by commas.",
-        parse=read_budgets
-    )  # fmt: skip
-    data: str | None = option(None, "Images; the network's own data set by default.")
-    data_dir: Path | None = option(None, "Where the data set's files lie.")
-    images: int = option(256, "Training images that tell how sensitive layers are, and calibrate.", least=1)
-    test_images: int | None = option(None, "Test images that judge the children; all by default.", least=1)
+        (),
+        "What a child may cost in size, bitops or latency: size=60%, size=2MB, size=4bits or latency=8ms; several"
+        " with commas.",
+        parse=read_budgets,
+    )
+    data: str | None = option(None, "Images to use; the network's own data set by default.")
+    data_dir: Path | None = option(None, "Folder with the data set's files.")
+    images: int = option(
+        256, "Number of training images that measure how sensitive layers are, and calibrate.", least=1
+    )
+    test_images: int | None = option(None, "Number of test images that judge the children; all by default.", least=1)
     sensitivity: str = option(
-        "sqnr", "What a layer's fewer bits cost: sqnr (noise of the logits) or accuracy (needs labels).",
-        parse=entry(SENSITIVITIES)
-    )  # fmt: skip
+        "sqnr",
+        "How to measure what fewer bits cost a layer: sqnr (noise of the logits) or accuracy (needs labels).",
+        parse=entry(SENSITIVITIES),
+    )
     descent: str = option(
-        "sorted", "Order of steps: sorted (the paper's) or gain (least loss for what is saved).", parse=entry(DESCENTS)
+        "sorted",
+        "Order of steps: sorted (as in the paper) or gain (least loss for what is saved).",
+        parse=entry(DESCENTS),
     )
-    widths: tuple[int, ...] = option((), "Weight widths to mix; all that the file has by default.", parse=read_widths)
-    keep: tuple[str, ...] = option((), "Layers that keep the widest width: names from `inspect`.", parse=names)
-    points: int = option(8, "Mixes of the front that are measured.", least=2)
-    out: Path | None = option(None, "Another .emq to write; the file itself by default.")
-    plot: Path | None = option(None, "Pictures of the front, without suffix; 'mix' beside the .emq by default.")
+    widths: tuple[int, ...] = option((), "Weight widths to mix; by default all that the file has.", parse=read_widths)
+    keep: tuple[str, ...] = option((), "Layers that keep the widest width, by their names from `inspect`.", parse=names)
+    points: int = option(8, "Number of mixes on the front to measure.", least=2)
+    out: Path | None = option(None, "Another .emq to write; by default the children go into the file itself.")
+    plot: Path | None = option(
+        None, "Path of the pictures of the front, without suffix; 'mix' beside the .emq by default."
+    )
     model: str | None = option(
-        None, "Your own pkg.module:function, named again: a file may not have it imported for torch."
+        None, "Your own pkg.module:function; name it again, because no file may decide what is imported."
     )
-    threads: int | None = option(None, "torch's and the kernels' threads; every core by default.", least=1)
-    seed: int = option(0, "Which training images are taken.")
+    threads: int | None = option(None, "Threads of torch and of the kernels; every core by default.", least=1)
+    seed: int = option(0, "Seed of the choice of training images.")
 
     def __post_init__(self) -> None:
         """Checks every value; the sentence names the flag."""
