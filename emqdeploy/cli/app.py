@@ -35,9 +35,9 @@ class Commands(typer.Typer):
 app = Commands(
     name="emqdeploy",
     cls=Overview,
-    help="""Train ONE network for every bit-width, prove it on the device's runtime, switch precision while it runs.
+    help="""Train one network for every bit-width, prove it in the device's runtime, and switch precision while it runs.
 
-    A first tour, in this order; each command works as it stands:
+    To try it, run these in order; each command works as it stands:
 
     \b
       emqdeploy train                            # 1, 2, 4 and 8 bits
@@ -56,7 +56,7 @@ def options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error (works behind any command).")
+        bool, typer.Option("--debug", help="Show the traceback of an error; works after any command.")
     ] = False,
 ) -> None:
     """Handles what stands before a command."""

@@ -22,15 +22,15 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Other test images of the same classes: a data set by name, imagefolder:PATH or a .npz of a bundle.",
+        help="Other test images of the same classes: a data set by name, imagefolder:PATH or the .npz of a bundle.",
         autocompletion=completion("data"),
     ),
 ]
-DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files lie.")]
+DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Folder with the data set's files.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads inside an operator; every core by default.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, and nothing else.")]
 
 
 _WIDTHS = re.compile(r"w?\d(-\d)?(a\d)?,?", re.IGNORECASE)

@@ -32,17 +32,17 @@ def _export(path: PathArgument = None, *, json_: JsonOption = False, **given: An
 
 @app.command(cls=lazily(_export, _classes))
 def export() -> None:
-    """Export children into one bundle, each file proven equal to what was trained.
+    """Export children into one bundle, with each file proven against the integer reference.
 
     Targets
 
       onnx            QDQ graphs of standard operators; int8 kernels in onnxruntime
 
-      tensorrt        an engine: TensorRT where a GPU is at hand, else TensorRT-RTX, which builds without one
+      tensorrt        an engine, of TensorRT if there is a GPU, else of TensorRT-RTX, which is built without one
 
       tensorrt-rtx    an engine for RTX GPUs, built ahead of time on any machine
 
-      tensorrt-onnx   the ONNX form that TensorRT takes, and the command that builds it on the device
+      tensorrt-onnx   the ONNX form that TensorRT takes, and the command that builds an engine from it on the device
 
       openvino        OpenVINO IR
 
@@ -57,7 +57,7 @@ def export() -> None:
 
       emqdeploy export --bits 4 --target tensorrt
 
-      emqdeploy export deploy --target tensorrt                    # on the device: the engines that the bundle lacks
+      emqdeploy export deploy --target tensorrt                    # on the device: engines that the bundle lacks
 
       emqdeploy export --bits 2,8 --layout triton --out repository
     """
@@ -71,10 +71,10 @@ def materialize(
     data_dir: DataDirOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Turn a bundle whose files share one master into plain ONNX files; needs no torch, so it works on a device.
+    """Turn a bundle whose files share one master into plain ONNX files, without torch, so that it works on a device.
 
-    Files of `--storage master` run as they are, but unpack their weights at every load. Plain files load faster and
-    take a byte per weight and child.
+    Files of `--storage master` run as they are, but unpack their weights at every load. Plain files load faster, but
+    take a byte for each weight and child.
 
     Examples:
       emqdeploy materialize runs/digits-resnet8-001/bundle
@@ -92,29 +92,32 @@ def materialize(
 def verify(
     path: PathArgument = None,
     bits: BitsOption = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Test images; all by default.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of test images; all by default.")] = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Your own pkg.module:function, named again: a file may not have it imported for torch."),
+        typer.Option(help="Your own pkg.module:function; name it again, because no file may decide what is imported."),
     ] = None,
     pretrained: Annotated[
         Path | None,
-        typer.Option(help="The float weights that it was made from; by default those that quantize left beside it."),
+        typer.Option(
+            help="Float weights that the network was made from; by default those that quantize left beside it."
+        ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Compare every way to run a network with the integer reference, and that with the float model.
+    """Compare every way to run a network with the integer reference, and the reference with the float model.
 
-    Exit code 1 on a difference.
+    The exit code is 1 if a comparison fails.
 
-    A checkpoint runs in onnxruntime with its fusions and without, in torch, in ONNX's reference evaluator (on a few
-    images) and in OpenVINO. Of a bundle every file is run too, selectors and packed ones, each in the runtime that it
-    was made for; an engine that was built but not run is completed in the manifest when it answers well.
+    A checkpoint runs in onnxruntime with and without its fusions, in the native kernels, in torch, in ONNX's reference
+    evaluator (on a few images) and in OpenVINO. In a bundle, every file runs too, including selectors and packed ones,
+    each in the runtime that it was made for. If an engine was built but never run and now answers well, the bundle's
+    manifest is completed.
 
-    What `quantize` made is compared with the float model, where its weights and torch are at hand: an 8-bit child has
-    to be within 15 dB and make 95 % of the same decisions.
+    A network from `quantize` is also compared with the float model, if torch and the float weights are there: an 8-bit
+    child needs a signal to noise of at least 15 dB, and 95 % of the same decisions.
 
     Examples:
       emqdeploy verify

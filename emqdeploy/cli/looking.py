@@ -13,7 +13,7 @@ from emqdeploy.cli.common import JsonOption, PathArgument, finish, say
 
 @app.command()
 def inspect(path: PathArgument = None, json_: JsonOption = False) -> None:
-    """Show what a checkpoint holds: bit-widths, layers, effective bits per weight, sizes, provenance.
+    """Show what a checkpoint holds: bit-widths, layers, effective bits per weight, sizes and provenance.
 
     Example:
       emqdeploy inspect runs/digits-resnet8-001/model.emq
@@ -29,7 +29,10 @@ def inspect(path: PathArgument = None, json_: JsonOption = False) -> None:
 def demo(
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/demo-NNN by default.")] = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Instead: a network that gets better while it comes over a slow line.")
+        bool,
+        typer.Option(
+            "--stream", help="Show instead a network that gets better while it arrives over a slow connection."
+        ),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -53,7 +56,7 @@ def demo(
 
 @app.command()
 def doctor(json_: JsonOption = False) -> None:
-    """Check this machine: packages, processor, what each runtime can do here."""
+    """Check this machine: packages, processor, and what each runtime can do here."""
     from emqdeploy.report.terminal import doctor_parts
     from emqdeploy.workflows.doctor import examine
 
@@ -65,14 +68,14 @@ def doctor(json_: JsonOption = False) -> None:
 def plot(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run directories, the latest by default; the curves of several lie over one another."),
+        typer.Argument(help="Run directories, by default the latest; the curves of several share one picture."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Path of the pictures without suffix; RUN/accuracy by default.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Draw accuracy per bit-width over sample passes and over time, as PNG and SVG; also while a run goes on.
+    """Draw accuracy per bit-width over sample passes and over time, as PNG and SVG, even while a run goes on.
 
     Examples:
       emqdeploy plot
@@ -89,7 +92,7 @@ def plot(
 @app.command()
 def labels(
     path: Annotated[Path | None, typer.Argument(help="A run of train --clean ensemble; the latest by default.")] = None,
-    count: Annotated[int, typer.Option(help="How many of the most suspicious to list.", min=1, max=1000)] = 100,
+    count: Annotated[int, typer.Option(help="How many of the most suspicious images to list.", min=1, max=1000)] = 100,
     out: Annotated[Path | None, typer.Option(help="Page for a browser; labels.html in the run by default.")] = None,
     json_: JsonOption = False,
 ) -> None:

@@ -33,7 +33,7 @@ def evaluate(
     runtime: Annotated[
         str,
         typer.Option(
-            help="onnxruntime, openvino, tensorrt, native, or torch (the reference).",
+            help="Runtime to use: onnxruntime, openvino, tensorrt, native, or torch (the reference).",
             autocompletion=completion("runtime"),
         ),
     ] = "onnxruntime",
@@ -42,13 +42,15 @@ def evaluate(
     threads: ThreadsOption = None,
     model: Annotated[
         str | None,
-        typer.Option(help="In torch: your own pkg.module:function, named again; a file may not have it imported."),
+        typer.Option(
+            help="For torch: your own pkg.module:function; name it again, because no file may decide what is imported."
+        ),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Measure accuracy on the test set, in a runtime.
+    """Measure accuracy on the test set, in the runtime that you choose.
 
-    What `quantize` made is shown beside the float network that it was made of, which torch computes.
+    A network from `quantize` is shown beside the float network that it was made from, which torch computes.
 
     Examples:
       emqdeploy eval
@@ -83,14 +85,16 @@ def _bench(
     context: typer.Context,
     path: PathArgument = None,
     *,
-    out: Annotated[Path | None, typer.Option(help="Also write the result as JSON, every sample in it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the result as JSON, with every sample.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write a report for a browser, one file, offline.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a report for a browser, as one file that opens offline.")
+    ] = None,
     replay: Annotated[
         Path | None, typer.Option(help="Measure again with the settings of this result (.json or .html).")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the bench that was to write this file and was interrupted.")
+        Path | None, typer.Option(help="Continue the interrupted bench that was to write this file.")
     ] = None,
     json_: JsonOption = False,
     **flags: Any,
@@ -139,7 +143,7 @@ def _bench(
 def bench() -> None:
     """Measure latency, accuracy, size, memory, load time and switching of every bit-width on this machine.
 
-    Bit-widths take turns, so that a drifting clock hits all alike; whatever disturbed the run is named.
+    Bit-widths take turns, so that a drifting clock affects all alike. The result names whatever disturbed the run.
 
     Examples:
       emqdeploy bench --device cpu

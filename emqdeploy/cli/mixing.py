@@ -24,7 +24,8 @@ def _mix(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="What a child may cost: size, bitops or latency, as 60%, 2MB, 8ms or 4bits; may be repeated."
+            help="What a child may cost in size, bitops or latency: size=60%, size=2MB, size=4bits or latency=8ms; may"
+            " be repeated."
         ),
     ] = None,
     *,
@@ -45,15 +46,15 @@ def _mix(
 def mix() -> None:
     """Find a width for every layer of a multi-bit checkpoint under a budget, without training.
 
-    Measures on a few hundred images how much each layer suffers at each width that the file has, and narrows layer
-    after layer from the widest child on. For every budget a child is written into the file, mix-size-60 for example,
-    which export, verify, bench and use() take by its name.
+    The command measures on a few hundred images how much each layer suffers at each width in the file, and then narrows
+    one layer after another, starting from the widest child. For every budget it writes a child into the file, for
+    example mix-size-60, which export, verify, bench and use() take by that name.
 
     Budgets
 
-      size      bytes of the child: 60% of the widest one, 2MB, or 4bits: as many as 4 bits everywhere
+      size      bytes of the child: 60% (of the widest one), 2MB, or 4bits (as many as with 4 bits everywhere)
 
-      bitops    multiplications, times weight bits, times activation bits
+      bitops    multiplications times weight bits times activation bits
 
       latency   of one image in the native kernels on this machine
 

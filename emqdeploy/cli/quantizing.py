@@ -23,15 +23,18 @@ def _classes() -> Sequence[type]:
 def _quantize(
     file: Annotated[
         Path,
-        typer.Argument(help="A float network (.onnx), float weights (.safetensors, .pth, .pt), or a run directory."),
+        typer.Argument(
+            help="A float network (.onnx), float weights (.safetensors, .pth, .pt), a run directory, or the name of a"
+            " network with published weights, such as timm/resnet18."
+        ),
     ],
     *,
     data: Annotated[str, typer.Option(help="Images: a folder, a CSV file, or a data set by name.")],
     model: Annotated[
-        str | None, typer.Option(help="The model that weights belong to; an .onnx file is its own.")
+        str | None, typer.Option(help="Model that the weights belong to; an .onnx file needs none.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="torch's threads; one for tiny images, else every core.")
+        int | None, typer.Option(min=1, help="Threads of torch; by default one for tiny images, else one per core.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory; runs/DATA-MODEL-NNN by default.")] = None,
     json_: JsonOption = False,
@@ -57,8 +60,9 @@ def _quantize(
 def quantize() -> None:
     """Make a multi-bit checkpoint from a trained float model and a few hundred images, without training.
 
-    Says which children are as good as the float model; the others are worth training. An 8-bit child that answers
-    unlike the float model stops it with the layer where that begins, and nothing is written: exit code 1.
+    The command says which children are as good as the float model; the others are worth training. If an 8-bit child
+    does not answer like the float model, nothing is written, the message names the layer where that begins, and the
+    exit code is 1.
 
     [bold]Examples[/bold]
 

@@ -24,15 +24,15 @@ def _classes() -> Sequence[type]:
 def _run(
     items: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PATH|IMAGE", help="The network, the latest run by default, and images."),
+        typer.Argument(metavar="PATH|IMAGE", help="The network, by default the latest run, and images."),
     ] = None,
     *,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Images, a folder of them, a video, or a camera by its number; may be given several times."),
+        typer.Option(help="Images, a folder of them, a video, or a camera by its number; may be repeated."),
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="Choose by this bench result; by default every setting is timed first.")
+        Path | None, typer.Option(help="Bench result to choose by; by default every setting is timed first.")
     ] = None,
     json_: JsonOption = False,
     **flags: Any,
@@ -59,11 +59,11 @@ def _run(
 
 @app.command(cls=lazily(_run, _classes))
 def run() -> None:
-    """Classify pictures of a folder, a video or a camera, and choose bit-width and threads by a policy meanwhile.
+    """Classify the pictures of a folder, a video or a camera, while a policy chooses bit-width and threads.
 
-    A policy is a list of budgets: latency_p99=20ms,accuracy>=97 serves the most accurate setting that keeps 99 of 100
-    inferences below 20 ms and never goes below 97 % (by the measured table). prefer=latency, energy or memory optimises
-    something else within the budgets.
+    A policy is a list of budgets. For example, latency_p99=20ms,accuracy>=97 serves the most accurate setting that
+    keeps 99 of 100 inferences below 20 ms, and never one below 97 % (by the measured table). With prefer=latency,
+    energy or memory, the policy optimises that within the budgets.
 
     [bold]Examples[/bold]
 
@@ -82,15 +82,15 @@ def predict(
     items: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE|PATH", help="Images, folders of them, and the network, the latest run by default."
+            metavar="IMAGE|PATH", help="Images, folders of them, and the network, by default the latest run."
         ),
     ],
-    bits: Annotated[str | None, typer.Option(help="Bit-width or child; the widest stored one by default.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Bit-width or child; by default the widest stored one.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Classify images.
+    """Classify images with a network.
 
-    The network may stand before or behind them.
+    You can name the network before or after the images.
 
     Examples:
       emqdeploy predict shoe.png
@@ -122,16 +122,18 @@ def predict(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="A bench result or report, the one to measure against.")],
-    b: Annotated[Path, typer.Argument(help="The other one.")],
-    html: Annotated[Path | None, typer.Option(help="Also write a page for a browser, one file, offline.")] = None,
+    a: Annotated[Path, typer.Argument(help="The bench result or report to compare against.")],
+    b: Annotated[Path, typer.Argument(help="The other bench result or report.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page for a browser, as one file that opens offline.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Put two bench results side by side, and say which differences are more than chance.
 
-    Ratios are of B to A, with 95 % intervals from the raw samples; faster and slower mean that the interval leaves 1
-    out and reaches beyond 3 %, by which two starts of the same bench may differ. Other machines, settings, software
-    and disturbed runs are named.
+    Ratios are of B to A, with 95 % intervals from the raw samples. Faster and slower mean that the interval excludes 1
+    and reaches beyond 3 %, by which two starts of the same bench may differ. Differences in machine, settings and
+    software are named, and so are disturbed runs.
 
     [bold]Examples[/bold]
 

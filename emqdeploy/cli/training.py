@@ -27,14 +27,14 @@ def _train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="emqnet (default), any-precision, dedicated, adabits or truncquant.",
+            help="Recipe: emqnet (default), any-precision, dedicated, adabits, truncquant, ...",
             autocompletion=completion("recipe"),
         ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="Training method, where it is not the recipe's: emqnet, any-precision, dedicated, ...",
+            help="Training method, if not the recipe's: emqnet, any-precision, dedicated, ...",
             rich_help_panel="Schedule",
             autocompletion=completion("method"),
         ),
@@ -42,13 +42,13 @@ def _train(
     quantizer: Annotated[
         str | None,
         typer.Option(
-            help="Quantizer family, where it is not the recipe's: tanh, lsq, double-rounding, cpq, levels.",
+            help="Quantizer family, if not the recipe's: tanh, lsq, double-rounding, vertical, levels or cpq.",
             rich_help_panel="Quantization",
             autocompletion=completion("quantizer"),
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of options, underscores for dashes; flags win over it.")
+        Path | None, typer.Option(help="TOML file of options, with underscores for dashes; flags override it.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/DATA-MODEL-NNN by default.")] = None,
     resume: Annotated[
@@ -75,8 +75,6 @@ def train() -> None:
     """Train one network for several children: bit-widths of weights and activations.
 
     Examples:
-      emqdeploy train
-
       emqdeploy train --data cifar10 --model resnet20 --bits 8,4,2a4,1a2
 
       emqdeploy train --data imagefolder:photos --model resnet18 --epochs 60
