@@ -50,14 +50,14 @@ class AdaQATOptions(LearnedOptions):
     cost_weight: float = option(0.15, "Weight of the widths' cost, in units of the loss.", panel=PANEL, least=0)
     bit_cost: str = option(
         "bitops",
-        "What the widths' cost counts: bits, size, bitops, or latency (needs --latencies).",
+        "What the widths' cost counts: bits, size, bitops, or latency, for which --latencies is needed.",
         panel=PANEL,
         parse=entry(BIT_COSTS),
     )
     latencies: str | None = option(
         None,
-        "File with what `emqdeploy mix --budget latency=100% --json` printed where the network will run: the time"
-        " that narrower layers save.",
+        "File with the JSON output of `emqdeploy mix` for the budget latency=100%, from the device that will run the"
+        " network.",
         panel=PANEL,
         parse=os.path.abspath,
     )
