@@ -160,7 +160,13 @@ ROWS: dict[str, Row] = {
         claim=ROUNDING_CLAIM,
     ),
     "vertical layers, 8, 4 and 2 bits": Row(
-        {"bits": (8, 4, 2), "quantizer": "vertical", "norm": "private"},
+        {
+            "bits": (8, 4, 2),
+            "quantizer": "vertical",
+            "norm": "private",
+            "norm_adaptation": "none",
+            "step_plan": "joint",
+        },
         "EMQNet, 8, 4 and 2 bits",
         claim="ResNet-18, ImageNet, 4, 3 and 2 bits: 69.2, 68.8 and 66.6 %",
     ),
