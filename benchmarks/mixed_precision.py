@@ -28,6 +28,7 @@ from benchmarks.common import arguments, write
 from emqdeploy.data import Dataset
 from emqdeploy.format.child import Child, in_order
 from emqdeploy.format.emq import load_checkpoint, read_card
+from emqdeploy.format.runs import CHECKPOINT_FILE
 from emqdeploy.options import names, numbers
 from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.runtimes.base import open_runtime
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.weights, options.model, options.data, WIDTHS, data_dir=options.data_dir, mean=options.mean,
         std=options.std, images=options.images, reconstruction=options.reconstruct, unlabelled=options.agree,
     )  # fmt: skip
-    base = options.work / "uniform" / "checkpoint.emq"
+    base = options.work / "uniform" / CHECKPOINT_FILE
     if not base.exists():
         quantize(config, base.parent, print, threads=1)
     searches: dict[str, Mapping[str, Any]] = {}
