@@ -253,8 +253,12 @@ def _difference(runs: Runs, first: str, second: str) -> str:
 
 
 def _trained(figures: Mapping[str, Any], hits: Hits) -> Hits:
-    """Without the widths between those that were trained, which come for free with some quantizers only."""
-    return {name: right for name, right in hits.items() if not name.isdigit() or int(name) in figures["trained_bits"]}
+    """Without the widths between those that were trained, which come for free with some quantizers only.
+
+    A child whose width was learned may have one that nobody asked for.
+    """
+    trained = {name: one for name, one in hits.items() if not name.isdigit() or int(name) in figures["trained_bits"]}
+    return trained or dict(hits)
 
 
 def _children(entries: Sequence[tuple[dict[str, Any], Hits]]) -> str:
