@@ -67,7 +67,6 @@ SECTIONS = (
         )
         for name, about, file in (
             ("ResNet-20", "CIFAR-10, 4,000 test images", "mixed_precision"),
-            ("ResNet-56", "CIFAR-10, 2,000 test images", "mixed_precision_resnet56"),
             (
                 "EfficientNet-Lite0",
                 "122 ImageNet photos, by agreement with the float network's decisions",
