@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     write(
         options.json, "mixed_precision", options.quick, rows, model=public_name(options.model),
-        data=options.data.partition(":")[0], agree=options.agree, reconstruct=options.reconstruct,
+        data=Path(options.data).name, agree=options.agree, reconstruct=options.reconstruct,
         images=options.images, test_images=count,
         search_seconds={descent: search["seconds"] for descent, search in searches.items()},
         measuring_seconds=round(time.perf_counter() - started, 1), file_bytes=base.stat().st_size,
