@@ -8,18 +8,15 @@ integer network. Rows are kept when they are done; the page is written from thos
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import RESULTS as KEPT
-from benchmarks.methods_table import run_rows
+from benchmarks.methods_table import run_rows, table_options
 from benchmarks.paper_report import Hits, Runs, interval, load_rows
-from benchmarks.paper_table import RESULTS
 from emqdeploy.files import atomic_write_text
 
 USUAL, DIAL, TWO = ("8", "4", "2", "1"), ("4a4", "2a4", "1a4"), ("2a2", "1a2")
@@ -39,13 +36,7 @@ PROCESSORS = {"avx512vbmi": "AVX-512 VBMI", "avx512vnni": "AVX-512 VNNI", "avx2"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the rows that are missing and writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="where CIFAR-10 lies")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the page goes; rows lie below it, in dial/")
-    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), help="only these")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--report", action="store_true", help="train nothing; write the page of what there is")
-    options = parser.parse_args(argv)
+    options = table_options(__doc__, list(ROWS), argv)
     rows = {name: ROWS[name] for name in options.rows}
     run_rows(rows, options.out / "dial", [] if options.report else options.seeds, options.data_dir)
     runs = load_rows(options.out / "dial", list(ROWS))

@@ -181,13 +181,7 @@ ROWS: dict[str, Row] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the rows that are missing and writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="where CIFAR-10 lies")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the page goes; rows lie below it, in methods/")
-    parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS), help="only these")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--report", action="store_true", help="train nothing; write the page of what there is")
-    options = parser.parse_args(argv)
+    options = table_options(__doc__, list(ROWS), argv)
     values = {name: {**ROWS[name].values, "method": ROWS[name].method} for name in options.rows}
     run_rows(values, options.out / "methods", [] if options.report else options.seeds, options.data_dir)
     runs = load_rows(options.out / "methods", list(ROWS))
@@ -195,6 +189,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = page(runs)
         atomic_write_text(options.out / "methods.md", text)
         print(text)
+
+
+def table_options(about: str | None, rows: list[str], argv: Sequence[str] | None) -> argparse.Namespace:
+    """What a table of rows and seeds is asked for."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="where CIFAR-10 lies")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the page goes; rows lie in a folder beside it")
+    parser.add_argument("--rows", nargs="*", choices=rows, default=rows, help="only these")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true", help="train nothing; write the page of what there is")
+    return parser.parse_args(argv)
 
 
 def run_rows(rows: Mapping[str, Mapping[str, Any]], folder: Path, seeds: Sequence[int], data_dir: Path) -> None:

@@ -125,8 +125,10 @@ class Passes:
     def _examples(self, part: Part, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees and should say: images, and labels ``(B,)`` or odds ``(B, classes)``."""
         labels = self.source.labels[torch.from_numpy(part.indices).to(images.device)]
+        if len(labels) == 0:  # a process that has nothing of this batch
+            return images, labels
         images = resized(images, self.side)
-        if self.common.mixup == 0 or len(labels) == 0:
+        if self.common.mixup == 0:
             return images, labels
         seed = (self.common.seed, *map(int, part.indices[:8]))
         return mixed(images, labels, self.classes, self.common.mixup, seed)

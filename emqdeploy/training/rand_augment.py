@@ -1,6 +1,6 @@
 """RandAugment (arXiv 1909.13719): each image undergoes two changes that are drawn from a dozen, at one strength.
 
-Whole batches at once, where they lie. Ranges are those of the authors' code at strength 9 of 30; signs are drawn.
+Whole batches at once, where they lie. The strength is 9 of 30; signs are drawn.
 Equalization of histograms is left out, because it is the one change that cannot be made of a batch at once.
 """
 
