@@ -141,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     config = QuantizeConfig(
         options.weights, options.model, options.data, WIDTHS, data_dir=options.data_dir, mean=options.mean,
-        std=options.std, images=options.images, reconstruction=options.reconstruct, unlabelled=options.agree,
+        std=options.std, images=options.images, test_images=options.test_images, reconstruction=options.reconstruct,
+        unlabelled=options.agree,
     )  # fmt: skip
     base = options.work / "uniform" / CHECKPOINT_FILE
     if not base.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,30 @@ def test_a_mixed_child_has_each_layer_at_its_own_width() -> None:
         assert levels <= 2 ** network.grid_bits(name, child)
         if widths.get(name) == 4:
             np.testing.assert_array_equal(np.abs(layer.integers(child)), np.abs(layer.integers(four)))
+
+
+def test_twins_compute_the_same_numbers(small: Deployed) -> None:
+    """A second name for a child's numbers is found, and any other number makes it a child of its own."""
+    network = small.checkpoint.network
+    eight, other = network.find("8"), Child("other", 8, 8)
+    assert network.twins() == {child: child for child in network.children}
+    layers = {
+        name: replace(
+            layer, grids={**layer.grids, other: layer.grids[eight]}, biases={**layer.biases, other: layer.biases[eight]}
+        )
+        for name, layer in network.layers.items()
+    }
+    sites = {
+        name: replace(
+            site, bits={**site.bits, other: site.bits[eight]}, scales={**site.scales, other: site.scales[eight]}
+        )
+        for name, site in network.sites.items()
+    }
+    both = replace(network, layers=layers, sites=sites, children=(*network.children, other))
+    assert both.twins()[other] == eight
+    name = next(iter(layers))
+    moved = replace(layers[name], biases={**layers[name].biases, other: layers[name].biases[eight] + 1})
+    assert replace(both, layers={**layers, name: moved}).twins()[other] == other
 
 
 def test_children_that_do_not_fit_a_network() -> None:

@@ -303,6 +303,10 @@ def test_quantizing_keeps_the_accuracy_at_four_bits_and_more(trained_digits: Pat
     assert checkpoint.card.data.name == "digits"
     assert list(checkpoint.card.accuracy) == [child.name for child in result.accuracy] == ["4", "5", "6", "7", "8"]
     assert any("calibrating 5 children on 200 training images" in line for line in lines)
+    assert "8 computes the same integers as 7, because an int8 holds no more" in lines
+    seven, eight = (checkpoint.network.initializers(Child.of(bits)) for bits in (7, 8))
+    assert all((eight[name] == array).all() for name, array in seven.items())
+    assert result.accuracy[Child.of(7)] == result.accuracy[Child.of(8)]
     with pytest.raises(UsageError, match="already holds a checkpoint; choose another --out"):
         quantize(config(trained_digits), tmp_path / "run")
 
@@ -322,6 +326,8 @@ def test_from_the_command_line(
         "resnet8",
         "--images",
         "100",
+        "--test-images",
+        "50",
         "--threads",
         "1",
     ]
@@ -332,6 +338,7 @@ def test_from_the_command_line(
     assert list(values["accuracy"]) == ["4a4", "mixed", "6", "7", "8"]
     assert values["checkpoint"] == "runs/digits-resnet8-001/model.emq"
     assert "calibrating" in printed.err
+    assert "decisions of 5 children on 50 test images" in printed.err
 
 
 def test_what_is_lost_is_recommended_for_training() -> None:

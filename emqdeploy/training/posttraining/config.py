@@ -56,6 +56,7 @@ class QuantizeConfig(PixelOptions):
         parse=read_children,
     )
     images: int = option(512, "Number of training images to calibrate with.", least=FEWEST_IMAGES)
+    test_images: int | None = option(None, "Most test images to judge with; all by default.", least=1)
     clips: str = option(
         "mse",
         "How to choose activation clips: mse, majority (of channels), max, p99.99, p99.9 or p99.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emqdeploy.data import Dataset, Preprocessing, load_dataset
+from emqdeploy.data.loading import limited
 from emqdeploy.data.splits import stratified
 from emqdeploy.data.wishes import Expected, PixelOptions, wishes_of
 from emqdeploy.errors import EmqError, UsageError
@@ -84,7 +85,8 @@ def open_given(config: QuantizeConfig) -> tuple[Given, Dataset]:
 
 def _pictures(config: QuantizeConfig, expected: Expected) -> Dataset:
     """The data set as the user says that its pictures are seen, else as the weights expect."""
-    return load_dataset(config.data, config.data_dir, pixels=wishes_of(config), expected=expected)
+    dataset = load_dataset(config.data, config.data_dir, pixels=wishes_of(config), expected=expected)
+    return replace(dataset, test=limited(dataset.test, config.test_images))
 
 
 def _of_file(path: Path, network: OnnxNetwork, size: int | None, batches: list[Tensor]) -> Given:

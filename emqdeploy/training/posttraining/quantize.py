@@ -152,14 +152,16 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     seconds = time.perf_counter() - started
     return_freed_memory()
     report(f"decisions of {len(children)} children on {len(dataset.test)} test images")
-    deployed = {child: deployed_reference(network, frozen, child) for child in children}
-    found = answers(deployed, test, batch_of(pre), report)
+    twins = frozen.twins()
+    deployed = {child: deployed_reference(network, frozen, child) for child in twins.values()}
+    answered = answers(deployed, test, batch_of(pre), report)
+    found = {child: answered[first] for child, first in twins.items()}
     usual = (wanted.decided, labels, config.usable_drop)
     verdicts = {child: verdict(one.decided, *usual) for child, one in found.items()}
     accuracy = {} if labels is None else {child: percent_right(one.decided, labels) for child, one in found.items()}
     float_accuracy = None if labels is None else percent_right(wanted.decided, labels)
     fidelity = {child: compare(wanted.logits, one.logits, FLOAT_MODEL) for child, one in found.items()}
-    fault = find_wrong(fidelity, network, deployed, test)
+    fault = find_wrong(fidelity, network, {child: deployed[first] for child, first in twins.items()}, test)
     path = None
     if fault is None or config.accept_difference:
         known: dict[str, Any] = {"calibration_images": images, "seconds": round(seconds, 2)}
@@ -210,8 +212,19 @@ def calibrate(
     calibrate_clips(network.eval(), batches, config.clips)
     RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, report)
     measure_input_means(network, list(few_of(batches)))
-    STATISTICS[config.statistics](network, batches, network.known, report)
+    _measure_statistics(network, batches, config.statistics, report)
     return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches, report)
+
+
+def _measure_statistics(network: MultiBitNetwork, batches: list[Tensor], statistics: str, report: Report) -> None:
+    """Runs that stage once for children that compute the same numbers."""
+    twins = freeze(network.eval(), network.known).twins()
+    STATISTICS[statistics](network, batches, [child for child, first in twins.items() if child == first], report)
+    for child, first in twins.items():
+        if child != first:
+            report(f"{child.name} computes the same integers as {first.name}, because an int8 holds no more")
+            for norm in network.norms.values():
+                norm.keep(child, *norm.statistics(first))
 
 
 def advice(config: QuantizeConfig, result: QuantizeResult, children_file: str | None = None) -> str:

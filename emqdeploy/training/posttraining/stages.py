@@ -150,7 +150,8 @@ def correct_means(
     """
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
     floats = [_float_means(network, images) for images in batches]
-    for child in paced(frozen.children, "biases of children", report):
+    twins = frozen.twins()
+    for child in paced(sorted(set(twins.values()), key=frozen.children.index), "biases of children", report):
         return_freed_memory()
         deployed = deployed_reference(network, frozen, child).to(batches[0].device)
         total = {name: torch.zeros(len(layer.biases[child])) for name, layer in frozen.layers.items()}
@@ -166,7 +167,8 @@ def correct_means(
         if after > before:
             continue
         for name, shift in total.items():
-            biases[name][child] = biases[name][child] + (shift / len(batches)).numpy()
+            corrected_bias = biases[name][child] + (shift / len(batches)).numpy()
+            biases[name] |= {twin: corrected_bias for twin, first in twins.items() if first == child}
     layers = {name: replace(layer, biases=biases[name]) for name, layer in frozen.layers.items()}
     return replace(frozen, layers=layers)
 
