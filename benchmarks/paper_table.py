@@ -40,6 +40,9 @@ from emqdeploy.training.run import METRICS_FILE
 from emqdeploy.training.scores import SCORES
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PLACES = {"data_dir", "pretrained"}
+"""Options that say where files lay, which no result tells."""
+
 EPOCHS = 21
 """With one epoch of scoring, coresets at prune rates 0.8 and 0.6 make exactly the passes of 5 and 9 epochs."""
 
@@ -195,7 +198,7 @@ def train_row(about: dict[str, Any], config: TrainConfig) -> tuple[dict[str, Any
         "seconds": round(result.seconds, 2),
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
         "curves": curves,
-        "config": {key: value for key, value in config.to_dict().items() if value is not None and key != "data_dir"},
+        "config": {key: value for key, value in config.to_dict().items() if value is not None and key not in PLACES},
         "machine": machine(),
     }
     return figures, right

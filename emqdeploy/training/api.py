@@ -277,7 +277,7 @@ def _write(
     """Adapts the normalizations, freezes the network, measures what was frozen and writes it."""
     images = material.train.plain(np.arange(min(CALIBRATION_IMAGES, len(material.train))))
     batches = _batches(images)
-    measure_input_means(network, batches)
+    measure_input_means(network, batches, network.quantized)
     NORM_ADAPTATIONS[config.norm_adaptation](network, batches, children)
     network.cpu().eval()
     network.use(children[0])  # where children have weights of their own, a file holds those of one setting

@@ -186,7 +186,7 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, tuple
     Of many, a random sample.
     """
     random = torch.Generator().manual_seed(0)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in network.sites}
+    found: dict[str, _Sample] = {}
     taps, windows = network.taps(), _averaged(network)
 
     def watch(name: str, site: ActivationQuantizer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -202,7 +202,9 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, tuple
                 places = torch.randint(len(rows), (count,), generator=random)
                 places[0] = rows.abs().amax(1).argmax()
             places = places.to(x.device)
-            found[name].append((rows[places], _channels(x, len(rows))(places)))
+            if name not in found:
+                found[name] = _Sample(rows, len(batches) * count)
+            found[name].add(rows[places], _channels(x, len(rows))(places))
 
         return note
 
@@ -214,7 +216,30 @@ def _observe(network: MultiBitNetwork, batches: list[Tensor]) -> dict[str, tuple
     run_all(network, batches, (FLOAT,))
     for hook in hooks:
         hook.remove()
-    return {name: (torch.cat([v for v, _ in parts]), torch.cat([c for _, c in parts])) for name, parts in found.items()}
+    return {name: sample.kept for name, sample in found.items()}
+
+
+class _Sample:
+    """Rows of a tensor and their channels, in memory that is taken once.
+
+    Pieces of every batch would lie between what the network frees, and keep it from being used again.
+    """
+
+    def __init__(self, like: Tensor, most: int) -> None:
+        self._rows = like.new_empty(most, like.shape[1])
+        self._channels = torch.empty(most, dtype=torch.int32, device=like.device)
+        self._filled = 0
+
+    def add(self, rows: Tensor, channels: Tensor) -> None:
+        """Keeps rows ``(K, G)`` and their channels ``(K,)``."""
+        end = self._filled + len(rows)
+        self._rows[self._filled : end], self._channels[self._filled : end] = rows, channels
+        self._filled = end
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """All that was kept."""
+        return self._rows[: self._filled], self._channels[: self._filled]
 
 
 def _channels(x: Tensor, rows: int) -> Callable[[Tensor], Tensor]:

@@ -94,8 +94,8 @@ def undisturbed(network: MultiBitNetwork) -> Iterator[None]:
             buffer.copy_(values)
 
 
-def measure_input_means(network: MultiBitNetwork, batches: list[Tensor]) -> None:
-    """Measures the mean of every layer's input, over the trained children.
+def measure_input_means(network: MultiBitNetwork, batches: list[Tensor], children: Sequence[Child]) -> None:
+    """Measures the mean of every layer's input, over some children.
 
     It turns what the integer grid could not hold of a channel's mean weight into bias; see `QuantLayer`.
     """
@@ -108,8 +108,8 @@ def measure_input_means(network: MultiBitNetwork, batches: list[Tensor]) -> None
             totals[name] += float(inputs[0].mean())
 
         handles.append(layer.register_forward_pre_hook(add))
-    run_all(network, batches, network.quantized)
+    run_all(network, batches, children)
     for handle in handles:
         handle.remove()
     for name, layer in network.layers.items():
-        layer.input_mean.fill_(totals[name] / (len(batches) * len(network.quantized)))
+        layer.input_mean.fill_(totals[name] / (len(batches) * len(children)))

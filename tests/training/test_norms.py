@@ -80,7 +80,7 @@ def test_no_adaptation_keeps_what_training_tracked(network: MultiBitNetwork) -> 
         network(torch.randn(16, 1, 8, 8))
     norm = next(iter(network.norms.values()))
     before = norm.statistics(TWO)[0].clone()
-    measure_input_means(network, [torch.rand(16, 1, 8, 8)])
+    measure_input_means(network, [torch.rand(16, 1, 8, 8)], network.quantized)
     NORM_ADAPTATIONS["none"](network, [torch.rand(16, 1, 8, 8)], (TWO, EIGHT))
     assert torch.equal(norm.statistics(TWO)[0], before)
     assert all(float(layer.input_mean) == 0 for layer in network.layers.values())
@@ -89,7 +89,7 @@ def test_no_adaptation_keeps_what_training_tracked(network: MultiBitNetwork) -> 
 def test_input_means_are_measured(network: MultiBitNetwork) -> None:
     """The mean of a layer's input turns a rounded offset into bias; the first layer's is that of the images."""
     batch = torch.rand(16, 1, 8, 8)
-    measure_input_means(network, [batch])
+    measure_input_means(network, [batch], network.quantized)
     first, *others = network.layers.values()
     assert abs(float(first.input_mean) - float(batch.mean())) < 0.01
     assert all(float(layer.input_mean) != 0 for layer in others)

@@ -211,7 +211,7 @@ def calibrate(
     EQUALIZATIONS[config.equalization](network)
     calibrate_clips(network.eval(), batches, config.clips)
     RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, report)
-    measure_input_means(network, list(few_of(batches)))
+    measure_input_means(network, list(few_of(batches)), in_order(network.known)[-1:])
     _measure_statistics(network, batches, config.statistics, report)
     return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches, report)
 
