@@ -8,13 +8,10 @@ anew between creations, and intervals are taken over those.
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,7 @@ import onnxruntime
 
 from benchmarks import native_page
 from benchmarks.common import Subject, arguments, interleave_anew, show, subject, with_interval, write
-from emqdeploy.format.child import Child, parse_children
+from emqdeploy.format.child import parse_children
 from emqdeploy.format.emq import Checkpoint
 from emqdeploy.format.grid import Floats
 from emqdeploy.graph.native_graph import native_model
@@ -30,7 +27,7 @@ from emqdeploy.graph.selector import selector_values
 from emqdeploy.measuring.statistics import median_ratio, percentiles
 from emqdeploy.runtimes.adapters.native_runtime import NativeRuntime
 from emqdeploy.runtimes.base import open_runtime
-from emqdeploy.runtimes.native_library import NativeNetwork, forget_tuning, instruction_sets
+from emqdeploy.runtimes.native_library import forget_tuning, instruction_sets
 from emqdeploy.runtimes.native_operators import register_operators
 
 CHILDREN = parse_children("1a2,1a4,2a2,2a4,4a4,1,2,3,4,8")
@@ -91,51 +88,6 @@ def measure(found: Subject, host: str, isa: str, threads: int, quick: bool) -> l
     return rows
 
 
-def cost(found: Subject, quick: bool) -> dict[str, Any]:
-    """What opening takes, what all children weigh, and what the first inference after a switch takes."""
-    image = found.images(1)
-    one, every, all_widths = (found.checkpoint_of(c) for c in (parse_children(LAST), CHILDREN, parse_children("1-8")))
-    opening = {}
-    for name, checkpoint in (("one child", one), (f"{len(CHILDREN)} children", every)):
-        times = []
-        for _ in range(3 if quick else 11):
-            forget_tuning()
-            start = time.perf_counter()
-            NativeRuntime(checkpoint, threads=1).run(image, checkpoint.network.children[0])
-            times.append(1e3 * (time.perf_counter() - start))
-        opening[name] = median(times)
-    return {
-        "model": found.model,
-        "first_output_ms": opening,
-        "eight_widths_mb": NativeNetwork(all_widths, threads=1).size_bytes / 1e6,
-        "first_after_switch": after_switches(every, image, rounds=2 if quick else 15),
-    }
-
-
-def after_switches(checkpoint: Checkpoint, image: Floats, rounds: int) -> dict[str, float]:
-    """Of all pairs of children: what the call takes at most, and the first inference after it by a steady one."""
-    runtime = NativeRuntime(checkpoint, threads=1)
-    steady: dict[Child, list[float]] = {child: [] for child in CHILDREN}
-    first: dict[tuple[Child, Child], list[float]] = {}
-    switches: list[float] = []
-    for _ in range(rounds):
-        for before in CHILDREN:
-            for after in CHILDREN:
-                runtime.use(before)
-                runtime.run(image)
-                start = time.perf_counter_ns()
-                runtime.use(after)
-                switched = time.perf_counter_ns()
-                runtime.run(image)
-                ended = time.perf_counter_ns()
-                runtime.run(image)
-                steady[after].append(time.perf_counter_ns() - ended)
-                first.setdefault((before, after), []).append(ended - switched)
-                switches.append((switched - start) / 1e3)
-    ratios = [median(taken) / median(steady[after]) for (_, after), taken in first.items()]
-    return {"switch_us": median(switches), "largest_ratio": max(ratios), "median_ratio": median(ratios)}
-
-
 def slower_than_wider(rows: list[dict[str, Any]]) -> float:
     """By how much a child is slower at most than one that is at least as wide in weights and activations."""
     worst = 1.0
@@ -155,21 +107,17 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="measure nothing: write what was measured into the page")
     options = parser.parse_args()
     if options.page:
-        native_page.PAGE.write_text(
-            native_page.updated(native_page.PAGE.read_text(), json.loads(options.json.read_text()))
-        )
+        native_page.write_page()
         return
     best = options.isa or instruction_sets()[0]
     named = [options.isa] if options.isa else [name for name in instruction_sets() if name != "portable"]
     rows: list[dict[str, Any]] = []
-    costs = []
     for model in dict.fromkeys((*ALONE, *INSIDE)):
         found = subject(model)
         if model in ALONE:
             for isa in named:
                 rows += measure(found, "alone", isa, 1, options.quick)
             rows += measure(found, "alone", best, 2, options.quick)
-            costs.append(cost(found, options.quick))
         if model in INSIDE:
             rows += measure(found, "inside", best, 1, options.quick)
     shown = [
@@ -183,9 +131,7 @@ def main() -> None:
     columns = ("network", "host", "isa", "threads", "child", "p50, ms", "onnxruntime int8 / native", "own 8 / native")
     show("Native kernels and onnxruntime's int8, one image at a time", columns, shown)
     print(f"a child is slower than a wider one by at most {100 * (slower_than_wider(rows) - 1):.1f} %")
-    for one in costs:
-        print(one)
-    write(options.json, "native", options.quick, rows, costs=costs)
+    write(options.json, "native", options.quick, rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The tables of `docs/native.md`, made of what `benchmarks.native` measured: the page cannot say anything else."""
+"""The tables of `docs/native.md`, made of what `benchmarks.native` and `native_costs` measured, and of nothing else."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import RESULTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "native.md"
 
@@ -36,38 +39,58 @@ def _table(rows: Rows, key: str, by: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tables(report: Mapping[str, Any]) -> dict[str, str]:
+def tables(report: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, str]:
     """Every table of the page, by the name in its marker.
 
     Args:
         report: what `benchmarks.native` wrote.
+        costs: what `benchmarks.native_costs` wrote.
     """
 
     def of(**wanted: object) -> list[Mapping[str, Any]]:
         return [row for row in report["rows"] if all(row[key] == value for key, value in wanted.items())]
 
     best = report["rows"][0]["instructions"]
-    costs = [
+    rows = [
         f"| {NAMES[cost['model']]} | {cost['first_output_ms']['one child']:.0f} ms | "
         f"{cost['eight_widths_mb']:.1f} MB | {cost['first_after_switch']['switch_us']:.1f} µs | "
-        f"{cost['first_after_switch']['median_ratio']:.2f} |"
-        for cost in report["costs"]
+        f"{cost['first_after_switch']['empty_call_us']:.1f} µs | {cost['first_after_switch']['median_ratio']:.2f} |"
+        for cost in costs["rows"]
     ]
-    head = "| network | file to first output, one child | all eight widths | switch | first inference after it |\n"
+    head = (
+        "| network | file to first output, one child | all eight widths | switch | empty call | first inference then |"
+    )
+    beside = costs["neighbour"]
+    slower = [f"| {child} | {beside['slowdown'][child]:.2f} |" for child in beside["by_onnxruntime"]]
+    ratios = [f" {_cell(ratio)} |" for ratio in beside["by_onnxruntime"].values()]
     return {
         "one thread": _table(of(host="alone", instructions=best, threads=1), "ratio", "model"),
         "two threads": _table(of(host="alone", instructions=best, threads=2), "ratio", "model"),
         "instruction sets": _table(of(host="alone", model="resnet18", threads=1), "own_ratio", "instructions"),
         "inside": _table(of(host="inside"), "ratio", "model"),
-        "costs": head + "|---|---|---|---|---|\n" + "\n".join(costs) + "\n",
+        "costs": "\n".join([head, "|---" * 6 + "|", *rows]) + "\n",
+        "neighbour": "\n".join(
+            [
+                "| child | slowdown | by onnxruntime's |",
+                "|---|---|---|",
+                *map("".join, zip(slower, ratios, strict=True)),
+            ]
+        )
+        + "\n",
     }
 
 
-def updated(page: str, report: Mapping[str, Any]) -> str:
+def updated(page: str, report: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
     """The page with its tables made anew; each stands behind a comment with its name."""
-    for name, fresh in tables(report).items():
+    for name, fresh in tables(report, costs).items():
         marker = f"<!-- measured: {name} -->\n\n"
         page, count = re.subn(rf"{marker}(?:\|.*\n)*\n?", lambda _, text=f"{marker}{fresh}\n": text, page)  # type: ignore[misc]
         if count != 1:
             raise ValueError(f"the page has {count} places for the table {name!r}")
     return page
+
+
+def write_page() -> None:
+    """Makes the tables anew from the results that are kept."""
+    report, costs = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("native", "native_costs"))
+    PAGE.write_text(updated(PAGE.read_text(), report, costs))

@@ -67,26 +67,26 @@ def serve(network: Governed, images: Floats, seconds: float) -> Served:
     return served
 
 
-def agreement(runtime: Runtime, images: Floats) -> dict[Child, float]:
-    """Percent of images that each child puts into the class of the widest one.
+def agreement(runtime: Runtime, images: Floats, children: Sequence[Child] = TRAINED) -> dict[Child, float]:
+    """Percent of images that each child puts into the class of the last one.
 
     Classes are compared without their mean logits: random weights prefer one class whatever the image.
     """
     classes = {}
-    for child in TRAINED:
+    for child in children:
         logits = np.concatenate([runtime.run(images[index : index + 1], child) for index in range(len(images))])
         classes[child] = CLASSIFICATION.decide(logits - logits.mean(axis=0))
-    return {child: 100 * float((found == classes[TRAINED[-1]]).mean()) for child, found in classes.items()}
+    return {child: 100 * float((found == classes[children[-1]]).mean()) for child, found in classes.items()}
 
 
 @contextlib.contextmanager
-def two_cores() -> Iterator[int]:
-    """This process and what it starts share two cores, so that the load takes half of them."""
+def on_cores(count: int) -> Iterator[int]:
+    """This process and what it starts share so many cores, of which the load takes one."""
     if not hasattr(os, "sched_setaffinity"):
-        yield min(CORES, os.cpu_count() or 1)
+        yield min(count, os.cpu_count() or 1)
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:CORES])
+    os.sched_setaffinity(0, sorted(before)[:count])
     try:
         yield len(os.sched_getaffinity(0))
     finally:
@@ -146,10 +146,15 @@ def measure(network: Subject, cores: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def judged(
-    served: Served, limit: float, seconds: float, accuracy: Mapping[Child, float], floor: float
+    served: Served,
+    limit: float,
+    seconds: float,
+    accuracy: Mapping[Child, float],
+    floor: float,
+    percentile: int = PERCENTILE,
 ) -> dict[str, Any]:
     """The figures of a phase under load."""
-    recovered = recovery(served.times_s, served.latencies_ms, limit, PERCENTILE)
+    recovered = recovery(served.times_s, served.latencies_ms, limit, percentile)
     steady_s = None if recovered is None else seconds - recovered
     after = [at for at in served.switches_s if recovered is not None and at > recovered]
     return {
@@ -168,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and writes the report."""
     options = arguments(__doc__, "policy").parse_args(argv)
     rows: list[dict[str, Any]] = []
-    with two_cores() as cores:
+    with on_cores(CORES) as cores:
         for model in ("resnet20",) if options.quick else ("resnet20", "resnet18"):
             rows += measure(subject(model), cores, options.quick)
     shown = [

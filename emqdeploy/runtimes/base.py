@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -272,13 +272,13 @@ class Runtime(ABC):
 
     def find(self, wanted: ChildLike) -> Child:
         """Returns the child that is meant; raises a sentence that lists those there are."""
-        if not isinstance(wanted, Hashable):
+        try:
+            return self._known[type(wanted), wanted]
+        except TypeError:  # not hashable
             return find_child(self.children, wanted)
-        key = (type(wanted), wanted)
-        child = self._known.get(key)
-        if child is None:
-            child = self._known[key] = find_child(self.children, wanted)
-        return child
+        except KeyError:
+            child = self._known[type(wanted), wanted] = find_child(self.children, wanted)
+            return child
 
     @abstractmethod
     def precision(self, child: ChildLike) -> list[LayerPrecision]:

@@ -152,6 +152,8 @@ class Residency(Generic[E]):
         renew_after_fork(self)
         # Least recently used first; an entry that is not done is being built.
         self._engines: dict[Child, Future[E]] = {}
+        self._keeps_all = isinstance(rule, KeepAll)
+        self._kept_ready: dict[Child, Active[E]] = {}  # nothing is given back: a switch stores what is here
         self._prefetched: Child | None = None
         self._left: Child | None = None  # what was in use in the process that forked this one
         self._background: ThreadPoolExecutor | None = None
@@ -163,7 +165,7 @@ class Residency(Generic[E]):
             self._left = self.active.child
         self._lock = threading.Lock()
         self._background = self._prefetched = self.active = None
-        self._engines = {}
+        self._engines, self._kept_ready = {}, {}
 
     def in_use(self) -> Active[E]:
         """What requests run on.
@@ -190,12 +192,21 @@ class Residency(Generic[E]):
 
         Of several switches at a time the last one to end decides.
         """
+        with self._lock:
+            ready = self._kept_ready.get(child)
+            if ready is not None:
+                self.active = ready
+                if self._prefetched is not None and self._prefetched == child:
+                    self._prefetched = None
+                return
         engine = self._take(child)
         with self._lock:
             self._check_open()
             if child not in self._engines:  # given back between the two steps
                 self._engines[child] = _done(engine)
             self.active = Active(child, engine)
+            if self._keeps_all:
+                self._kept_ready[child] = self.active
             self._trim()
 
     def get(self, child: Child) -> E:
@@ -222,12 +233,14 @@ class Residency(Generic[E]):
         with self._lock:
             if child not in self._kept() and child in self._engines and self._engines[child].done():
                 del self._engines[child]
+                self._kept_ready.pop(child, None)
 
     def close(self) -> None:
         """Drops every engine and refuses what comes later; requests in flight end on the engine that they hold."""
         with self._lock:
             self._closed = True
             self.active = None
+            self._kept_ready = {}
             self._engines = {child: future for child, future in self._engines.items() if not future.done()}
             background = self._background
         if background is not None:
@@ -277,7 +290,7 @@ class Residency(Generic[E]):
 
     def _trim(self) -> None:
         """Gives back what the rule says; the lock is held."""
-        if isinstance(self._rule, KeepAll):
+        if self._keeps_all:
             return
         while True:
             ready = {child: future.result().size_bytes for child, future in self._engines.items() if _ready(future)}

@@ -11,9 +11,12 @@ from benchmarks.common import RESULTS
 
 def test_the_page_says_what_was_measured() -> None:
     """Its tables are those of the results, and change with them; ``python -m benchmarks.native --page`` writes them."""
-    page, report = native_page.PAGE.read_text(), json.loads((RESULTS / "native.json").read_text())
-    assert native_page.updated(page, report) == page
-    assert report["machine"]["cpu"] in page
-    other = copy.deepcopy(report)
+    page = native_page.PAGE.read_text()
+    report, costs = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("native", "native_costs"))
+    assert native_page.updated(page, report, costs) == page
+    assert all(one["machine"]["cpu"] in page for one in (report, costs))
+    other, dearer = copy.deepcopy(report), copy.deepcopy(costs)
     other["rows"][0]["ratio"]["ratio"] += 1
-    assert native_page.updated(page, other) != page
+    dearer["rows"][0]["eight_widths_mb"] += 1
+    assert native_page.updated(page, other, costs) != page
+    assert native_page.updated(page, report, dearer) != page

@@ -96,6 +96,25 @@ def test_recently_used_is_by_use_and_not_by_building() -> None:
     assert workshop.store.resident == _at(2, 8)
 
 
+def test_what_all_keeps_can_still_be_given_back() -> None:
+    """A child that was ready, used or prefetched before is evicted when asked, built anew then, and closed for good."""
+    two, four = _at(2, 4)
+    shop = _Workshop("all")
+    for child in (two, four, two, four):
+        shop.store.switch(child)
+    assert shop.built == [2, 4]
+    shop.store.prefetch(two)
+    shop.store.switch(two)
+    shop.store.switch(four)
+    shop.store.evict(two)
+    assert shop.store.resident == (four,)
+    shop.store.switch(two)
+    assert shop.built == [2, 4, 2]
+    shop.store.close()
+    with pytest.raises(EmqError, match="closed"):
+        shop.store.switch(two)
+
+
 def test_a_budget_that_fits_nothing_is_refused_and_nothing_changes() -> None:
     """The sentence says what would be enough."""
     workshop = _Workshop("memory:5")
