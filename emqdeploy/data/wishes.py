@@ -81,16 +81,22 @@ class PixelOptions:
         None, "Standard deviation per channel, in the same units.", panel="Pictures", parse=_values("std")
     )
     crop: float | str | None = option(
-        None, "The middle that is seen: 0.875 (224 of 256), 1, or whole to stretch.", panel="Pictures", parse=_crop
+        None,
+        "Part of the picture to use: 0.875 (the middle 224 of 256), 1, or whole (stretched to fit).",
+        panel="Pictures",
+        parse=_crop,
     )
     interpolation: str | None = option(
         None,
-        f"Resizing: {', '.join(INTERPOLATIONS)}.",
+        f"How to resize: {', '.join(INTERPOLATIONS)}.",
         panel="Pictures",
         parse=_one_of("interpolation", *INTERPOLATIONS),
     )
     channel_order: str | None = option(
-        None, "Channels of the input: rgb, bgr or grey.", panel="Pictures", parse=_one_of("channel-order", *CHANNELS)
+        None,
+        "Channel order of the input: rgb, bgr or grey.",
+        panel="Pictures",
+        parse=_one_of("channel-order", *CHANNELS),
     )
 
 

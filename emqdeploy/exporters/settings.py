@@ -45,30 +45,40 @@ class ExportSettings:
     """
 
     path: Path | None = None
-    bits: str | Sequence[ChildLike] | None = option(None, "Children, such as 2,4,8; every trained one by default.")
+    bits: str | Sequence[ChildLike] | None = option(
+        None, "Children to export, such as 2,4,8; every trained one by default."
+    )
     target: str = option(
-        "onnx", "onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see above).", also=("format",)
+        "onnx", "What to export: onnx, tensorrt, tensorrt-rtx, tensorrt-onnx or openvino (see above).", also=("format",)
     )
-    out: Path | None = option(None, "The bundle; 'bundle' beside the checkpoint by default. What it holds stays.")
-    storage: str = option("int8", "Weights in ONNX files: int8, packed (2 or 4 bits) or master (shared planes).")
-    selector: str | None = option(None, "Also one graph with an input 'bits' that chooses the child: if.")
-    kernels: str = option(RUNTIMES_OWN, "native: one ONNX graph with an input 'bits' for emqdeploy-native's operators.")
-    layout: str = option(PLAIN, "plain, or triton: a model repository for NVIDIA Triton.")
-    with_baselines: bool = option(False, "Also the float32 network and onnxruntime's own int8 of it.")
+    out: Path | None = option(
+        None, "Folder of the bundle; 'bundle' beside the checkpoint by default. Files that are already there stay."
+    )
+    storage: str = option(
+        "int8",
+        "How ONNX files store weights: int8, packed (2 or 4 bits) or master (bit-planes that all children share).",
+    )
+    selector: str | None = option(None, "Write one more ONNX graph, whose input 'bits' chooses the child: if.")
+    kernels: str = option(
+        RUNTIMES_OWN, "native: write one ONNX graph with an input 'bits', for the operators of emqdeploy-native."
+    )
+    layout: str = option(PLAIN, "plain, or triton (a model repository for NVIDIA Triton).")
+    with_baselines: bool = option(False, "Add the float32 network and onnxruntime's own int8 version of it.")
     model: str | None = option(
-        None, "With baselines: your own pkg.module:function, named again; a file may not have it imported for torch."
+        None,
+        "With --with-baselines: your own pkg.module:function again, because a file never decides what is imported.",
     )
-    fp16: bool = option(False, "TensorRT: float16 for what is not quantized.")
-    max_batch: int = option(8, "TensorRT: the largest batch of an engine.")
+    fp16: bool = option(False, "TensorRT: compute what is not quantized in float16.")
+    max_batch: int = option(8, "TensorRT: largest batch that an engine takes.")
     compute_capabilities: tuple[str, ...] = option(
         (), "TensorRT-RTX: the GPUs to build for, 8.6,8.9,12.0 by default.", flag="compute-capability", parse=names
     )
     allow_float: bool = option(False, "Accept layers that the runtime computes in float.")
-    data: str | None = option(None, "Prove on these images: a data set by name, or a .npz of a bundle.")
-    data_dir: Path | None = option(None, "Where the data set's files lie.")
+    data: str | None = option(None, "Images for the proof: a data set by name, or a .npz of a bundle.")
+    data_dir: Path | None = option(None, "Folder with the data set's files.")
     test_images: int | None = option(
         None,
-        "Test images that travel with the bundle; 256 of a public data set by default, none of your own.",
+        "Number of test images to put into the bundle; 256 of a public data set by default, none of your own data.",
         least=0,
     )
 

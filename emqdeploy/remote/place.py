@@ -17,6 +17,6 @@ class Place:
         host_python: the Python of the host.
     """
 
-    host: str | None = option(None, "Measure there over ssh, for example user@192.168.55.1.")
-    ssh: str = option("ssh", "The ssh command, with options.")
+    host: str | None = option(None, "Machine to measure on over ssh, for example user@192.168.55.1.")
+    ssh: str = option("ssh", "The ssh command, with its options.")
     host_python: str | None = option(None, "The host's Python; its python3 by default.")

@@ -52,11 +52,11 @@ class CpqOptions(LsqOptions):
     name = "cpq"
     step: str = option("layer", "CPQ: a learned step per layer or per channel.", flag="cpq-step", panel="Quantization")
     noise: float = option(
-        1 / 3, "CPQ: deviation of the noise on weights, in steps.", flag="cpq-noise", panel="Quantization"
+        1 / 3, "CPQ: standard deviation of the noise on the weights, in steps.", flag="cpq-noise", panel="Quantization"
     )
     estimator: str = option(
         "mixture",
-        "CPQ: gradient of all grid points' odds (mixture), or of the chosen one's (mode).",
+        "CPQ: take the gradient of all grid points (mixture) or only of the chosen one (mode).",
         flag="cpq-estimator",
         panel="Quantization",
     )

@@ -57,12 +57,12 @@ class DoubleRoundingOptions(LsqOptions):
     between = True
     narrowing: str = option(
         "round",
-        "Double rounding: narrower codes are rounded (round), or prefixes in one file (floor).",
+        "Double Rounding: round narrower codes (round), or cut them off so that they nest in one file (floor).",
         panel="Quantization",
     )
     gradient: str = option(
         "even",
-        "Double rounding: what its scale learns by: even (every width alike) or authors (goes with ALRS).",
+        "Double Rounding: gradient of the learned scale: even (alike for every width) or authors (for use with ALRS).",
         flag="scale-gradient",
         panel="Quantization",
     )

@@ -56,7 +56,7 @@ class LevelsOptions(FamilyOptions):
     )
     assignment: str = option(
         "direct",
-        "Learned levels: scores choose (direct), or the nearest to a float weight.",
+        "Learned levels: choose a level by learned scores (direct), or the nearest to the float weight (nearest).",
         flag="levels-assignment",
         panel="Quantization",
     )

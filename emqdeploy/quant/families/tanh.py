@@ -43,11 +43,22 @@ class TanhOptions(FamilyOptions):
     """
 
     name = "tanh"
-    partition: str = option("floor", "floor (nested codes) or dorefa (baseline).", panel=PANEL)
+    partition: str = option(
+        "floor", "How weights become codes: floor (codes nest) or dorefa (the baseline).", panel=PANEL
+    )
     correction: str = option("exact", "Weight bias correction: exact, banner, sat or none.", panel=PANEL)
-    group: str = option("channel", "Its statistics per channel or per layer.", flag="correction-group", panel=PANEL)
-    reference: str = option("w", "What it restores: w or tanh.", flag="correction-reference", panel=PANEL)
-    detach_norm: bool = option(False, "Treat its norm ratio as constant in the gradient.", panel=PANEL)
+    group: str = option(
+        "channel", "Compute the bias correction per channel or per layer.", flag="correction-group", panel=PANEL
+    )
+    reference: str = option(
+        "w",
+        "Which weights the bias correction restores: w (as they are) or tanh (after tanh).",
+        flag="correction-reference",
+        panel=PANEL,
+    )
+    detach_norm: bool = option(
+        False, "Treat the norm ratio of the bias correction as constant in the gradient.", panel=PANEL
+    )
 
     def __post_init__(self) -> None:
         """Checks every choice by name."""
