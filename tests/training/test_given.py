@@ -153,6 +153,14 @@ def test_a_network_that_guesses_stops_with_the_causes(folder: Path, tmp_path: Pa
         made(folder, tmp_path / "run", expect=99.0, unlabelled=True)
 
 
+def test_one_test_image_tells_nothing(folder: Path, tmp_path: Path) -> None:
+    """Neither that a network guesses nor that a child is usable."""
+    result, lines = made(folder, tmp_path / "run", bits=(8,), test_images=1)
+    assert result.float_accuracy in (0, 100)
+    assert result.verdicts[EIGHT].word == UNSURE
+    assert any("on 1 test image" in line for line in lines)
+
+
 def test_bounds_hold_what_was_seen() -> None:
     """And are as narrow as the number of images allows."""
     assert share(0, 100) == pytest.approx((0, 2.63), abs=0.01)  # z^2 / (n + z^2)

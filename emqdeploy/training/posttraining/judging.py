@@ -149,7 +149,7 @@ def why_implausible(decided: Decisions, dataset: Dataset, expected: float | None
         if most >= expected - FAR_BELOW:
             return None
         found = f"and --expect says {expected:g}"
-    elif least > guessing:
+    elif least > guessing or share(count, count)[0] <= guessing:  # so few that no network could show more
         return None
     else:
         found = f"and always naming the commonest class gives {guessing:.1f}"
