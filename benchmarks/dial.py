@@ -23,9 +23,10 @@ USUAL, DIAL, TWO = ("8", "4", "2", "1"), ("4a4", "2a4", "1a4"), ("2a2", "1a2")
 ROWS: dict[str, dict[str, Any]] = {
     "dial": {"bits": (*USUAL, *DIAL)},
     "dial and two-bit activations": {"bits": (*USUAL, *DIAL, *TWO)},
+    "the same, distilled": {"bits": (*USUAL, *DIAL, *TWO), "distill": "cached"},
     **{child: {"bits": (child,)} for child in (*USUAL, *DIAL, *TWO)},
 }
-TOGETHER = ("dial", "dial and two-bit activations")
+TOGETHER = ("dial", "dial and two-bit activations", "the same, distilled")
 
 GOALS = {"4a4": 0.3, "2a4": 1.0, "1a4": 2.0, "2a2": 3.0, "1a2": 5.0}
 """Points below W8A8 that a child may lose."""

@@ -109,6 +109,16 @@ def test_distillation_may_begin_late(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert calls[1] * 2 == calls[0] > 0
 
 
+@pytest.mark.parametrize("kind", ["soft", "recursive"])
+def test_the_float_network_hands_over_between_batches(kind: str, tmp_path: Path) -> None:
+    """In the middle of an epoch whose batches every child has in turn, the first to learn is the one that teaches."""
+    given = {"bits": "8,2,1", "limit": 100, "batch_size": 16, "epochs": 3, "step_plan": "sequential", "distill": kind}
+    for share in (0.4, 0.45, 0.5):
+        config = resolve(None, None, {**given, "float_first": share})
+        result = train(config, tmp_path / str(share), console=Console(file=io.StringIO()))
+        assert set(result.accuracy) >= {Child.of(bits) for bits in (1, 2, 8)}
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -145,6 +145,9 @@ class Planned(Method):
             Epoch(subsets, common.batch_size, common.seed, epoch, common.epochs, layers, common.shuffle_block)
         )
         alone = round(self._float_share(epoch) * len(steps))
+        # Steps on one batch stay together, because a child may learn from what another said of it.
+        while 0 < alone < len(steps) and steps[alone].indices is steps[alone - 1].indices:
+            alone += 1
         return [Step((FLOAT,), step.indices) for step in steps[:alone]] + steps[alone:]
 
     def _float_share(self, epoch: int) -> float:
