@@ -26,6 +26,7 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
+from emqdeploy.training.batches import STATISTICS_BATCH, as_trained
 from emqdeploy.training.clips import start_clips
 from emqdeploy.training.config import TrainConfig
 from emqdeploy.training.deployment import make_card, write_checkpoint
@@ -43,7 +44,7 @@ from emqdeploy.training.run import RunDirectory
 from emqdeploy.training.starting import start_of
 
 CALIBRATION_IMAGES = 2048
-"""Training images, unaugmented, over which statistics are estimated after training."""
+"""Training images over which statistics are estimated after training, as training sees them."""
 
 START_IMAGES = 512
 """Training images over which they are estimated for weights that training starts from."""
@@ -275,14 +276,13 @@ def _write(
     result: TrainResult,
 ) -> None:
     """Adapts the normalizations, freezes the network, measures what was frozen and writes it."""
-    images = material.train.plain(np.arange(min(CALIBRATION_IMAGES, len(material.train))))
-    batches = _batches(images)
+    batches = as_trained(material.train, CALIBRATION_IMAGES, config.seed)
     measure_input_means(network, batches, network.quantized)
     NORM_ADAPTATIONS[config.norm_adaptation](network, batches, children)
     network.cpu().eval()
     network.use(children[0])  # where children have weights of their own, a file holds those of one setting
     frozen = freeze(network, children)
-    network.to(images.device)
+    network.to(material.train.labels.device)
     # The float weights are no measure: training bent them to their codes, they were never the network.
     measures = {child: partial(_at, network, child) for child in children}
     made = Made(spec, network, frozen, measures, TRAINED_NETWORK)
@@ -318,14 +318,14 @@ def _measure_and_write(
 def _judge_float(network: MultiBitNetwork, config: TrainConfig, material: Material) -> dict[Child, float]:
     """Percent of the test images that the float network decides correctly; among others it has its own statistics."""
     if network.quantized != (FLOAT,):
-        images = material.train.plain(np.arange(min(CALIBRATION_IMAGES, len(material.train))))
-        NORM_ADAPTATIONS[config.norm_adaptation](network, _batches(images), (FLOAT,))
+        batches = as_trained(material.train, CALIBRATION_IMAGES, config.seed)
+        NORM_ADAPTATIONS[config.norm_adaptation](network, batches, (FLOAT,))
     return accuracy_per_child(network, material.test, (FLOAT,))
 
 
 def _batches(images: torch.Tensor) -> list[torch.Tensor]:
     """Images in parts that have statistics."""
-    return [batch for batch in images.split(256) if len(batch) > 1]
+    return [batch for batch in images.split(STATISTICS_BATCH) if len(batch) > 1]
 
 
 def _at(network: MultiBitNetwork, child: Child, images: torch.Tensor) -> torch.Tensor:
