@@ -25,8 +25,8 @@ from emqdeploy.options import nearest
 Bits = tuple[int | str, ...]
 """Children as they are written: ``(8, 4, "2a4")``."""
 
-SETS = {"dial": "4a4,2a4,1a4"}
-"""Children by the name of the set: activations of four bits, with which few bits of weights are faster natively."""
+SETS = {"dial": "4a4,2a4,1a4,2a2,1a2"}
+"""Children by the name of the set: narrow activations, with which few bits of weights are faster natively."""
 
 _EXAMPLE = "[children.mixed] with weights = {'*' = 4, 'conv1' = 8} and activations = 8"
 

@@ -121,7 +121,7 @@ class CommonOptions(PixelOptions):
     )
     children: tuple[Child, ...] = _what(
         (),
-        "TOML file with more children, whose widths may differ from layer to layer, or dial for 4a4, 2a4 and 1a4.",
+        "TOML file with more children, with widths of their own for some layers; or dial for 4a4, 2a4, 1a4, 2a2, 1a2.",
         parse=read_children,
     )
 

@@ -111,7 +111,7 @@ def test_score_phase_is_a_sixteenth_and_never_longer_than_training() -> None:
 def test_a_set_of_children_by_name() -> None:
     """``--children dial`` beside the usual bits; it is kept in a run's options as tables, like any other."""
     config = resolve(None, None, {"bits": "8,4,2,1", "children": "dial"})
-    assert [child.name for child in config.trained] == ["8", "4", "2", "1", "4a4", "2a4", "1a4"]
+    assert [child.name for child in config.trained] == ["8", "4", "2", "1", "4a4", "2a4", "1a4", "2a2", "1a2"]
     assert resolve(None, None, {"children": children_tables(config.children)}).children == config.children
     with pytest.raises(UsageError, match="dials"):
         resolve(None, None, {"children": "dials"})

@@ -52,7 +52,7 @@ class QuantizeConfig(PixelOptions):
     )
     children: tuple[Child, ...] = option(
         (),
-        "TOML file with more children, whose widths may differ from layer to layer, or dial for 4a4, 2a4 and 1a4.",
+        "TOML file with more children, with widths of their own for some layers; or dial for 4a4, 2a4, 1a4, 2a2, 1a2.",
         parse=read_children,
     )
     images: int = option(512, "Number of training images to calibrate with.", least=FEWEST_IMAGES)
