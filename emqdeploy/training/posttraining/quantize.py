@@ -17,7 +17,7 @@ from emqdeploy.data.wishes import PixelOptions
 from emqdeploy.data.workers import useful_threads
 from emqdeploy.errors import EmqError, UsageError
 from emqdeploy.format.card import DataSource, FidelityRecord
-from emqdeploy.format.child import FLOAT, Child, in_order
+from emqdeploy.format.child import FLOAT, MASTER_BITS, Child, in_order
 from emqdeploy.format.frozen import UNIT_SUFFIX, FrozenNetwork
 from emqdeploy.format.runs import CHECKPOINT_FILE
 from emqdeploy.graph.fidelity import FLOAT_MODEL, compare
@@ -222,7 +222,8 @@ def _measure_statistics(network: MultiBitNetwork, batches: list[Tensor], statist
     STATISTICS[statistics](network, batches, [child for child, first in twins.items() if child == first], report)
     for child, first in twins.items():
         if child != first:
-            report(f"{child.name} computes the same integers as {first.name}, because an int8 holds no more")
+            why = ", because an int8 holds no more" if child.uniform and child.bits == MASTER_BITS else ""
+            report(f"{child.name} computes the same integers as {first.name}{why}")
             for norm in network.norms.values():
                 norm.keep(child, *norm.statistics(first))
 
