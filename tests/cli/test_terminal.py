@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 
-def on_terminal(folder: Path, *arguments: str) -> list[str]:
-    """Lines that a command prints to a terminal of 80 columns, without colours."""
+def on_terminal(folder: Path, *arguments: str, python: str = sys.executable) -> list[str]:
+    """Lines that a command of a Python's emqdeploy prints to a terminal of 80 columns, without colours."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     unset = ("COLUMNS", "LINES", "NO_COLOR")
     shell = {name: value for name, value in os.environ.items() if name not in unset} | {"TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "emqdeploy", *arguments]
+    command = [python, "-m", "emqdeploy", *arguments]
     process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=shell)
     os.close(theirs)
     printed = b""
