@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,15 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
     console = Console()
     console.width = max(console.width, 130)  # a redirected report keeps its columns
     console.print(table)
+
+
+def with_table(page: str, name: str, table: str) -> str:
+    """A page with a table made anew, behind the comment that marks its place: ``<!-- measured: NAME -->``."""
+    marker = f"<!-- measured: {name} -->\n\n"
+    page, count = re.subn(rf"{marker}(?:\|.*\n)*", lambda _: marker + table, page)
+    if count != 1:
+        raise ValueError(f"the page has {count} places for the table {name!r}")
+    return page
 
 
 def by_width(percents: Mapping[Child, float]) -> dict[str, float]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, with_table
 
 PAGE = Path(__file__).parent.parent / "docs" / "native.md"
 
@@ -83,10 +82,7 @@ def tables(report: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, str
 def updated(page: str, report: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
     """The page with its tables made anew; each stands behind a comment with its name."""
     for name, fresh in tables(report, costs).items():
-        marker = f"<!-- measured: {name} -->\n\n"
-        page, count = re.subn(rf"{marker}(?:\|.*\n)*\n?", lambda _, text=f"{marker}{fresh}\n": text, page)  # type: ignore[misc]
-        if count != 1:
-            raise ValueError(f"the page has {count} places for the table {name!r}")
+        page = with_table(page, name, fresh)
     return page
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.brought import add_options, images_of, networks_of, public_name
-from benchmarks.common import arguments, show, write
+from benchmarks.common import arguments, show, with_table, write
 from benchmarks.ptq_tools import TOOLS, WIDTHS, Answer, Given, of_module
 from emqdeploy.data import Dataset
 from emqdeploy.errors import UsageError
@@ -34,7 +34,6 @@ from emqdeploy.options import names
 from emqdeploy.training.posttraining.given import calibration_batches
 
 PAGE = Path(__file__).parent.parent / "docs" / "quantize.md"
-MARKER = "<!-- measured: peers -->\n\n"
 BATCH = 100
 
 DIGITS = {"accuracy": 2, "snr_db": 1}
@@ -97,12 +96,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 def updated(page: str, report: Mapping[str, Any]) -> str:
     """The page with its table made anew, behind the comment that marks its place."""
-    before, marker, after = page.partition(MARKER)
-    if not marker:
-        raise ValueError("the page has no place for the table of peers")
-    rest = after.splitlines(keepends=True)
-    kept = next((place for place, line in enumerate(rest) if not line.startswith("|")), len(rest))
-    return before + marker + table(report) + "".join(rest[kept:])
+    return with_table(page, "peers", table(report))
 
 
 def measure(

@@ -272,13 +272,14 @@ class Runtime(ABC):
 
     def find(self, wanted: ChildLike) -> Child:
         """Returns the child that is meant; raises a sentence that lists those there are."""
+        key = (type(wanted), wanted)
         try:
-            return self._known[type(wanted), wanted]
+            child = self._known.get(key)
         except TypeError:  # not hashable
             return find_child(self.children, wanted)
-        except KeyError:
-            child = self._known[type(wanted), wanted] = find_child(self.children, wanted)
-            return child
+        if child is None:
+            child = self._known[key] = find_child(self.children, wanted)
+        return child
 
     @abstractmethod
     def precision(self, child: ChildLike) -> list[LayerPrecision]:

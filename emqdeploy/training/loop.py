@@ -103,7 +103,7 @@ class Trainer:
         self.network = network
         self.world = world or World()
         shard = own_images(config, train, self.world)
-        self.train = shard.source
+        self.images, self.train = train, shard.source
         self.validation = validation
         self.run = run
         self.console = console
@@ -269,7 +269,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Accuracy per child, by name; keeps the weights if they are the best, or the last and there is no measure."""
         progress = self.progress
-        self.subspace.show(self.train, self.config.norm_adaptation)
+        self.subspace.show(self.images, self.config.norm_adaptation)
         if not len(self.validation):
             progress.best_epoch, self.best_weights = progress.epoch, self._copy_weights()
             return {}

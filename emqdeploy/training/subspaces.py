@@ -25,7 +25,7 @@ from emqdeploy.format.child import FLOAT, Child, in_order
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.norms import PrivateNorm, TransitionalNorm
 from emqdeploy.registry import Registry
-from emqdeploy.training.batches import ImageSource
+from emqdeploy.training.batches import ImageSource, as_trained
 from emqdeploy.training.norms import NORM_ADAPTATIONS
 
 STREAM = 0x11FE
@@ -98,7 +98,7 @@ class Subspace:
         """The same, with statistics of the normalizations that are its own.
 
         Args:
-            source: training images.
+            source: all training images, so that processes with shards of their own estimate alike.
             adaptation: how statistics are estimated, a name in `NORM_ADAPTATIONS`.
         """
 
@@ -201,8 +201,7 @@ class _Ends(Subspace, ABC):
         """Puts the middle into the network and estimates its statistics."""
         self.rest()
         training, alone = self.network.training, self.network.trained == (FLOAT,)
-        images = source.plain(np.arange(min(JUDGED_BY, len(source))))
-        batches = [batch for batch in images.split(256) if len(batch) > 1]
+        batches = as_trained(source, JUDGED_BY, self.seed)
         self.network.eval()
         NORM_ADAPTATIONS["shared" if alone else adaptation](self.network, batches, self.network.trained)
         self.network.train(training)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -26,6 +27,7 @@ from emqdeploy.quant.deploy import freeze
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training import api, material
 from emqdeploy.training.api import TrainResult, train
+from emqdeploy.training.batches import ImageSource
 from emqdeploy.training.methods import Method
 from emqdeploy.training.optimizers import parameter_groups
 from emqdeploy.training.recipes import resolve, stored_config
@@ -108,6 +110,22 @@ def test_the_card_says_what_made_the_network(run: TrainResult) -> None:
     assert card.recipe == json.loads(json.dumps(stored_config(run.run).to_dict()))
     assert [child["name"] for child in card.structure["unseen"]] == ["2", "3"]
     assert card.provenance["sample_passes"] == run.sample_passes
+
+
+def test_statistics_come_from_images_as_training_sees_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A network that learned behind statistics of augmented images is deployed with such; others end elsewhere."""
+    config = resolve(None, None, {"limit": 200, "epochs": 1, "bits": "8", "augment": "shift1", "float_first": 0})
+    console = Console(file=io.StringIO())
+    first = load_checkpoint(train(config, tmp_path / "first", console=console).checkpoints[0]).network
+
+    def plain(source: ImageSource, count: int, seed: int) -> list[torch.Tensor]:
+        return [source.plain(np.arange(min(count, len(source))))]
+
+    monkeypatch.setattr(api, "as_trained", plain)
+    other = load_checkpoint(train(config, tmp_path / "other", console=console).checkpoints[0]).network
+    eight = Child.of(8)
+    assert all((layer.codes == other.layers[name].codes).all() for name, layer in first.layers.items())
+    assert any((layer.biases[eight] != other.layers[name].biases[eight]).any() for name, layer in first.layers.items())
 
 
 def test_same_seed_same_file(run: TrainResult, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from emqdeploy.data import ImageFiles, Preprocessing, Split
 from emqdeploy.errors import EmqError
 from emqdeploy.training import augment, batches
 from emqdeploy.training.augment import AUGMENTATIONS
-from emqdeploy.training.batches import BatchRequest, FileSource, ImageSource, MemorySource, image_source
+from emqdeploy.training.batches import BatchRequest, FileSource, ImageSource, MemorySource, as_trained, image_source
 
 CPU = torch.device("cpu")
 SIZE = 80
@@ -41,6 +41,20 @@ def requests(count: int = 3) -> list[BatchRequest]:
     """Batches of four, every image at least once."""
     order = np.random.default_rng(1).permutation(4 * count) % COUNT
     return [BatchRequest(part, 100 + number) for number, part in enumerate(np.split(order, count))]
+
+
+def test_statistics_see_what_training_sees(files: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Augmented images, the same for the same seed, and none that is alone in its batch."""
+    source = image_source(files, COLOUR, "crop-flip", CPU)
+    first, again, other = (as_trained(source, 8, seed) for seed in (0, 0, 1))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], source.plain(np.arange(8)))
+    plain = as_trained(image_source(files, COLOUR, "none", CPU), 99, 0)
+    assert torch.equal(plain[0], source.plain(np.arange(COUNT)))
+    monkeypatch.setattr(batches, "STATISTICS_BATCH", 4)
+    assert [len(batch) for batch in as_trained(source, COUNT, 0)] == [4, 3, 3]
+    assert as_trained(source, 1, 0) == []
 
 
 @pytest.mark.parametrize("name", ["none", "flip", "crop-flip"])

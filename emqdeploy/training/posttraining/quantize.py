@@ -153,7 +153,7 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     return_freed_memory()
     report(f"decisions of {len(children)} children on {len(dataset.test)} test images")
     twins = frozen.twins()
-    deployed = {child: deployed_reference(network, frozen, child) for child in twins.values()}
+    deployed = {child: deployed_reference(network, frozen, child) for child in dict.fromkeys(twins.values())}
     answered = answers(deployed, test, batch_of(pre), report)
     found = {child: answered[first] for child, first in twins.items()}
     usual = (wanted.decided, labels, config.usable_drop)
@@ -219,7 +219,7 @@ def calibrate(
 def _measure_statistics(network: MultiBitNetwork, batches: list[Tensor], statistics: str, report: Report) -> None:
     """Runs that stage once for children that compute the same numbers."""
     twins = freeze(network.eval(), network.known).twins()
-    STATISTICS[statistics](network, batches, [child for child, first in twins.items() if child == first], report)
+    STATISTICS[statistics](network, batches, [*dict.fromkeys(twins.values())], report)
     for child, first in twins.items():
         if child != first:
             why = ", because an int8 holds no more" if child.uniform and child.bits == MASTER_BITS else ""

@@ -151,7 +151,7 @@ def correct_means(
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
     floats = [_float_means(network, images) for images in batches]
     twins = frozen.twins()
-    for child in paced(sorted(set(twins.values()), key=frozen.children.index), "biases of children", report):
+    for child in paced([*dict.fromkeys(twins.values())], "biases of children", report):
         return_freed_memory()
         deployed = deployed_reference(network, frozen, child).to(batches[0].device)
         total = {name: torch.zeros(len(layer.biases[child])) for name, layer in frozen.layers.items()}
