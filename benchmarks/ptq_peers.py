@@ -31,6 +31,7 @@ from emqdeploy.format.grid import Floats
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.graph.fidelity import FLOAT_MODEL, compare
 from emqdeploy.options import names
+from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.posttraining.given import calibration_batches
 
 PAGE = Path(__file__).parent.parent / "docs" / "quantize.md"
@@ -152,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = {row["bits"] for row in rows if (row["tool"], row["seed"]) == (name, seed)}
         widths = [bits for bits in TOOLS[name].widths if bits in options.bits and bits not in known]
         if widths and name not in missing:
-            given = Given(network, calibration_batches(dataset, options.images, seed), options.effort)
+            vary = AUGMENTATIONS[dataset.augmentation].of_images
+            given = Given(network, calibration_batches(dataset, options.images, seed), vary, options.effort)
             for row in measure(name, given, widths, dataset, wanted):
                 rows.append({"seed": seed} | row)
                 write(options.json, "ptq_peers", options.quick, rows, **settings)

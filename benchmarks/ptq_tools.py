@@ -27,6 +27,7 @@ from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.registry import Registry
 from emqdeploy.runtimes.onnx_session import create_session, session_options
+from emqdeploy.training.augment import BatchFunction
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.quantize import calibrate
 from emqdeploy.workflows.baselines import export_float
@@ -47,11 +48,13 @@ class Given:
     Attributes:
         network: makes the float network, and a multi-bit one with these children, anew.
         batches: the calibration images, normalised, ``(B, C, H, W)`` each.
+        vary: makes more images of them, as training on this data would.
         effort: share of the steps that a tool recommends; those of AdaRound take an hour or more per width on a CPU.
     """
 
     network: Callable[[Sequence[Child]], tuple[nn.Module, MultiBitNetwork]]
     batches: list[torch.Tensor]
+    vary: BatchFunction
     effort: float = 1.0
 
     @property
@@ -129,7 +132,7 @@ def _ours(reconstruction: str) -> Callable[[Given, Sequence[int]], Iterator[tupl
         children = [Child.of(bits) for bits in WIDTHS]
         _, network = given.network(children)
         config = QuantizeConfig(Path(), None, "", bits=WIDTHS, reconstruction=reconstruction)
-        frozen = calibrate(network, given.batches, config, print)
+        frozen = calibrate(network, given.batches, config, print, given.vary)
         for bits in widths:
             yield bits, of_module(deployed_reference(network, frozen, Child.of(bits)))
 

@@ -19,6 +19,7 @@ from benchmarks.common import arguments, by_width, show, write
 from emqdeploy.format.child import FLOAT, WEIGHT_BITS, Child, in_order
 from emqdeploy.graph.fidelity import FLOAT_MODEL
 from emqdeploy.quant.deploy import deployed_reference
+from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.evaluate import accuracies
 from emqdeploy.training.fidelity import measure_fidelity
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 options.weights, options.model, options.data, reconstruction=way, reconstruction_steps=options.steps
             )
             started = time.perf_counter()
-            frozen = calibrate(network, batches, config, print)
+            frozen = calibrate(network, batches, config, print, AUGMENTATIONS[dataset.augmentation].of_images)
             seconds = time.perf_counter() - started
             deployed = {child: deployed_reference(network, frozen, child) for child in children}
             fidelity = measure_fidelity(dict.fromkeys(children, model), deployed, test, FLOAT_MODEL)

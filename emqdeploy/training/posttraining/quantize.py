@@ -28,6 +28,7 @@ from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
+from emqdeploy.training.augment import AUGMENTATIONS, BatchFunction, keep_images
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.clips import calibrate_clips
 from emqdeploy.training.deployment import make_card, write_checkpoint
@@ -47,7 +48,8 @@ from emqdeploy.training.posttraining.judging import (
     verdict,
     why_implausible,
 )
-from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS, LearnedWeights
+from emqdeploy.training.posttraining.learned import LearnedWeights
+from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS
 from emqdeploy.training.posttraining.stages import BIAS_CORRECTIONS, EQUALIZATIONS, STATISTICS, few_of
 from emqdeploy.training.posttraining.suspects import what_would_help
 from emqdeploy.training.run import RunDirectory
@@ -148,7 +150,8 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     started = time.perf_counter()
     return_freed_memory()
     report(f"calibrating {len(children)} children on {images} training images")
-    frozen = calibrate(network, batches, config, report)
+    vary = AUGMENTATIONS[dataset.augmentation].of_images
+    frozen = calibrate(network, batches, config, report, vary)
     seconds = time.perf_counter() - started
     return_freed_memory()
     report(f"decisions of {len(children)} children on {len(dataset.test)} test images")
@@ -205,12 +208,24 @@ def _remedy(config: QuantizeConfig, layer: str, network: MultiBitNetwork) -> str
 
 
 def calibrate(
-    network: MultiBitNetwork, batches: list[Tensor], config: QuantizeConfig, report: Report = silent
+    network: MultiBitNetwork,
+    batches: list[Tensor],
+    config: QuantizeConfig,
+    report: Report = silent,
+    vary: BatchFunction = keep_images,
 ) -> FrozenNetwork:
-    """Runs the chosen stages in their order on every child of the network, and returns the deployed numbers."""
+    """Runs the chosen stages in their order on every child of the network, and returns the deployed numbers.
+
+    Args:
+        network: in evaluation mode.
+        batches: normalised images that calibrate.
+        config: the stages.
+        report: receives progress.
+        vary: how a reconstruction makes more images of these.
+    """
     EQUALIZATIONS[config.equalization](network)
     calibrate_clips(network.eval(), batches, config.clips)
-    RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, report)
+    RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, vary, report)
     measure_input_means(network, list(few_of(batches)), in_order(network.known)[-1:])
     _measure_statistics(network, batches, config.statistics, report)
     return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches, report)

@@ -1,9 +1,10 @@
 """Weights learned again from unlabelled images, so that few bits lose less: block after block, all children at once.
 
 Every layer, and then every block (BRECQ, arXiv 2102.05426), shall give what it gives in the float model, at every
-child, reading what the blocks before it give at that child. All children learn one set of weights, through the
-quantizer that will deploy them, so their codes stay nested. What no child gains from stays where the float weights are,
-and so do wide children; the float network itself is not changed.
+child, reading what the blocks before it give at that child; at last all layers together learn the float model's
+answers. All children learn one set of weights, through the quantizer that will deploy them, so their codes stay nested.
+What no child gains from stays where the float weights are, and so do wide children; the float network itself is not
+changed.
 """
 
 from __future__ import annotations
@@ -11,28 +12,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from emqdeploy.format.child import FLOAT, MASTER_BITS, Child
+from emqdeploy.format.child import FLOAT, Child
 from emqdeploy.progress import Report
 from emqdeploy.quant.blocks import Block, blocks
-from emqdeploy.quant.families.base import QuantizedWeight, WeightQuantizer
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.watching import hooked
 from emqdeploy.registry import Registry
+from emqdeploy.training.augment import BatchFunction
+from emqdeploy.training.posttraining.answering import learn_answers
+from emqdeploy.training.posttraining.learned import LearnedWeights, descent, matched, moments_of
 
 LEARNING_RATE = 0.02
 """Of Adam, in units of a channel's largest weight; annealed to zero."""
 
-PULL = 4.0
-"""Towards the float weights, as decoupled decay: at most 1 / PULL of a channel's largest weight is ever gone.
-
-Without it 8 bits end as another network of about the same accuracy.
-"""
+FINE_RATE, COARSE_RATE = 0.002, 0.006
+"""Of all layers together: from weights that blocks have learned already, which a faster rate spoils, and from float."""
 
 STEPS_AT_ONE_CHILD = 5
 """Before the next child has its turn: changing over costs as much as a step of a small block."""
@@ -52,30 +51,34 @@ MOST_LAYERS = 8
 WIDE = 4
 """Rounding loses next to nothing from here on; uniform widths between this and the widest have nothing to learn."""
 
-Reconstruction = Callable[[MultiBitNetwork, list[Tensor], int, Report], None]
-"""``(network, batches of normalised images, steps, report)``; changes what the layers' quantizers quantize."""
+Reconstruction = Callable[[MultiBitNetwork, list[Tensor], int, BatchFunction, Report], None]
+"""``(network, batches of normalised images, steps, how to vary them, report)``; changes what quantizers quantize."""
 
 RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruction")
 
 
 @RECONSTRUCTIONS.register("none")
-def keep_rounding(network: MultiBitNetwork, batches: list[Tensor], steps: int, report: Report) -> None:
+def keep_rounding(
+    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
+) -> None:
     """Rounds the weights as they are."""
 
 
 @RECONSTRUCTIONS.register("auto")
-def where_it_pays(network: MultiBitNetwork, batches: list[Tensor], steps: int, report: Report) -> None:
+def where_it_pays(
+    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
+) -> None:
     """Learns where a child has layers of fewer than four bits; above, rounding loses next to nothing."""
-    if any(child.weights.of(name) < WIDE for child in network.known for name in network.switchable):
-        by_blocks(network, batches, steps, report)
+    if _few_bits(network):
+        by_blocks(network, batches, steps, vary, report)
 
 
 @RECONSTRUCTIONS.register("blocks")
-def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, report: Report) -> None:
-    """Learns block after block."""
+def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report) -> None:
+    """Learns block after block, and then all together what children of few bits answer."""
     children = _telling(network.known)
     for norm in network.norms.values():
-        norm.forget()  # what a block learns is held to the float network's statistics by `_matched`
+        norm.forget()  # what a block learns is held to the float network's statistics by `matched`
     pieces = blocks(network)
     at_once, started = len(batches[0]), time.monotonic()
     given = dict.fromkeys((FLOAT, *children), torch.cat(batches))
@@ -88,11 +91,10 @@ def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, repor
         learned = {name: layer for name, layer in layers.items() if not layer.pinned}
         with network.at(FLOAT), _noted(layers, reads=False) as answers:
             wanted = _run(block, given[FLOAT], at_once)
-        moments = {name: _moments(layer, answers[name]) for name, layer in layers.items()}
-        quantizers = {name: LearnedWeights(layer.quantizer, layer.weight) for name, layer in learned.items()}
-        for name, layer in learned.items():
-            layer.quantizer = quantizers[name]
-        with _matched(network, layers, moments):
+        moments = {name: moments_of(layer, answers[name]) for name, layer in layers.items()}
+        for layer in learned.values():
+            layer.quantizer = LearnedWeights(layer.quantizer, layer.weight)
+        with matched(network, layers, moments):
             for name, layer in learned.items() if 1 < len(learned) <= MOST_LAYERS else ():
                 inputs = {}
                 for child in children:
@@ -107,82 +109,45 @@ def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, repor
                 inputs = {child: given[child] for child in children}
                 scale = 1 / wanted.float().std().clamp(min=1e-12)
                 _learn(network, block.module, list(learned.values()), inputs, wanted, scale, steps)
-            for name, layer in learned.items():
-                quantizers[name].settle(layer.weight, WIDE - 1)
             for child in children:
                 with network.at(child):
                     given[child] = _run(block, given[child], at_once)
         given[FLOAT] = wanted
+    given.clear()
+    _all_together(network, batches, steps, FINE_RATE, vary, report)
+
+
+@RECONSTRUCTIONS.register("together")
+def together(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report) -> None:
+    """Learns all together what children of few bits answer, from the float weights on."""
+    for norm in network.norms.values():
+        norm.forget()
+    for layer in network.layers.values():
+        if not layer.pinned:
+            layer.quantizer = LearnedWeights(layer.quantizer, layer.weight)
+    _all_together(network, batches, steps, COARSE_RATE, vary, report)
+
+
+def _all_together(
+    network: MultiBitNetwork, batches: list[Tensor], steps: int, rate: float, vary: BatchFunction, report: Report
+) -> None:
+    few = _few_bits(network)
+    if few:
+        learn_answers(network, torch.cat(batches), few, steps, rate, vary, report)
+    for layer in network.layers.values():
+        if isinstance(layer.quantizer, LearnedWeights):
+            layer.quantizer.settle(layer.weight, WIDE - 1)
+
+
+def _few_bits(network: MultiBitNetwork) -> list[Child]:
+    """The children that rounding costs something."""
+    return [child for child in network.known if any(child.weights.of(name) < WIDE for name in network.switchable)]
 
 
 def _telling(children: Sequence[Child]) -> list[Child]:
     """The children that learn: the others lie between two of them that hardly differ."""
     top = max(child.bits for child in children)
     return [child for child in children if not (child.uniform and WIDE < child.bits < top)]
-
-
-class LearnedWeights(WeightQuantizer):
-    """Another quantizer, shown weights of its own in the place of the layer's, which start as those.
-
-    Args:
-        quantizer: the one that quantizes.
-        weight: of the layer, ``(C, ...)``.
-
-    Attributes:
-        latent: what is learned, in units of each channel's largest weight at the start; within -1 and 1.
-    """
-
-    peak: Tensor
-
-    def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
-        super().__init__(quantizer.limit)
-        self.kind = quantizer.kind
-        self.quantizer = quantizer
-        column = (-1,) + (1,) * (weight.dim() - 1)
-        peak = weight.detach().reshape(len(weight), -1).abs().amax(1).clamp(min=1e-30).reshape(column)
-        self.register_buffer("peak", peak, persistent=False)
-        self.latent = nn.Parameter(weight.detach() / peak, requires_grad=False)
-
-    @torch.no_grad()
-    def settle(self, weight: Tensor, bits: int) -> None:
-        """Goes back towards the layer's weights as far as codes of so many bits stay, for the sake of wider ones."""
-
-        def codes(latent: Tensor) -> Tensor:
-            return (self.quantizer(latent * self.peak, bits).codes / 2.0 ** (MASTER_BITS - bits)).floor()
-
-        learned, start = self.latent.clone(), weight / self.peak
-        wanted = codes(learned)
-        near, far = torch.zeros_like(learned), torch.ones_like(learned)
-        for _ in range(MASTER_BITS):
-            middle = (near + far) / 2
-            same = codes(torch.lerp(learned, start, middle)) == wanted
-            near, far = torch.where(same, middle, near), torch.where(same, far, middle)
-        self.latent.copy_(torch.where(codes(start) == wanted, start, torch.lerp(learned, start, near)))
-
-    def forward(self, weight: Tensor, bits: int) -> QuantizedWeight:
-        """Quantizes the weights that were learned."""
-        return self.quantizer(self.latent * self.peak, bits)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Mean and standard deviation of every output channel of a layer in the float network, shaped like its output."""
-
-    mean: Tensor
-    deviation: Tensor
-
-
-def _axes(output: Tensor, layer: nn.Module) -> tuple[int, ...]:
-    """All but that of the channels: ``(N, C, H, W)`` of a convolution, else ``(..., C)``."""
-    return (0, 2, 3) if isinstance(layer, nn.Conv2d) else tuple(range(output.dim() - 1))
-
-
-def _moments(layer: nn.Module, outputs: list[Tensor]) -> _Moments:
-    axes = _axes(outputs[0], layer)
-    mean, square = torch.stack(
-        [torch.stack([part.mean(axes, True), part.square().mean(axes, True)]).double() for part in outputs]
-    ).mean(0)
-    return _Moments(mean.float(), (square - mean.square()).clamp(min=0).sqrt().float())
 
 
 @contextmanager
@@ -199,31 +164,6 @@ def _noted(layers: Mapping[str, nn.Module], reads: bool) -> Iterator[dict[str, l
 
     with hooked({layer: note(name) for name, layer in layers.items()}):
         yield found
-
-
-@contextmanager
-def _matched(
-    network: MultiBitNetwork, layers: Mapping[str, nn.Module], moments: Mapping[str, _Moments]
-) -> Iterator[None]:
-    """Gives layers the moments that they have in the float network: statistics and bias correction will do so later.
-
-    Without a normalization behind a layer nothing will scale it, and only its mean is set.
-    """
-
-    def match(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        wanted, scaled = moments[name], name in network.norm_of
-
-        def hook(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
-            axes = _axes(output, layer)
-            centred = output - output.mean(axes, True)
-            if scaled:
-                centred = centred * (wanted.deviation / (centred.square().mean(axes, True) + 1e-12).sqrt())
-            return centred + wanted.mean
-
-        return hook
-
-    with hooked({layer: match(name) for name, layer in layers.items()}):
-        yield
 
 
 @torch.no_grad()
@@ -256,29 +196,17 @@ def _learn(
         scale: what errors are multiplied with.
         steps: how many.
     """
-    weights = [layer.quantizer.latent.requires_grad_() for layer in layers]
     children = list(inputs)
     images = min(len(targets), len(inputs[children[0]]))
     largest = max(targets[0].numel(), inputs[children[0]][0].numel())
     batch = max(2, min(MOST_IMAGES, images, MOST_VALUES // largest))
-    optimizer = torch.optim.Adam(weights, LEARNING_RATE)
-    floats = [layer.weight.detach() / layer.quantizer.peak for layer in layers]
     random = torch.Generator().manual_seed(0)
     before = network.child
-    for step in range(steps):
+    for step in descent(layers, LEARNING_RATE, steps):
         child = children[step // STEPS_AT_ONE_CHILD % len(children)]
         if step % STEPS_AT_ONE_CHILD == 0:
             network.use(child)
         chosen = torch.randint(images, (batch,), generator=random)
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
-        optimizer.zero_grad(set_to_none=True)
         error = (run(inputs[child][chosen].float()) - targets[chosen].float()) * scale
         error.square().mean().backward()
-        optimizer.step()
-        with torch.no_grad():
-            for weight, float_ in zip(weights, floats, strict=True):
-                weight.lerp_(float_, PULL * optimizer.param_groups[0]["lr"])
-                weight.clamp_(-1, 1)  # one channel beyond would take levels from all the others
-    for weight in weights:
-        weight.requires_grad_(False)
     network.use(before)

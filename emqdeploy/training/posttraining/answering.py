@@ -1,0 +1,82 @@
+"""All layers together learn what the float network answers, from unlabelled images that never look the same twice.
+
+Blocks that are each near to the float network's leave errors that add up. Here whole children of few bits learn from
+the float network's answers (knowledge distillation, arXiv 1503.02531, at temperature 1). A few hundred images would be
+learned by heart, so each time they are varied as in training, and the float network answers what is shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emqdeploy.format.child import FLOAT, Child
+from emqdeploy.progress import Report
+from emqdeploy.quant.network import MultiBitNetwork
+from emqdeploy.training.augment import BatchFunction
+from emqdeploy.training.posttraining.learned import LearnedWeights, descent, matched, moments_noted
+
+PULL = 1.0
+"""Towards the float weights: less than blocks have, whose errors the whole network is to make up for."""
+
+STEPS = 4
+"""For each step of a block, while images are small."""
+
+FEWEST_IMAGES, MOST_IMAGES = 8, 64
+"""Of a step."""
+
+PIXELS = MOST_IMAGES * 32 * 32
+"""Of a step of small images. Where it has more, there are fewer steps, so that learning takes no longer."""
+
+REPORTED = 20
+"""Steps between two words about the time left."""
+
+
+def learn_answers(
+    network: MultiBitNetwork,
+    images: Tensor,
+    children: Sequence[Child],
+    steps: int,
+    rate: float,
+    vary: BatchFunction,
+    report: Report,
+) -> None:
+    """Takes steps on all weights that are `LearnedWeights`, children in turn.
+
+    Layers have the moments that the float network has on the same images, because statistics will be matched so.
+
+    Args:
+        network: whose normalizations hold the float network's statistics.
+        images: ``(N, C, H, W)``, normalised.
+        children: that learn.
+        steps: that a block would take.
+        rate: of learning, in units of a channel's largest weight.
+        vary: changes images as training would.
+        report: receives progress.
+    """
+    layers = dict(network.layers)
+    learned = [layer for layer in layers.values() if isinstance(layer.quantizer, LearnedWeights)]
+    pixels = images[0, 0].numel()
+    batch = min(len(images), max(FEWEST_IMAGES, min(MOST_IMAGES, PIXELS // pixels)))
+    count = round(STEPS * steps * min(1, PIXELS / (batch * pixels)))
+    turns = [*children, *children[-2:0:-1]]  # there and back: those in between have neighbours on both sides to serve
+    random = torch.Generator().manual_seed(0)
+    before, started = network.child, time.monotonic()
+    for step in descent(learned, rate, count, PULL):
+        if step % REPORTED == 0:
+            left = (time.monotonic() - started) / max(step, 1) * (count - step)
+            about = f", about {left:.0f} s left" if step else ""
+            report(f"all layers together, step {step + 1} of {count}{about}")
+        shown = vary(images[torch.randint(len(images), (batch,), generator=random)], random)
+        network.use(FLOAT)
+        with torch.no_grad(), moments_noted(layers) as moments:
+            wanted = F.log_softmax(network(shown), 1)
+        network.use(turns[step % len(turns)])
+        with matched(network, layers, moments):
+            found = F.log_softmax(network(shown), 1)
+        F.kl_div(found, wanted, reduction="batchmean", log_target=True).backward()
+    network.use(before)
