@@ -31,7 +31,7 @@ from emqdeploy.format.grid import Floats
 from emqdeploy.format.tasks import CLASSIFICATION
 from emqdeploy.graph.fidelity import FLOAT_MODEL, compare
 from emqdeploy.options import names
-from emqdeploy.training.augment import AUGMENTATIONS
+from emqdeploy.training.posttraining.answering import varied
 from emqdeploy.training.posttraining.given import calibration_batches
 
 PAGE = Path(__file__).parent.parent / "docs" / "quantize.md"
@@ -153,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = {row["bits"] for row in rows if (row["tool"], row["seed"]) == (name, seed)}
         widths = [bits for bits in TOOLS[name].widths if bits in options.bits and bits not in known]
         if widths and name not in missing:
-            vary = AUGMENTATIONS[dataset.augmentation].of_images
-            given = Given(network, calibration_batches(dataset, options.images, seed), vary, options.effort)
+            batches = calibration_batches(dataset, options.images, seed)
+            given = Given(network, batches, varied(dataset.augmentation), options.effort)
             for row in measure(name, given, widths, dataset, wanted):
                 rows.append({"seed": seed} | row)
                 write(options.json, "ptq_peers", options.quick, rows, **settings)

@@ -7,6 +7,7 @@ weights and biases); agreement and signal to noise are measured on 256 test imag
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +20,10 @@ from benchmarks.common import arguments, by_width, show, write
 from emqdeploy.format.child import FLOAT, WEIGHT_BITS, Child, in_order
 from emqdeploy.graph.fidelity import FLOAT_MODEL
 from emqdeploy.quant.deploy import deployed_reference
-from emqdeploy.training.augment import AUGMENTATIONS
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.evaluate import accuracies
 from emqdeploy.training.fidelity import measure_fidelity
+from emqdeploy.training.posttraining.answering import varied
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
 
@@ -33,23 +34,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__, "reconstruction")
     add_options(parser)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--images", type=int, default=512, help="that calibrate")
     parser.add_argument("--steps", type=int, default=QuantizeConfig.reconstruction_steps)
     options = parser.parse_args(argv)
     dataset = images_of(options)
     test = image_source(dataset.test, dataset.preprocessing, "none", torch.device("cpu"))
     children = in_order(Child.of(bits) for bits in WEIGHT_BITS)
-    rows: list[dict[str, Any]] = []
-    for seed in range(1 if options.quick else options.seeds):
+    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.resume else []
+    for seed in options.seeds[: 1 if options.quick else None]:
         batches = calibration_batches(dataset, options.images, seed)
-        for way in WAYS:
+        known = {row["way"] for row in rows if row["seed"] == seed}
+        for way in [way for way in WAYS if way not in known]:
             model, network = networks_of(options, dataset, children)
             config = QuantizeConfig(
                 options.weights, options.model, options.data, reconstruction=way, reconstruction_steps=options.steps
             )
             started = time.perf_counter()
-            frozen = calibrate(network, batches, config, print, AUGMENTATIONS[dataset.augmentation].of_images)
+            frozen = calibrate(network, batches, config, print, varied(dataset.augmentation))
             seconds = time.perf_counter() - started
             deployed = {child: deployed_reference(network, frozen, child) for child in children}
             fidelity = measure_fidelity(dict.fromkeys(children, model), deployed, test, FLOAT_MODEL)

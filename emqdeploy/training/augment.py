@@ -74,6 +74,12 @@ def crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
     return _random_crop(images, images.shape[3] // PADDING_SHARE, random, "constant")
 
 
+def reflected_crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
+    """The same, padded with the image's own reflection, so that no border is unlike a picture."""
+    images = flip(images, random)
+    return _random_crop(images, images.shape[3] // PADDING_SHARE, random, "reflect")
+
+
 def resized_crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
     """Scales a random part of each image to its full size, bilinearly, and mirrors by chance; returns float."""
     count, _, height, width = images.shape
@@ -130,6 +136,7 @@ AUGMENTATIONS.register("none")(Augmentation(keep_images))
 AUGMENTATIONS.register("flip")(Augmentation(flip))
 AUGMENTATIONS.register("shift1")(Augmentation(shift_one))
 AUGMENTATIONS.register("crop-flip")(Augmentation(crop_and_flip))
+AUGMENTATIONS.register("reflected-crop-flip")(Augmentation(reflected_crop_and_flip))
 AUGMENTATIONS.register("resized-crop-flip")(Augmentation(resized_crop_and_flip, random_box, flip))
 AUGMENTATIONS.register("crop-flip-rand")(Augmentation(crop_flip_and_change))
 AUGMENTATIONS.register("resized-crop-flip-rand")(

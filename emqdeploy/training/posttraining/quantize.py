@@ -28,7 +28,7 @@ from emqdeploy.quant.deploy import deployed_reference, freeze
 from emqdeploy.quant.insertion import InsertionConfig
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.proof import prove
-from emqdeploy.training.augment import AUGMENTATIONS, BatchFunction, keep_images
+from emqdeploy.training.augment import BatchFunction, keep_images
 from emqdeploy.training.batches import image_source
 from emqdeploy.training.clips import calibrate_clips
 from emqdeploy.training.deployment import make_card, write_checkpoint
@@ -36,6 +36,7 @@ from emqdeploy.training.expectations import class_names
 from emqdeploy.training.fidelity import build_both, check_rewrite, find_wrong
 from emqdeploy.training.memory import keep_freed_memory, return_freed_memory
 from emqdeploy.training.norms import measure_input_means
+from emqdeploy.training.posttraining.answering import varied
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.given import batch_of, calibration_batches, open_given
 from emqdeploy.training.posttraining.judging import (
@@ -150,8 +151,7 @@ def _quantize(config: QuantizeConfig, out: Path, report: Report, threads: int | 
     started = time.perf_counter()
     return_freed_memory()
     report(f"calibrating {len(children)} children on {images} training images")
-    vary = AUGMENTATIONS[dataset.augmentation].of_images
-    frozen = calibrate(network, batches, config, report, vary)
+    frozen = calibrate(network, batches, config, report, varied(dataset.augmentation))
     seconds = time.perf_counter() - started
     return_freed_memory()
     report(f"decisions of {len(children)} children on {len(dataset.test)} test images")

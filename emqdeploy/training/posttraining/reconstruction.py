@@ -24,7 +24,7 @@ from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.quant.watching import hooked
 from emqdeploy.registry import Registry
 from emqdeploy.training.augment import BatchFunction
-from emqdeploy.training.posttraining.answering import learn_answers
+from emqdeploy.training.posttraining.answering import learn_answers, small
 from emqdeploy.training.posttraining.learned import LearnedWeights, descent, matched, moments_of
 
 LEARNING_RATE = 0.02
@@ -75,7 +75,7 @@ def where_it_pays(
 
 @RECONSTRUCTIONS.register("blocks")
 def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report) -> None:
-    """Learns block after block, and then all together what children of few bits answer."""
+    """Learns block after block and then, where images are small, all together what children of few bits answer."""
     children = _telling(network.known)
     for norm in network.norms.values():
         norm.forget()  # what a block learns is held to the float network's statistics by `matched`
@@ -114,7 +114,9 @@ def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary:
                     given[child] = _run(block, given[child], at_once)
         given[FLOAT] = wanted
     given.clear()
-    _all_together(network, batches, steps, FINE_RATE, vary, report)
+    if small(batches[0]):
+        _learn_answers(network, batches, steps, FINE_RATE, vary, report)
+    _settle(network)
 
 
 @RECONSTRUCTIONS.register("together")
@@ -125,15 +127,19 @@ def together(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: 
     for layer in network.layers.values():
         if not layer.pinned:
             layer.quantizer = LearnedWeights(layer.quantizer, layer.weight)
-    _all_together(network, batches, steps, COARSE_RATE, vary, report)
+    _learn_answers(network, batches, steps, COARSE_RATE, vary, report)
+    _settle(network)
 
 
-def _all_together(
+def _learn_answers(
     network: MultiBitNetwork, batches: list[Tensor], steps: int, rate: float, vary: BatchFunction, report: Report
 ) -> None:
     few = _few_bits(network)
     if few:
         learn_answers(network, torch.cat(batches), few, steps, rate, vary, report)
+
+
+def _settle(network: MultiBitNetwork) -> None:
     for layer in network.layers.values():
         if isinstance(layer.quantizer, LearnedWeights):
             layer.quantizer.settle(layer.weight, WIDE - 1)
