@@ -54,6 +54,16 @@ def test_zero_padding_shows_black() -> None:
     assert kept.max() == 32 * 32
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_a_reflected_border_shows_no_black(kind: torch.dtype) -> None:
+    """Only what is in the image already, of either kind of pixels."""
+    images = torch.arange(1, 1 + 16 * 16).remainder(250).add(1).reshape(1, 1, 16, 16).to(kind)
+    cropped = AUGMENTATIONS["reflected-crop-flip"](images.expand(50, 1, 16, 16), torch.Generator().manual_seed(0))
+    assert cropped.dtype == kind
+    assert set(cropped.unique().tolist()) <= set(images.unique().tolist())
+    assert not (cropped == images).all()
+
+
 def test_random_boxes_have_the_stated_area_and_shape() -> None:
     """8 to 100 % of the picture at 3:4 to 4:3, anywhere in it, as ImageNet networks are trained."""
     random = np.random.default_rng(0)

@@ -86,7 +86,7 @@ def test_a_rewrite_that_changes_the_function_is_refused_before_any_work(
 
 def test_quantizing_tells_how_far_every_child_is(float_weights: Path, tmp_path: Path) -> None:
     """In the result, in the card, in fewer decibels with fewer bits; the user's weights lie beside the checkpoint."""
-    result = quantize(config(float_weights, bits=(3, 8)), tmp_path / "run", threads=1)
+    result = quantize(config(float_weights, bits=(3, 8), reconstruction_steps=20), tmp_path / "run", threads=1)
     assert result.wrong is None
     assert result.checkpoint is not None
     found = list(result.fidelity.values())

@@ -146,3 +146,9 @@ def test_images_are_varied_with_every_step(batches: list[Tensor]) -> None:
 
     RECONSTRUCTIONS["blocks"](small_network("resnet8", batches), batches, 3, vary, silent)
     assert seen == [64] * 3 * answering.STEPS
+
+
+@pytest.mark.parametrize(("size", "learns"), [(32, True), (90, True), (224, False)])
+def test_only_small_images_are_learned_from_together_after_blocks(size: int, learns: bool) -> None:
+    """A step of large ones takes too long."""
+    assert answering.small(torch.empty(2, 3, size, size)) == learns

@@ -79,7 +79,8 @@ class QuantizeConfig(PixelOptions):
     )
     reconstruction: str = option(
         "auto",
-        "Learn weights again without labels: blocks (block by block), none, or auto (if a child has under 4 bits).",
+        "Learn weights again without labels: blocks (block by block, small images then all together), together, none,"
+        " or auto (if a child has under 4 bits).",
         flag="reconstruct",
         parse=entry(RECONSTRUCTIONS),
     )
