@@ -7,6 +7,7 @@ learned by heart, so each time they are varied as in training, and the float net
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -32,8 +33,8 @@ FEWEST_IMAGES, MOST_IMAGES = 8, 64
 PIXELS = MOST_IMAGES * 32 * 32
 """Of a step of small images. Where it has more, there are fewer steps, so that learning takes no longer."""
 
-REPORTED = 20
-"""Steps between two words about the time left."""
+REPORTED_S = 20
+"""Seconds between two words about the time left."""
 
 
 def small(images: Tensor) -> bool:
@@ -80,12 +81,13 @@ def learn_answers(
     batch = min(len(images), max(FEWEST_IMAGES, min(MOST_IMAGES, PIXELS // pixels)))
     count = round(STEPS * steps * min(1, PIXELS / (batch * pixels)))
     random = torch.Generator().manual_seed(0)
-    before, started = network.child, time.monotonic()
+    before, started, told = network.child, time.monotonic(), -math.inf
     for step in descent(learned, rate, count, PULL):
-        if step % REPORTED == 0:
-            left = (time.monotonic() - started) / max(step, 1) * (count - step)
-            about = f", about {left:.0f} s left" if step else ""
+        now = time.monotonic()
+        if now - told >= REPORTED_S:
+            about = f", about {(now - started) / step * (count - step):.0f} s left" if step else ""
             report(f"all layers together, step {step + 1} of {count}{about}")
+            told = now
         shown = vary(images[torch.randint(len(images), (batch,), generator=random)], random)
         network.use(FLOAT)
         with torch.no_grad(), moments_noted(layers) as moments:
