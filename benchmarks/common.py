@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emqdeploy.data.workers import usable_cores
+from emqdeploy.errors import UsageError
 from emqdeploy.format.card import Card, DataSource, Pixels
 from emqdeploy.format.child import FLOAT, Child, children_between, parse_children
 from emqdeploy.format.emq import Checkpoint
@@ -206,6 +207,25 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
     console = Console()
     console.width = max(console.width, 130)  # a redirected report keeps its columns
     console.print(table)
+
+
+def earlier(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a report that was made with the same settings.
+
+    Raises:
+        UsageError: it was made with others.
+    """
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    for name, value in settings.items():
+        if report.get(name) != value:
+            raise UsageError(
+                f"{path} was measured with {name} {report.get(name)}, not {value}; leave out --resume, or name another"
+                " file with --json"
+            )
+    rows: list[dict[str, Any]] = report["rows"]
+    return rows
 
 
 def with_table(page: str, name: str, table: str) -> str:

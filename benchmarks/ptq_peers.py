@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.brought import add_options, images_of, networks_of, public_name
-from benchmarks.common import arguments, show, with_table, write
+from benchmarks.common import arguments, earlier, show, with_table, write
 from benchmarks.ptq_tools import TOOLS, WIDTHS, Answer, Given, of_module
 from emqdeploy.data import Dataset
-from emqdeploy.errors import UsageError
 from emqdeploy.format.child import Child
 from emqdeploy.format.grid import Floats
 from emqdeploy.format.tasks import CLASSIFICATION
@@ -56,25 +55,6 @@ def answers(answer: Answer, dataset: Dataset) -> Floats:
 def percent(logits: Floats, dataset: Dataset) -> float:
     """Test images that logits decide rightly."""
     return round(100 * CLASSIFICATION.correct(logits, dataset.test.labels[:]) / len(dataset.test), 4)
-
-
-def earlier(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a report that was made with the same settings.
-
-    Raises:
-        UsageError: it was made with others.
-    """
-    if not path.exists():
-        return []
-    report = json.loads(path.read_text())
-    for name, value in settings.items():
-        if report.get(name) != value:
-            raise UsageError(
-                f"{path} was measured with {name} {report.get(name)}, not {value}; leave out --resume, or name another"
-                " file with --json"
-            )
-    rows: list[dict[str, Any]] = report["rows"]
-    return rows
 
 
 def mean(rows: Sequence[Mapping[str, Any]], tool: str, bits: int, key: str) -> str:

@@ -7,16 +7,14 @@ weights and biases); agreement and signal to noise are measured on 256 test imag
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.brought import add_options, images_of, networks_of, public_name
-from benchmarks.common import arguments, by_width, show, write
+from benchmarks.common import arguments, by_width, earlier, show, write
 from emqdeploy.format.child import FLOAT, WEIGHT_BITS, Child, in_order
 from emqdeploy.graph.fidelity import FLOAT_MODEL
 from emqdeploy.quant.deploy import deployed_reference
@@ -42,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = images_of(options)
     test = image_source(dataset.test, dataset.preprocessing, "none", torch.device("cpu"))
     children = in_order(Child.of(bits) for bits in WEIGHT_BITS)
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.resume else []
+    settings = {"model": public_name(options.model), "data": options.data, "images": options.images}
+    settings |= {"steps": options.steps, "test_images": len(dataset.test)}
+    rows = earlier(options.json, settings) if options.resume else []
     for seed in options.seeds[: 1 if options.quick else None]:
         batches = calibration_batches(dataset, options.images, seed)
         known = {row["way"] for row in rows if row["seed"] == seed}
@@ -65,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "fidelity": {child.name: found.to_dict() for child, found in fidelity.items()},
                 }
             )
-            write(
-                options.json, "reconstruction", options.quick, rows,
-                model=public_name(options.model), data=options.data, images=options.images,
-                steps=options.steps, test_images=len(dataset.test),
-            )  # fmt: skip
+            write(options.json, "reconstruction", options.quick, rows, **settings)
     table = []
     for way in WAYS:
         runs = [row for row in rows if row["way"] == way]

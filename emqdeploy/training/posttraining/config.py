@@ -79,8 +79,8 @@ class QuantizeConfig(PixelOptions):
     )
     reconstruction: str = option(
         "auto",
-        "Learn weights again without labels: blocks (block by block, small images then all together), together, none,"
-        " or auto (if a child has under 4 bits).",
+        "Learn weights again without labels: blocks (block by block, then all together if images are small),"
+        " together (without blocks), none, or auto (blocks, if a child has under 4 bits).",
         flag="reconstruct",
         parse=entry(RECONSTRUCTIONS),
     )
