@@ -209,6 +209,20 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
     console.print(table)
 
 
+def pyplot_for(name: str) -> Any:
+    """Matplotlib's ``pyplot`` for a picture of that name, whose file is the same whenever it is drawn again.
+
+    Save with ``metadata={"Date": None}`` where the file is an SVG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": name})
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def earlier(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a report that was made with the same settings.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS as KEPT
-from benchmarks.common import with_table
+from benchmarks.common import pyplot_for, with_table
 from benchmarks.methods_table import difference, run_rows, table_options
 from benchmarks.paper_report import Hits, Runs, interval, load_rows
 from benchmarks.paper_table import RESULTS
@@ -80,13 +80,7 @@ def table(runs: Runs, timed: Sequence[Mapping[str, Any]]) -> str:
 
 def draw(runs: Runs, timed: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Accuracy of the children of `NOW` over the time of an inference, one panel for each processor that gains."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    # Text as text, and the same names in the file every time.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "dial"})
-    from matplotlib import pyplot
-
+    pyplot = pyplot_for("dial")
     entries = [hits for _, hits in runs[NOW]]
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True)
     for axis, instructions in zip(panels, ("avx512vbmi", "avx2"), strict=True):

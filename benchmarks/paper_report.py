@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common import pyplot_for
 from emqdeploy.files import atomic_write_text
 
 UNSEEN = ("3", "5", "6", "7")
@@ -323,11 +324,7 @@ def _cell(value: list[float] | None) -> str:
 
 
 def _plot(runs: Runs, groups: dict[str, Group], out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = pyplot_for("paper_table")
     figure, axis = pyplot.subplots(figsize=(8, 5))
     families = {
         TUNED: "tab:orange",
@@ -360,6 +357,6 @@ def _plot(runs: Runs, groups: dict[str, Group], out: Path) -> None:
     axis.set(xscale="log", xlabel="sample passes", ylabel="test accuracy, average over bits 1 to 8 (%)")
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    for suffix in ("png", "svg"):
-        figure.savefig(out / f"paper_table.{suffix}", dpi=120)
+    figure.savefig(out / "paper_table.png", dpi=120)
+    figure.savefig(out / "paper_table.svg", metadata={"Date": None})
     pyplot.close(figure)

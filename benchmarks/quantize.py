@@ -9,7 +9,6 @@ run.
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.common import arguments, by_width, show, write
+from benchmarks.common import arguments, by_width, earlier, show, write
 from emqdeploy.data import Dataset, load_dataset
 from emqdeploy.format.child import FLOAT, FLOAT_BITS, WEIGHT_BITS
 from emqdeploy.quant.build import NetworkSpec
@@ -94,17 +93,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     seeds = 1 if options.quick else options.seeds
     rows: list[dict[str, Any]] = []
-    if options.resume and options.json.exists():
-        rows = json.loads(options.json.read_text())["rows"]
+    settings = {"bound_points": BOUND_POINTS, "seeds": seeds}
+    if options.resume:
+        rows = earlier(options.json, settings)
     known = {(entry["network"], entry["row"]) for entry in rows}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.floats or Path(temporary)
         for name in FLOATS if options.resnet20 else list(FLOATS)[:2]:
-            settings = FLOATS[name]
-            dataset = load_dataset(settings["data"], limit=settings.get("limit"))
+            trained = FLOATS[name]
+            dataset = load_dataset(trained["data"], limit=trained.get("limit"))
             part = replace(dataset, test=dataset.test.subset(np.arange(min(ABLATION_TEST, len(dataset.test)))))
             base = QuantizeConfig(
-                folder, settings["model"], settings["data"], bits=tuple(WEIGHT_BITS), reconstruction="none"
+                folder, trained["model"], trained["data"], bits=tuple(WEIGHT_BITS), reconstruction="none"
             )
             wanted = {DEFAULT: (base, part if options.quick else dataset)}
             if options.ablate:
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for row, (config, data) in wanted.items():
                 runs = [measure(path, replace(config, seed=seed), data) for seed, path in enumerate(paths)]
                 rows.append({"network": name, "row": row, "test_images": len(data.test), "runs": runs})
-                write(options.json, "quantize", options.quick, rows, bound_points=BOUND_POINTS)
+                write(options.json, "quantize", options.quick, rows, **settings)
     table = []
     for entry in rows:
         means = {bits: np.mean([run[bits] for run in entry["runs"]]) for bits in entry["runs"][0]}

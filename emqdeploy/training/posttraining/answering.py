@@ -7,8 +7,6 @@ learned by heart, so each time they are varied as in training, and the float net
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emqdeploy.format.child import FLOAT, Child
-from emqdeploy.progress import Report
+from emqdeploy.progress import Report, paced
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.augment import AUGMENTATIONS, BatchFunction
 from emqdeploy.training.posttraining.learned import LearnedWeights, descent, matched, moments_noted
@@ -32,9 +30,6 @@ FEWEST_IMAGES, MOST_IMAGES = 8, 64
 
 PIXELS = MOST_IMAGES * 32 * 32
 """Of a step of small images. Where it has more, there are fewer steps, so that learning takes no longer."""
-
-REPORTED_S = 20
-"""Seconds between two words about the time left."""
 
 
 def small(images: Tensor) -> bool:
@@ -77,23 +72,31 @@ def learn_answers(
     """
     layers = dict(network.layers)
     learned = [layer for layer in layers.values() if isinstance(layer.quantizer, LearnedWeights)]
-    pixels = images[0, 0].numel()
-    batch = min(len(images), max(FEWEST_IMAGES, min(MOST_IMAGES, PIXELS // pixels)))
-    count = round(STEPS * steps * min(1, PIXELS / (batch * pixels)))
+    batch = batch_size(images)
+    count = round(STEPS * steps * min(1, PIXELS / (batch * images[0, 0].numel())))
     random = torch.Generator().manual_seed(0)
-    before, started, told = network.child, time.monotonic(), -math.inf
-    for step in descent(learned, rate, count, PULL):
-        now = time.monotonic()
-        if now - told >= REPORTED_S:
-            about = f", about {(now - started) / step * (count - step):.0f} s left" if step else ""
-            report(f"all layers together, step {step + 1} of {count}{about}")
-            told = now
-        shown = vary(images[torch.randint(len(images), (batch,), generator=random)], random)
-        network.use(FLOAT)
-        with torch.no_grad(), moments_noted(layers) as moments:
-            wanted = F.log_softmax(network(shown), 1)
+    before = network.child
+    told = paced(range(count), "all layers learn together, steps", report)
+    for step, _ in zip(descent(learned, rate, count, PULL), told, strict=True):
+        shown = shown_images(images, batch, vary, random)
+        with network.at(FLOAT), torch.no_grad(), moments_noted(layers) as moments:
+            wanted = network(shown)
         network.use(children[step % len(children)])
         with matched(network, layers, moments):
-            found = F.log_softmax(network(shown), 1)
-        F.kl_div(found, wanted, reduction="batchmean", log_target=True).backward()
+            nats(network(shown), wanted).backward()
     network.use(before)
+
+
+def batch_size(images: Tensor) -> int:
+    """How many images a step has."""
+    return min(len(images), max(FEWEST_IMAGES, min(MOST_IMAGES, PIXELS // images[0, 0].numel())))
+
+
+def shown_images(images: Tensor, batch: int, vary: BatchFunction, random: torch.Generator) -> Tensor:
+    """Some of the images, each varied anew."""
+    return vary(images[torch.randint(len(images), (batch,), generator=random)], random)
+
+
+def nats(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of the classes that logits ``(N, K)`` tell from those that others do."""
+    return F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)

@@ -78,9 +78,9 @@ class QuantizeConfig(PixelOptions):
         parse=entry(BIAS_CORRECTIONS),
     )
     reconstruction: str = option(
-        "auto",
-        "Learn weights again without labels: blocks (block by block, then all together if images are small),"
-        " together (without blocks), none, or auto (blocks, if a child has under 4 bits).",
+        "blocks",
+        "What children under 4 bits learn without labels: blocks (weights block by block; if images are small, then all"
+        " together, then statistics), together (without blocks), statistics (alone, a minute or two), or none.",
         flag="reconstruct",
         parse=entry(RECONSTRUCTIONS),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emqdeploy.format.child import MASTER_BITS
@@ -115,11 +116,11 @@ def matched(
         wanted, scaled = moments[name], name in network.norm_of
 
         def hook(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
-            axes = _axes(output, layer)
-            centred = output - output.mean(axes, True)
-            if scaled:
-                centred = centred * (wanted.deviation / (centred.square().mean(axes, True) + 1e-12).sqrt())
-            return centred + wanted.mean
+            if not scaled:
+                return output - output.mean(_axes(output, layer), True) + wanted.mean
+            values = output if isinstance(layer, nn.Conv2d) else output.flatten(0, -2)
+            deviation, mean = wanted.deviation.flatten(), wanted.mean.flatten()
+            return F.batch_norm(values, None, None, deviation, mean, training=True, eps=1e-12).view_as(output)
 
         return hook
 

@@ -1,10 +1,10 @@
 """Weights learned again from unlabelled images, so that few bits lose less: block after block, all children at once.
 
 Every layer, and then every block (BRECQ, arXiv 2102.05426), shall give what it gives in the float model, at every
-child, reading what the blocks before it give at that child; at last all layers together learn the float model's
-answers. All children learn one set of weights, through the quantizer that will deploy them, so their codes stay nested.
-What no child gains from stays where the float weights are, and so do wide children; the float network itself is not
-changed.
+child of few bits, reading what the blocks before it give at that child; at last all layers together learn the float
+model's answers. These children learn one set of weights, through the quantizer that will deploy them, so their codes
+stay nested. Wider ones lose next to nothing to rounding: where their codes leave a choice, weights go back to the float
+ones. The float network itself is not changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from emqdeploy.registry import Registry
 from emqdeploy.training.augment import BatchFunction
 from emqdeploy.training.posttraining.answering import learn_answers, small
 from emqdeploy.training.posttraining.learned import LearnedWeights, descent, matched, moments_of
+from emqdeploy.training.posttraining.statistics import learn_statistics
 
 LEARNING_RATE = 0.02
 """Of Adam, in units of a channel's largest weight; annealed to zero."""
@@ -49,34 +51,42 @@ MOST_LAYERS = 8
 """Of a block whose layers learn one after the other, before all of them do together."""
 
 WIDE = 4
-"""Rounding loses next to nothing from here on; uniform widths between this and the widest have nothing to learn."""
+"""Rounding loses next to nothing from here on, so nothing is learned for these widths."""
 
-Reconstruction = Callable[[MultiBitNetwork, list[Tensor], int, BatchFunction, Report], None]
-"""``(network, batches of normalised images, steps, how to vary them, report)``; changes what quantizers quantize."""
+Learning = Callable[[MultiBitNetwork, list[Tensor], int, BatchFunction, Report], list[Child]]
+"""``(network, batches of normalised images, steps, how to vary them, report)``; the children that learned."""
+
+
+def nothing(
+    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
+) -> list[Child]:
+    """Nobody learns."""
+    return []
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How children learn without labels.
+
+    Attributes:
+        weights: changes what quantizers quantize.
+        statistics: changes statistics that were estimated behind those weights.
+    """
+
+    weights: Learning = nothing
+    statistics: Learning = nothing
+
 
 RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruction")
 
 
-@RECONSTRUCTIONS.register("none")
-def keep_rounding(
+def by_blocks(
     network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
-) -> None:
-    """Rounds the weights as they are."""
-
-
-@RECONSTRUCTIONS.register("auto")
-def where_it_pays(
-    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
-) -> None:
-    """Learns where a child has layers of fewer than four bits; above, rounding loses next to nothing."""
-    if _few_bits(network):
-        by_blocks(network, batches, steps, vary, report)
-
-
-@RECONSTRUCTIONS.register("blocks")
-def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report) -> None:
+) -> list[Child]:
     """Learns block after block and then, where images are small, all together what children of few bits answer."""
-    children = _telling(network.known)
+    children = _few_bits(network)
+    if not children:
+        return []
     for norm in network.norms.values():
         norm.forget()  # what a block learns is held to the float network's statistics by `matched`
     pieces = blocks(network)
@@ -115,28 +125,41 @@ def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary:
         given[FLOAT] = wanted
     given.clear()
     if small(batches[0]):
-        _learn_answers(network, batches, steps, FINE_RATE, vary, report)
+        learn_answers(network, torch.cat(batches), children, steps, FINE_RATE, vary, report)
     _settle(network)
+    return children
 
 
-@RECONSTRUCTIONS.register("together")
-def together(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report) -> None:
+def together(
+    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
+) -> list[Child]:
     """Learns all together what children of few bits answer, from the float weights on."""
+    children = _few_bits(network)
+    if not children:
+        return []
     for norm in network.norms.values():
         norm.forget()
     for layer in network.layers.values():
         if not layer.pinned:
             layer.quantizer = LearnedWeights(layer.quantizer, layer.weight)
-    _learn_answers(network, batches, steps, COARSE_RATE, vary, report)
+    learn_answers(network, torch.cat(batches), children, steps, COARSE_RATE, vary, report)
     _settle(network)
+    return children
 
 
-def _learn_answers(
-    network: MultiBitNetwork, batches: list[Tensor], steps: int, rate: float, vary: BatchFunction, report: Report
-) -> None:
-    few = _few_bits(network)
-    if few:
-        learn_answers(network, torch.cat(batches), few, steps, rate, vary, report)
+def by_statistics(
+    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
+) -> list[Child]:
+    """Lets the statistics of children of few bits learn, where images are small and the network has any."""
+    children = _few_bits(network) if network.norms and small(batches[0]) else []
+    learn_statistics(network, torch.cat(batches), children, steps, vary, report)
+    return children
+
+
+RECONSTRUCTIONS.register("none")(Reconstruction())
+RECONSTRUCTIONS.register("statistics")(Reconstruction(statistics=by_statistics))
+RECONSTRUCTIONS.register("together")(Reconstruction(together, by_statistics))
+RECONSTRUCTIONS.register("blocks")(Reconstruction(by_blocks, by_statistics))
 
 
 def _settle(network: MultiBitNetwork) -> None:
@@ -148,12 +171,6 @@ def _settle(network: MultiBitNetwork) -> None:
 def _few_bits(network: MultiBitNetwork) -> list[Child]:
     """The children that rounding costs something."""
     return [child for child in network.known if any(child.weights.of(name) < WIDE for name in network.switchable)]
-
-
-def _telling(children: Sequence[Child]) -> list[Child]:
-    """The children that learn: the others lie between two of them that hardly differ."""
-    top = max(child.bits for child in children)
-    return [child for child in children if not (child.uniform and WIDE < child.bits < top)]
 
 
 @contextmanager
