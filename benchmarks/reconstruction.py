@@ -25,7 +25,7 @@ from emqdeploy.training.posttraining.answering import varied
 from emqdeploy.training.posttraining.config import QuantizeConfig
 from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
 
-WAYS = ("none", "statistics", "blocks")
+WAYS = ("none", "blocks")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -235,10 +235,10 @@ def test_mean_correction_gives_every_layer_its_float_mean(network: MultiBitNetwo
         return max(float(mean.abs().max()) for mean in means)
 
     frozen = freeze(network, CHILDREN)
-    corrected = BIAS_CORRECTIONS["mean"](network, frozen, images, network.known)
+    corrected = BIAS_CORRECTIONS["mean"](network, frozen, images)
     assert distance(frozen) > 0.3
     assert distance(corrected) < 0.02
-    assert BIAS_CORRECTIONS["none"](network, frozen, images, network.known) is frozen
+    assert BIAS_CORRECTIONS["none"](network, frozen, images) is frozen
 
 
 def test_mean_correction_of_a_transformer(batches: list[Tensor]) -> None:
@@ -253,7 +253,7 @@ def test_mean_correction_of_a_transformer(batches: list[Tensor]) -> None:
         with torch.no_grad(), network.at(FLOAT):
             return float((deployed_reference(network, numbers, TWO)(images) - network(images)).mean(0).abs().max())
 
-    assert distance(BIAS_CORRECTIONS["mean"](network, frozen, [images], network.known)) < 0.1 * distance(frozen)
+    assert distance(BIAS_CORRECTIONS["mean"](network, frozen, [images])) < 0.1 * distance(frozen)
 
 
 class PaddedKeys(nn.Module):
@@ -277,7 +277,7 @@ def test_mean_correction_is_left_out_where_it_harms() -> None:
     images = torch.randn(64, 3, 10, 10)
     calibrate_clips(network, [images], "mse")
     frozen = freeze(network, (TWO,))
-    kept = BIAS_CORRECTIONS["mean"](network, frozen, [images], network.known)
+    kept = BIAS_CORRECTIONS["mean"](network, frozen, [images])
     for name, layer in kept.layers.items():
         np.testing.assert_array_equal(layer.biases[TWO], frozen.layers[name].biases[TWO])
 

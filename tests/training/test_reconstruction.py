@@ -17,10 +17,9 @@ from emqdeploy.quant.build import NetworkSpec
 from emqdeploy.quant.deploy import deployed_reference
 from emqdeploy.quant.network import MultiBitNetwork
 from emqdeploy.training.augment import keep_images, shift_one
-from emqdeploy.training.posttraining import answering, reconstruction, statistics
-from emqdeploy.training.posttraining.answering import nats as divergence
+from emqdeploy.training.posttraining import answering, reconstruction
 from emqdeploy.training.posttraining.config import QuantizeConfig
-from emqdeploy.training.posttraining.learned import LearnedWeights
+from emqdeploy.training.posttraining.learned import LearnedWeights, Moments, matched
 from emqdeploy.training.posttraining.quantize import calibrate, calibration_batches
 from emqdeploy.training.posttraining.reconstruction import RECONSTRUCTIONS
 
@@ -73,17 +72,6 @@ def decibels(network: MultiBitNetwork, batches: list[Tensor], way: str, steps: i
         return {child: snr_db(wanted, deployed_reference(network, frozen, child)(images).numpy()) for child in CHILDREN}
 
 
-def nats(network: MultiBitNetwork, batches: list[Tensor], way: str, images: Tensor) -> dict[Child, float]:
-    """How far what the deployed children answer is from what the float network does, on images of their own."""
-    config = QuantizeConfig(Path(), "resnet8", "digits", reconstruction=way, reconstruction_steps=15)
-    frozen = calibrate(network, batches, config)
-    with torch.no_grad(), network.at(FLOAT):
-        wanted = network(images)
-        return {
-            child: float(divergence(deployed_reference(network, frozen, child)(images), wanted)) for child in CHILDREN
-        }
-
-
 @pytest.mark.parametrize("model", ["resnet8", "vit-micro"])
 def test_few_bits_get_nearer_to_the_float_network_which_stays(model: str, batches: list[Tensor]) -> None:
     """One and two bits gain decibels; the float network is the same to the last bit; eight bits stay near it."""
@@ -104,8 +92,22 @@ def test_wide_children_alone_are_only_rounded(batches: list[Tensor]) -> None:
     for names, learns in (("4,8", False), ("3,8", True)):
         for way in ("blocks", "together"):
             network = small_network("resnet8", batches[:1], parse_children(names))
-            RECONSTRUCTIONS[way].weights(network, batches, 1, keep_images, silent)
+            RECONSTRUCTIONS[way](network, batches, 1, keep_images, silent)
             assert any(isinstance(layer.quantizer, LearnedWeights) for layer in network.layers.values()) == learns
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 3, 3), (1, 6, 1, 1)])
+def test_layers_get_the_moments_of_the_float_network(shape: tuple[int, ...], batches: list[Tensor]) -> None:
+    """Mean and deviation of a channel; a single value, which has no deviation, becomes the mean."""
+    network = small_network("resnet8", batches)
+    name = next(name for name in network.layers if name in network.norm_of)
+    layer = torch.nn.Conv2d(shape[1], shape[1], 1)
+    column = torch.arange(1.0, 7).reshape(1, 6, 1, 1)
+    with matched(network, {name: layer}, {name: Moments(column, 2 * column)}):
+        found = layer(torch.randn(shape))
+    assert torch.allclose(found.mean((0, 2, 3)), column.flatten(), atol=1e-5)
+    if len(found) > 1:
+        assert torch.allclose(found.std((0, 2, 3), correction=0), 2 * column.flatten(), atol=1e-4)
 
 
 def test_large_tensors_are_kept_in_half_precision(monkeypatch: pytest.MonkeyPatch, batches: list[Tensor]) -> None:
@@ -123,40 +125,22 @@ def test_all_layers_together_get_nearer_to_what_the_float_network_answers(monkey
     dataset = load_dataset("digits")
     batches = calibration_batches(dataset, 128, seed=0)
     images = torch.from_numpy(dataset.preprocessing.normalize(dataset.test.images[:]))
-    monkeypatch.setattr(reconstruction, "learn_statistics", lambda *_: None)
+    config = QuantizeConfig(Path(), "resnet8", "digits", reconstruction="blocks", reconstruction_steps=15)
 
-    def nats_after(steps: int) -> dict[Child, float]:
+    def nats(steps: int) -> dict[Child, float]:
         monkeypatch.setattr(answering, "STEPS", steps)
-        return nats(classifier(dataset), batches, "blocks", images)
+        network = classifier(dataset)
+        frozen = calibrate(network, batches, config)
+        with torch.no_grad(), network.at(FLOAT):
+            wanted = network(images).log_softmax(1)
+            found = {child: deployed_reference(network, frozen, child)(images).log_softmax(1) for child in CHILDREN}
+        return {
+            child: float(F.kl_div(one, wanted, reduction="batchmean", log_target=True)) for child, one in found.items()
+        }
 
-    blocks_alone, together = nats_after(0), nats_after(6)
+    blocks_alone, together = nats(0), nats(6)
     assert together[ONE] + together[TWO] < 0.8 * (blocks_alone[ONE] + blocks_alone[TWO])
     assert together[EIGHT] < 0.01
-
-
-def test_statistics_learn_alone() -> None:
-    """With rounded weights children of few bits get nearer to it, on images that are new; eight bits are untouched."""
-    dataset = load_dataset("digits")
-    batches = calibration_batches(dataset, 128, seed=0)
-    images = torch.from_numpy(dataset.preprocessing.normalize(dataset.test.images[:]))
-    matched, learned = (nats(classifier(dataset), batches, way, images) for way in ("none", "statistics"))
-    assert learned[ONE] + learned[TWO] < 0.9 * (matched[ONE] + matched[TWO])
-    assert learned[EIGHT] == matched[EIGHT]
-
-
-def test_statistics_that_were_learned_do_what_learning_saw(batches: list[Tensor]) -> None:
-    """Moved inputs and moved statistics give the same, so what is trained is what runs."""
-    norm = next(iter(small_network("resnet8", batches).norms.values()))
-    found = statistics.Adjustment.of(norm, ONE)
-    with torch.no_grad():
-        for part in found.parts:
-            part.normal_(std=0.3)
-        norm.use(ONE)
-        images = torch.randn(4, norm.num_features, 5, 5)
-        (moved,) = found.move(norm, (images,))
-        wanted = norm(moved)
-        found.keep(ONE)
-        assert torch.allclose(norm(images), wanted, atol=1e-5)
 
 
 def test_all_layers_together_learn_without_blocks_too(batches: list[Tensor]) -> None:
@@ -175,7 +159,7 @@ def test_images_are_varied_with_every_step(batches: list[Tensor]) -> None:
         seen.append(len(images))
         return shift_one(images, random)
 
-    RECONSTRUCTIONS["blocks"].weights(small_network("resnet8", batches), batches, 3, vary, silent)
+    RECONSTRUCTIONS["blocks"](small_network("resnet8", batches), batches, 3, vary, silent)
     assert seen == [64] * 3 * answering.STEPS
 
 

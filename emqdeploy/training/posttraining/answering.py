@@ -72,31 +72,18 @@ def learn_answers(
     """
     layers = dict(network.layers)
     learned = [layer for layer in layers.values() if isinstance(layer.quantizer, LearnedWeights)]
-    batch = batch_size(images)
-    count = round(STEPS * steps * min(1, PIXELS / (batch * images[0, 0].numel())))
+    pixels = images[0, 0].numel()
+    batch = min(len(images), max(FEWEST_IMAGES, min(MOST_IMAGES, PIXELS // pixels)))
+    count = round(STEPS * steps * min(1, PIXELS / (batch * pixels)))
     random = torch.Generator().manual_seed(0)
     before = network.child
     told = paced(range(count), "all layers learn together, steps", report)
     for step, _ in zip(descent(learned, rate, count, PULL), told, strict=True):
-        shown = shown_images(images, batch, vary, random)
+        shown = vary(images[torch.randint(len(images), (batch,), generator=random)], random)
         with network.at(FLOAT), torch.no_grad(), moments_noted(layers) as moments:
-            wanted = network(shown)
+            wanted = F.log_softmax(network(shown), 1)
         network.use(children[step % len(children)])
         with matched(network, layers, moments):
-            nats(network(shown), wanted).backward()
+            found = F.log_softmax(network(shown), 1)
+        F.kl_div(found, wanted, reduction="batchmean", log_target=True).backward()
     network.use(before)
-
-
-def batch_size(images: Tensor) -> int:
-    """How many images a step has."""
-    return min(len(images), max(FEWEST_IMAGES, min(MOST_IMAGES, PIXELS // images[0, 0].numel())))
-
-
-def shown_images(images: Tensor, batch: int, vary: BatchFunction, random: torch.Generator) -> Tensor:
-    """Some of the images, each varied anew."""
-    return vary(images[torch.randint(len(images), (batch,), generator=random)], random)
-
-
-def nats(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence of the classes that logits ``(N, K)`` tell from those that others do."""
-    return F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)

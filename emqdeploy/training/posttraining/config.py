@@ -79,8 +79,8 @@ class QuantizeConfig(PixelOptions):
     )
     reconstruction: str = option(
         "blocks",
-        "What children under 4 bits learn without labels: blocks (weights block by block; if images are small, then all"
-        " together, then statistics), together (without blocks), statistics (alone, a minute or two), or none.",
+        "Learn weights again for children under 4 bits, without labels: blocks (block by block, then all together if"
+        " images are small), together (without blocks), or none.",
         flag="reconstruct",
         parse=entry(RECONSTRUCTIONS),
     )

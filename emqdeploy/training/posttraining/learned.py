@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emqdeploy.format.child import MASTER_BITS
@@ -120,7 +119,8 @@ def matched(
                 return output - output.mean(_axes(output, layer), True) + wanted.mean
             values = output if isinstance(layer, nn.Conv2d) else output.flatten(0, -2)
             deviation, mean = wanted.deviation.flatten(), wanted.mean.flatten()
-            return F.batch_norm(values, None, None, deviation, mean, training=True, eps=1e-12).view_as(output)
+            # torch.nn.functional's refuses a channel with one value, as a single image has behind a pooling.
+            return torch.batch_norm(values, deviation, mean, None, None, True, 0.0, 1e-12, False).view_as(output)
 
         return hook
 

@@ -225,15 +225,10 @@ def calibrate(
     """
     EQUALIZATIONS[config.equalization](network)
     calibrate_clips(network.eval(), batches, config.clips)
-    reconstruction, steps = RECONSTRUCTIONS[config.reconstruction], config.reconstruction_steps
-    reconstruction.weights(network, batches, steps, vary, report)
+    RECONSTRUCTIONS[config.reconstruction](network, batches, config.reconstruction_steps, vary, report)
     measure_input_means(network, list(few_of(batches)), in_order(network.known)[-1:])
     _measure_statistics(network, batches, config.statistics, report)
-    learned = reconstruction.statistics(network, batches, steps, vary, report)
-    # What statistics have learned is not what the float network's channels have on average; a correction would undo it.
-    others = [child for child in network.known if child not in learned]
-    frozen = freeze(network.eval(), network.known)
-    return BIAS_CORRECTIONS[config.bias_correction](network, frozen, batches, others, report)
+    return BIAS_CORRECTIONS[config.bias_correction](network, freeze(network.eval(), network.known), batches, report)
 
 
 def _measure_statistics(network: MultiBitNetwork, batches: list[Tensor], statistics: str, report: Report) -> None:

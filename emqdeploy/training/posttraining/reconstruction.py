@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from emqdeploy.registry import Registry
 from emqdeploy.training.augment import BatchFunction
 from emqdeploy.training.posttraining.answering import learn_answers, small
 from emqdeploy.training.posttraining.learned import LearnedWeights, descent, matched, moments_of
-from emqdeploy.training.posttraining.statistics import learn_statistics
 
 LEARNING_RATE = 0.02
 """Of Adam, in units of a channel's largest weight; annealed to zero."""
@@ -53,40 +51,25 @@ MOST_LAYERS = 8
 WIDE = 4
 """Rounding loses next to nothing from here on, so nothing is learned for these widths."""
 
-Learning = Callable[[MultiBitNetwork, list[Tensor], int, BatchFunction, Report], list[Child]]
-"""``(network, batches of normalised images, steps, how to vary them, report)``; the children that learned."""
-
-
-def nothing(
-    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
-) -> list[Child]:
-    """Nobody learns."""
-    return []
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """How children learn without labels.
-
-    Attributes:
-        weights: changes what quantizers quantize.
-        statistics: changes statistics that were estimated behind those weights.
-    """
-
-    weights: Learning = nothing
-    statistics: Learning = nothing
-
+Reconstruction = Callable[[MultiBitNetwork, list[Tensor], int, BatchFunction, Report], None]
+"""``(network, batches of normalised images, steps, how to vary them, report)``; changes what quantizers quantize."""
 
 RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruction")
 
 
-def by_blocks(
+@RECONSTRUCTIONS.register("none")
+def keep_rounding(
     network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
-) -> list[Child]:
+) -> None:
+    """Rounds the weights as they are."""
+
+
+@RECONSTRUCTIONS.register("blocks")
+def by_blocks(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report) -> None:
     """Learns block after block and then, where images are small, all together what children of few bits answer."""
     children = _few_bits(network)
     if not children:
-        return []
+        return
     for norm in network.norms.values():
         norm.forget()  # what a block learns is held to the float network's statistics by `matched`
     pieces = blocks(network)
@@ -127,16 +110,14 @@ def by_blocks(
     if small(batches[0]):
         learn_answers(network, torch.cat(batches), children, steps, FINE_RATE, vary, report)
     _settle(network)
-    return children
 
 
-def together(
-    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
-) -> list[Child]:
+@RECONSTRUCTIONS.register("together")
+def together(network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report) -> None:
     """Learns all together what children of few bits answer, from the float weights on."""
     children = _few_bits(network)
     if not children:
-        return []
+        return
     for norm in network.norms.values():
         norm.forget()
     for layer in network.layers.values():
@@ -144,22 +125,6 @@ def together(
             layer.quantizer = LearnedWeights(layer.quantizer, layer.weight)
     learn_answers(network, torch.cat(batches), children, steps, COARSE_RATE, vary, report)
     _settle(network)
-    return children
-
-
-def by_statistics(
-    network: MultiBitNetwork, batches: list[Tensor], steps: int, vary: BatchFunction, report: Report
-) -> list[Child]:
-    """Lets the statistics of children of few bits learn, where images are small and the network has any."""
-    children = _few_bits(network) if network.norms and small(batches[0]) else []
-    learn_statistics(network, torch.cat(batches), children, steps, vary, report)
-    return children
-
-
-RECONSTRUCTIONS.register("none")(Reconstruction())
-RECONSTRUCTIONS.register("statistics")(Reconstruction(statistics=by_statistics))
-RECONSTRUCTIONS.register("together")(Reconstruction(together, by_statistics))
-RECONSTRUCTIONS.register("blocks")(Reconstruction(by_blocks, by_statistics))
 
 
 def _settle(network: MultiBitNetwork) -> None:

@@ -123,19 +123,13 @@ def _batch_statistics(network: MultiBitNetwork, batches: list[Tensor], child: Ch
     return found
 
 
-BiasCorrection = Callable[[MultiBitNetwork, FrozenNetwork, list[Tensor], Sequence[Child], Report], FrozenNetwork]
-"""``(network, what is deployed of it, batches of normalised images, children, report)``; corrects those children."""
-
+BiasCorrection = Callable[[MultiBitNetwork, FrozenNetwork, list[Tensor], Report], FrozenNetwork]
 BIAS_CORRECTIONS: Registry[BiasCorrection] = Registry("bias correction")
 
 
 @BIAS_CORRECTIONS.register("none")
 def keep_biases(
-    network: MultiBitNetwork,
-    frozen: FrozenNetwork,
-    batches: list[Tensor],
-    children: Sequence[Child],
-    report: Report = silent,
+    network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor], report: Report = silent
 ) -> FrozenNetwork:
     """Deploys the biases as they are."""
     return frozen
@@ -144,11 +138,7 @@ def keep_biases(
 @BIAS_CORRECTIONS.register("mean")
 @torch.no_grad()
 def correct_means(
-    network: MultiBitNetwork,
-    frozen: FrozenNetwork,
-    batches: list[Tensor],
-    children: Sequence[Child],
-    report: Report = silent,
+    network: MultiBitNetwork, frozen: FrozenNetwork, batches: list[Tensor], report: Report = silent
 ) -> FrozenNetwork:
     """Gives every output channel of every layer the mean that it has in the float network (arXiv 1906.04721, sec. 4.2).
 
@@ -160,7 +150,7 @@ def correct_means(
     """
     biases = {name: dict(layer.biases) for name, layer in frozen.layers.items()}
     floats = [_float_means(network, images) for images in batches]
-    twins = {child: first for child, first in frozen.twins().items() if child in children}
+    twins = frozen.twins()
     for child in paced([*dict.fromkeys(twins.values())], "biases of children", report):
         return_freed_memory()
         deployed = deployed_reference(network, frozen, child).to(batches[0].device)
