@@ -120,7 +120,7 @@ def matched(
             values = output if isinstance(layer, nn.Conv2d) else output.flatten(0, -2)
             deviation, mean = wanted.deviation.flatten(), wanted.mean.flatten()
             # torch.nn.functional's refuses a channel with one value, as a single image has behind a pooling.
-            return torch.batch_norm(values, deviation, mean, None, None, True, 0.0, 1e-12, False).view_as(output)
+            return torch.batch_norm(values, deviation, mean, None, None, True, 0.0, 1e-8, False).view_as(output)
 
         return hook
 
