@@ -92,10 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--floats", type=Path, metavar="DIR", help="keep the float networks here, and reuse them")
     options = parser.parse_args(argv)
     seeds = 1 if options.quick else options.seeds
-    rows: list[dict[str, Any]] = []
     settings = {"bound_points": BOUND_POINTS, "seeds": seeds}
-    if options.resume:
-        rows = earlier(options.json, settings)
+    rows = earlier(options.json, settings) if options.resume else []
     known = {(entry["network"], entry["row"]) for entry in rows}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.floats or Path(temporary)

@@ -119,7 +119,8 @@ def matched(
                 return output - output.mean(_axes(output, layer), True) + wanted.mean
             values = output if isinstance(layer, nn.Conv2d) else output.flatten(0, -2)
             deviation, mean = wanted.deviation.flatten(), wanted.mean.flatten()
-            # torch.nn.functional's refuses a channel with one value, as a single image has behind a pooling.
+            # torch.nn.functional's refuses a channel with one value, as a single image has behind a pooling. The
+            # epsilon is far below those of normalizations, and enough for float32 where a channel does not vary.
             return torch.batch_norm(values, deviation, mean, None, None, True, 0.0, 1e-8, False).view_as(output)
 
         return hook

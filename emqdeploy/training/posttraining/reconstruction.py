@@ -3,8 +3,8 @@
 Every layer, and then every block (BRECQ, arXiv 2102.05426), shall give what it gives in the float model, at every
 child of few bits, reading what the blocks before it give at that child; at last all layers together learn the float
 model's answers. These children learn one set of weights, through the quantizer that will deploy them, so their codes
-stay nested. Wider ones lose next to nothing to rounding: where their codes leave a choice, weights go back to the float
-ones. The float network itself is not changed.
+stay nested. For wider ones, which lose less to rounding, weights go back to the float ones as far as codes of few bits
+allow. The float network itself is not changed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MOST_LAYERS = 8
 """Of a block whose layers learn one after the other, before all of them do together."""
 
 WIDE = 4
-"""Rounding loses next to nothing from here on, so nothing is learned for these widths."""
+"""Rounding loses little from here on, so these widths take no part."""
 
 Reconstruction = Callable[[MultiBitNetwork, list[Tensor], int, BatchFunction, Report], None]
 """``(network, batches of normalised images, steps, how to vary them, report)``; changes what quantizers quantize."""
